@@ -1,0 +1,50 @@
+"""Packaging of slm_jax. `tasks/` and `gin/` stand at the top of the checkout and are installed inside the package."""
+
+import pathlib
+
+import setuptools
+
+_README = pathlib.Path(__file__).with_name('README.md')
+
+setuptools.setup(
+    name='slm_jax',
+    version='0.1.0',
+    description='Speech-language models on JAX: frozen encoder, frozen LLM, trained adapter.',
+    long_description=_README.read_text(encoding='utf-8') if _README.exists() else '',
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    python_requires='>=3.11',
+    packages=[*setuptools.find_packages(include=['slm_jax', 'slm_jax.*']), 'slm_jax.tasks', 'slm_jax.gin'],
+    package_dir={'slm_jax.tasks': 'tasks', 'slm_jax.gin': 'gin'},
+    package_data={
+        'slm_jax.gin': ['*/*.gin'],
+        'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**'],
+    },
+    install_requires=[
+        'jax>=0.10',
+        'flax>=0.12',
+        'optax>=0.2.5',
+        'orbax-checkpoint>=0.11',
+        'seqio>=0.0.20',
+        'tensorflow>=2.20',
+        'tensorflow-datasets>=4.9.9',
+        'sentencepiece>=0.2.1',
+        'gin-config>=0.5',
+        'clu>=0.0.12',
+        'jiwer>=4',
+        'sacrebleu>=2.5',
+        'absl-py>=2.1',
+        'soundfile>=0.13',
+        'soxr>=0.5',
+        'jaxtyping>=0.3',
+        'tqdm>=4.66',
+        'matplotlib>=3.9',
+    ],
+    extras_require={
+        'dev': ['pytest>=8', 'pytest-xdist>=3', 'typeguard>=4'],
+        'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5'],
+        'tpu': ['jax[tpu]>=0.10'],
+        'cuda': ['jax[cuda13]>=0.10'],
+    },
+    entry_points={'console_scripts': ['slm-jax = slm_jax.cli:main']},
+)

@@ -1,0 +1,1 @@
+"""What is trained between a frozen encoder and a frozen language model."""

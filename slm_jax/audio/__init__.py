@@ -1,0 +1,1 @@
+"""Waveforms, log-mel frontends and SpecAugment."""

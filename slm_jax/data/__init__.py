@@ -1,0 +1,1 @@
+"""From sources of recordings and text to batches."""

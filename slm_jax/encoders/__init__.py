@@ -1,0 +1,1 @@
+"""Speech encoders and their pretraining heads."""

@@ -1,0 +1,1 @@
+"""Metrics, text normalisation and reports."""

@@ -1,0 +1,1 @@
+"""Frozen pretrained parts: directories of parameters, a card and a tokenizer."""

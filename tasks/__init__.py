@@ -1,0 +1,1 @@
+"""SeqIO registrations: tasks and mixtures, nothing else."""
