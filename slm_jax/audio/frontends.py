@@ -1,0 +1,123 @@
+"""Log-mel frontends, computed on the device from padded 16 kHz PCM.
+
+`UsmFrontend` has the settings of Gemma 3n's USM audio tower, `WhisperFrontend` those of Whisper. Both give
+what the reference feature extractor gives for each clip alone, whatever the padding around it holds.
+"""
+
+import dataclasses
+import math
+
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import numpy as np
+
+_HOP = 160  # 10 ms at 16 kHz, in both frontends
+
+
+def _mask_padding(samples: Int[Array, 'b n'], lengths: Int[Array, 'b']) -> Float[Array, 'b n']:
+    """PCM to [-1, 1), with zeros after each clip's end."""
+    valid = jnp.arange(samples.shape[1]) < lengths[:, None]
+    return jnp.where(valid, samples.astype(jnp.float32) / 32768.0, 0.0)
+
+
+def _frame(waveform: Float[Array, 'b n'], num_frames: int, frame_length: int) -> Float[Array, 'b t f']:
+    """Overlapping frames every 10 ms, joined from shifted blocks of one hop: slices, where a gather is slow."""
+    blocks_per_frame = math.ceil(frame_length / _HOP)
+    needed = (num_frames + blocks_per_frame - 1) * _HOP
+    waveform = jnp.pad(waveform[:, :needed], ((0, 0), (0, max(0, needed - waveform.shape[1]))))
+    blocks = waveform.reshape(waveform.shape[0], -1, _HOP)
+    shifted = [blocks[:, i : i + num_frames] for i in range(blocks_per_frame)]
+    return jnp.concatenate(shifted, axis=-1)[..., :frame_length]
+
+
+def _triangles(hz_points: np.ndarray, num_bins: int, fft_length: int) -> np.ndarray:
+    """Triangular filters [num_bins, mel] between neighbouring points of `hz_points` (mel + 2 of them)."""
+    bins = np.arange(num_bins) * (16_000 / fft_length)
+    width = np.diff(hz_points)
+    slopes = hz_points[None, :] - bins[:, None]
+    return np.maximum(0.0, np.minimum(-slopes[:, :-2] / width[:-1], slopes[:, 2:] / width[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class UsmFrontend:
+    """128 log-mel bins, 125-7600 Hz, 32 ms Hann window, 10 ms hop, HTK pre-emphasis inside each frame.
+
+    Reference: `Gemma3nAudioFeatureExtractor`, which zero-pads a clip to a multiple of 128 samples and takes
+    every whole window of 513 samples.
+    """
+
+    num_mel_bins: int = 128
+    min_frequency: float = 125.0
+    max_frequency: float = 7600.0
+    preemphasis: float = 0.97
+    mel_floor: float = 1e-5
+
+    def num_frames(self, num_samples):
+        """Frames of a clip of `num_samples`; works on ints and on arrays. A clip too short for one window has one."""
+        whole = (-(-num_samples // 128) * 128 - 513) // _HOP + 1
+        if isinstance(num_samples, int):
+            return max(whole, 1)
+        return jnp.where(num_samples > 0, jnp.maximum(whole, 1), 0)
+
+    def __call__(
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
+    ) -> tuple[Float[Array, 'b t mel'], Int[Array, 'b']]:
+        """Returns the features, zero beyond each clip's frames, and the number of frames per clip."""
+        frames = _frame(_mask_padding(samples, lengths), self.num_frames(samples.shape[1]), 512)
+        first = frames[..., :1] * (1.0 - self.preemphasis)
+        frames = jnp.concatenate([first, frames[..., 1:] - self.preemphasis * frames[..., :-1]], axis=-1)
+        window = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(512) / 512))
+        magnitude = jnp.abs(jnp.fft.rfft(frames * window.astype(np.float32), n=1024))
+        mel = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
+        points = 700.0 * (10.0 ** (np.linspace(*mel, self.num_mel_bins + 2) / 2595.0) - 1.0)
+        filters = _triangles(points, 513, 1024).astype(np.float32)
+        features = jnp.log(jnp.maximum(magnitude @ filters, self.mel_floor))
+        feature_lengths = self.num_frames(lengths)
+        valid = jnp.arange(features.shape[1]) < feature_lengths[:, None]
+        return jnp.where(valid[..., None], features, 0.0), feature_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperFrontend:
+    """Whisper's log-mel features over a window of 30 s: 80 bins up to large-v2, 128 from large-v3 on.
+
+    Reference: `WhisperFeatureExtractor`. The output has 3,000 frames for every clip, as Whisper's encoder was
+    trained, with silence after the clip's end.
+    """
+
+    num_mel_bins: int = 80
+
+    def __call__(
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
+    ) -> tuple[Float[Array, 'b 3000 mel'], Int[Array, 'b']]:
+        """Returns the features and the number of frames that hold the clip.
+
+        Raises:
+          ValueError: the batch is longer than the 30 s that Whisper hears; nothing is cut.
+        """
+        if samples.shape[1] > 480_000:
+            raise ValueError(
+                f'Whisper hears 30 s (480000 samples) and the batch has {samples.shape[1]}: chunk the audio first'
+            )
+        waveform = jnp.pad(_mask_padding(samples, lengths), ((0, 0), (0, 480_000 - samples.shape[1])))
+        waveform = jnp.pad(waveform, ((0, 0), (200, 200)), mode='reflect')
+        frames = _frame(waveform, 3000, 400)
+        window = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(400) / 400))
+        power = jnp.abs(jnp.fft.rfft(frames * window.astype(np.float32))) ** 2
+        points = _slaney_mel_to_hz(np.linspace(0.0, _slaney_hz_to_mel(8000.0), self.num_mel_bins + 2))
+        filters = _triangles(points, 201, 400) * (2.0 / (points[2:] - points[:-2]))
+        log_mel = jnp.log10(jnp.maximum(power @ filters.astype(np.float32), 1e-10))
+        log_mel = jnp.maximum(log_mel, log_mel.max(axis=(1, 2), keepdims=True) - 8.0)
+        return (log_mel + 4.0) / 4.0, -(-lengths // _HOP)
+
+
+# Slaney's mel scale: linear to 1 kHz (15 mel), then logarithmic.
+def _slaney_hz_to_mel(hz: float) -> float:
+    return 3.0 * hz / 200.0 if hz < 1000.0 else 15.0 + math.log(hz / 1000.0) * 27.0 / math.log(6.4)
+
+
+def _slaney_mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp(math.log(6.4) / 27.0 * (mel - 15.0)))
+
+
