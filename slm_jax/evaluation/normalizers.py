@@ -1,0 +1,63 @@
+"""Named text normalisers: what is done to a reference and a prediction before words are compared.
+
+A word error rate means little without its normaliser, so a score always carries the name of the one used.
+"""
+
+import functools
+import unicodedata
+from collections.abc import Callable
+
+_APOSTROPHES = str.maketrans(dict.fromkeys('\u2019\u2018\u02bc\u00b4\u0060\uff07', "'"))
+
+
+def none(text: str) -> str:
+    """Returns the text as it is."""
+    return text
+
+
+@functools.lru_cache(maxsize=None)
+def _kind(character: str) -> str:
+    return unicodedata.category(character)[0]
+
+
+def basic(text: str) -> str:
+    """NFKC, lower case, no punctuation or symbols but the apostrophe inside a word, single spaces.
+
+    Written for any script: combining marks (vowel signs, tone marks) are part of a word, and numbers and
+    diacritics stay as they are. A hyphen parts two words.
+
+    Args:
+        text: any text.
+
+    Returns:
+        The normalised text; '' where the text holds punctuation only.
+    """
+    # Apostrophes first: NFKC parts an acute accent into a space and a mark. Lower-casing can leave a
+    # composed letter apart (Turkish capital I with a dot), hence NFKC on both sides of it.
+    text = unicodedata.normalize('NFKC', text.translate(_APOSTROPHES)).lower()
+    text = unicodedata.normalize('NFKC', text)
+    kept = []
+    for position, character in enumerate(text):
+        kind = _kind(character)
+        if character == "'":
+            around = text[position - 1 : position], text[position + 1 : position + 2]
+            kept.append("'" if all(c and _kind(c) in 'LMN' for c in around) else ' ')
+        elif unicodedata.category(character) == 'Cf':
+            continue  # Zero-width joiners and direction marks have no sound and no width.
+        else:
+            kept.append(character if kind in 'LMN' else ' ')
+    return ' '.join(''.join(kept).split())
+
+
+NORMALIZERS: dict[str, Callable[[str], str]] = {'none': none, 'basic': basic}
+
+
+def get(name: str) -> Callable[[str], str]:
+    """Returns the normaliser of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are.
+    """
+    if name not in NORMALIZERS:
+        raise ValueError(f'normalizer: {name!r} is unknown; choose one of {sorted(NORMALIZERS)}.')
+    return NORMALIZERS[name]
