@@ -1,0 +1,89 @@
+"""The console script `slm-jax`: a thin door to the programs.
+
+Nothing heavy is imported here, so that `slm-jax --help` answers at once; a sub-command imports its own module
+and gives it the rest of the line: `slm-jax train …` is `python -m slm_jax.train …`.
+"""
+
+import difflib
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
+    'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5)',
+    'train': 'train an adapter between a frozen speech encoder and a frozen language model',
+    'evaluate': 'score a model on a test set: WER, CER, BLEU, chrF, slot F1, and a report to look at',
+    'infer': 'transcribe, translate or question audio files with a trained model',
+    'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
+}
+
+
+def usage() -> str:
+    """Returns the help text."""
+    width = max(map(len, COMMANDS))
+    lines = [f'  {name:<{width}}  {purpose}' for name, purpose in COMMANDS.items()]
+    return '\n'.join(
+        [
+            'usage: slm-jax COMMAND [options]',
+            '',
+            'Speech-language models on JAX: a frozen speech encoder and a frozen LLM joined by a small adapter.',
+            '',
+            'commands:',
+            *lines,
+            '',
+            '`slm-jax COMMAND --help` tells the options of one; `slm-jax --version` the version.',
+        ]
+    )
+
+
+def quiet_libraries() -> None:
+    """Keeps the start-up talk of TensorFlow, XLA and gRPC off the terminal; what the user set stays.
+
+    Takes effect only before these libraries are imported, hence first thing in each program's `main`.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
+    os.environ.setdefault('GLOG_minloglevel', '2')
+    for name in ('jax._src.xla_bridge', 'tensorflow'):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a sub-command.
+
+    Args:
+        argv: what follows `slm-jax` on the command line; None: take it from there.
+
+    Returns:
+        The exit status: that of the sub-command; 2 for a wrong name.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ('-h', '--help', 'help'):
+        print(usage())
+        return 0 if arguments else 2
+    command, *rest = arguments
+    if command == '--version':
+        from importlib import metadata
+
+        print(metadata.version('slm_jax'))
+        return 0
+    if command not in COMMANDS:
+        nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+        hint = f'did you mean `slm-jax {nearest[0]}`?' if nearest else f'there are: {", ".join(COMMANDS)}.'
+        print(f'slm-jax: no command {command!r}; {hint}', file=sys.stderr)
+        return 2
+    quiet_libraries()
+    try:
+        return importlib.import_module(f'slm_jax.{command}').main(rest) or 0
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # The reader of our output (head, less) has gone: nothing is left to say.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+if __name__ == '__main__':
+    sys.exit(main())
