@@ -1,0 +1,482 @@
+"""T5 1.1 encoder-decoder (arXiv 2002.05202), with T5X's parameter names, shapes and numerics.
+
+Two layouts of the same model, as T5X has them:
+- unscanned (`t5x/examples/t5`): `encoder/layers_0/...`, attention kernels [embed, heads * kv], one
+  `relpos_bias` per stack;
+- scanned (`t5x/examples/scalable_t5`): `encoder/encoder/...`, every array with the layer axis at 1,
+  attention kernels [embed, layers, heads, kv], one `relpos_bias` per layer.
+
+Shape names: b batch, l input length, t target length, e embedding width, v vocabulary, h heads,
+d head width, n = b * beams.
+"""
+
+import dataclasses
+import functools
+import operator
+from typing import Any
+
+from flax import linen as nn
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+import numpy as np
+
+from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias
+
+_MASKED = -1e10
+_REMAT_POLICIES = ('none', 'minimal', 'full')
+
+
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes and numerics of one T5.
+
+    Attributes:
+        dtype: dtype of activations; parameters are created in float32 and cast where they are used.
+        logits_via_embedding: share the embedding with the output layer (T5 1.0) or not (T5 1.1).
+        scan_layers: which of T5X's two parameter layouts.
+        remat_policy: 'none' keeps every activation, 'minimal' the results of matrix products with
+            weights, 'full' only the input of each layer.
+        float32_attention_logits: compute attention logits in float32 whatever `dtype` is.
+    """
+
+    vocab_size: int
+    emb_dim: int
+    num_heads: int
+    num_encoder_layers: int
+    num_decoder_layers: int
+    head_dim: int
+    mlp_dim: int
+    mlp_activations: tuple[str, ...] = ('gelu', 'linear')
+    dropout_rate: float = 0.0
+    logits_via_embedding: bool = False
+    scan_layers: bool = False
+    remat_policy: str = 'none'
+    dtype: Any = 'float32'
+    float32_attention_logits: bool = False
+
+    def __post_init__(self):
+        if self.remat_policy not in _REMAT_POLICIES:
+            raise ValueError(
+                f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.'
+            )
+
+    @property
+    def cache_batch_axis(self) -> int:
+        """The batch axis of the arrays in the decoding cache (scanned layers come before it)."""
+        return 1 if self.scan_layers else 0
+
+
+class Attention(nn.Module):
+    """Multi-head attention; 1 / sqrt(head width) lives in the initial query kernel, as in T5X."""
+
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        heads = (cfg.num_heads, cfg.head_dim)
+        head_axes = ('heads', 'kv') if cfg.scan_layers else ('joined_kv',)
+        dense = functools.partial(Dense, dtype=cfg.dtype, distribution='normal')
+        project = functools.partial(dense, (cfg.emb_dim,), heads, ('embed', *head_axes))
+        self.query = project(init_scale=cfg.head_dim**-0.5)
+        self.key = project()
+        self.value = project()
+        self.out = dense(heads, (cfg.emb_dim,), (*head_axes, 'embed'))
+        # One dropout pattern for all queries: T5 broadcasts it along the length.
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def keys_values(self, memory: Float[Array, 'b k e']) -> tuple[Array, Array]:
+        """Keys and values of `memory`, each [b, k, h, d]."""
+        return self.key(memory), self.value(memory)
+
+    def attend(
+        self,
+        x: Float[Array, 'b q e'],
+        keys: Float[Array, 'b k h d'],
+        values: Float[Array, 'b k h d'],
+        bias: Float[Array, '#b #h #q k'],
+        deterministic: bool = True,
+    ) -> Float[Array, 'b q e']:
+        """Attends from `x` to given keys and values; `bias` is added to the logits."""
+        cfg = self.config
+        queries = self.query(x)
+        if cfg.float32_attention_logits:
+            queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
+        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys)
+        weights = jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(cfg.dtype)
+        weights = self.dropout(weights, deterministic)
+        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
+
+    def __call__(self, x, memory, bias, deterministic: bool = True):
+        return self.attend(x, *self.keys_values(memory), bias, deterministic)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block: the product of one activated projection per entry of mlp_activations."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b l e'], deterministic: bool) -> Float[Array, 'b l e']:
+        cfg = self.config
+        branches = []
+        for i, activation in enumerate(cfg.mlp_activations):
+            name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
+            dense = Dense((cfg.emb_dim,), (cfg.mlp_dim,), ('embed', 'mlp'), cfg.dtype, name=name)
+            branch = dense(x)
+            branches.append(branch if activation == 'linear' else getattr(nn, activation)(branch))
+        y = functools.reduce(operator.mul, branches)
+        y = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(y, deterministic)
+        y = nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
+        return Dense((cfg.mlp_dim,), (cfg.emb_dim,), ('mlp', 'embed'), cfg.dtype, name='wo')(y)
+
+
+def _finish(config: T5Config, residual: Array, update: Array, deterministic: bool) -> Array:
+    """Drops out a block's output, adds the residual and names the axes for partitioning."""
+    update = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(update, deterministic)
+    return nn.with_logical_constraint(residual + update, ('batch', 'length', 'embed'))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each pre-normalised. Returns (output, None) for nn.scan."""
+
+    config: T5Config
+    deterministic: bool
+
+    @nn.compact
+    def __call__(self, x, relative_bias, mask_bias):
+        cfg = self.config
+        if cfg.scan_layers:
+            relative = RelativePositionBias(cfg.num_heads, cfg.dtype, True, name='relpos_bias')
+            relative_bias = relative(x.shape[1])
+        y = LayerNorm(cfg.dtype, name='pre_attention_layer_norm')(x)
+        bias = relative_bias + mask_bias
+        y = Attention(cfg, name='attention')(y, y, bias, self.deterministic)
+        x = _finish(cfg, x, y, self.deterministic)
+        y = LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
+        y = Mlp(cfg, name='mlp')(y, self.deterministic)
+        return _finish(cfg, x, y, self.deterministic), None
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder, feed-forward; (output, None) for nn.scan.
+
+    `position` is None for a whole sequence. In a cached step it is the index of the one token in x,
+    `encoded` is not read, and x may hold several beams for each sequence that was encoded.
+    """
+
+    config: T5Config
+    deterministic: bool
+    max_decode_length: int | None
+
+    @nn.compact
+    def __call__(self, x, relative_bias, mask_bias, encoded, encoded_bias, position):
+        cfg = self.config
+        if cfg.scan_layers:
+            relative = RelativePositionBias(cfg.num_heads, cfg.dtype, False, name='relpos_bias')
+            relative_bias = _decoder_bias(relative, x, position, self.max_decode_length)
+        y = LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
+        attention = Attention(cfg, name='self_attention')
+        keys, values = attention.keys_values(y)
+        if position is not None:
+            keys, values = self._append(keys, values, position)
+        y = attention.attend(y, keys, values, relative_bias + mask_bias, self.deterministic)
+        x = _finish(cfg, x, y, self.deterministic)
+
+        y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
+        attention = Attention(cfg, name='encoder_decoder_attention')
+        if position is None:
+            keys, values = attention.keys_values(encoded)
+        else:
+            keys, values = self.variable(
+                'cross', 'keys_values', lambda: attention.keys_values(encoded)
+            ).value
+        # The beams of one sequence are so many queries to the same keys: nothing is tiled.
+        grouped = y.reshape(keys.shape[0], -1, cfg.emb_dim)
+        y = attention.attend(grouped, keys, values, encoded_bias, self.deterministic)
+        x = _finish(cfg, x, y.reshape(x.shape), self.deterministic)
+
+        y = LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
+        y = Mlp(cfg, name='mlp')(y, self.deterministic)
+        return _finish(cfg, x, y, self.deterministic), None
+
+    def _append(self, keys, values, position):
+        """Writes one token's key and value [n, 1, h, d] to the cache and returns all of both."""
+        shape = (keys.shape[0], self.max_decode_length, *keys.shape[2:])
+        cached = []
+        for name, new in (('cached_key', keys), ('cached_value', values)):
+            variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+            if self.is_mutable_collection('cross'):  # init_cache: allocate only.
+                cached.append(variable.value)
+                continue
+            variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position, 1)
+            cached.append(variable.value)
+        return cached
+
+
+def _decoder_bias(relative, x, position, max_decode_length):
+    if position is None:
+        return relative(x.shape[1])
+    return relative.at(position, max_decode_length)
+
+
+def _mask_bias(mask: Bool[Array, '*shape'], dtype) -> Float[Array, '*shape']:
+    return jnp.where(mask, 0.0, _MASKED).astype(dtype)
+
+
+def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *shared):
+    """Applies a stack of `layer()`s, looped or scanned; must be called in a compact method."""
+    if cfg.remat_policy != 'none':
+        policy = None
+        if cfg.remat_policy == 'minimal':
+            policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
+        layer = functools.partial(
+            nn.remat(layer.func, prevent_cse=not cfg.scan_layers, policy=policy), **layer.keywords
+        )
+    if not cfg.scan_layers:
+        for i in range(num_layers):
+            x, _ = layer(name=f'layers_{i}')(x, *shared)
+        return x
+    stack = nn.scan(
+        layer.func,
+        variable_axes={'params': 1, 'cache': 0, 'cross': 0},
+        split_rngs={'params': True, 'dropout': True},
+        in_axes=nn.broadcast,
+        length=num_layers,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    return stack(**layer.keywords, name=scanned_name)(x, *shared)[0]
+
+
+class Encoder(nn.Module):
+    """The encoder's layers and final norm."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x, mask, deterministic: bool):
+        cfg = self.config
+        relative_bias = None
+        if not cfg.scan_layers:
+            relative = RelativePositionBias(cfg.num_heads, cfg.dtype, True, name='relpos_bias')
+            relative_bias = relative(x.shape[1])
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        mask_bias = _mask_bias(mask[:, None, :, None] & mask[:, None, None, :], cfg.dtype)
+        layer = functools.partial(EncoderLayer, config=cfg, deterministic=deterministic)
+        x = _run_layers(
+            layer, cfg, cfg.num_encoder_layers, 'encoder', x.astype(cfg.dtype),
+            relative_bias, mask_bias,
+        )  # fmt: skip
+        x = LayerNorm(cfg.dtype, name='encoder_norm')(x)
+        return nn.Dropout(cfg.dropout_rate)(x, deterministic)
+
+
+class Decoder(nn.Module):
+    """The decoder's layers and final norm, over a whole sequence or one token of it."""
+
+    config: T5Config
+
+    @nn.compact
+    def __call__(self, x, mask, encoded, encoded_mask, deterministic, decode, max_decode_length):
+        cfg = self.config
+        position = None
+        if decode:
+            counter = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
+            position = counter.value
+            # The encoder's mask is kept beside its keys, so that a step needs neither.
+            encoded_mask = self.variable('cross', 'mask', lambda: encoded_mask).value
+            if not self.is_mutable_collection('cross'):
+                counter.value = position + 1
+                max_decode_length = self._cache_length()
+            keys = jnp.arange(max_decode_length)
+            mask_bias = _mask_bias(keys <= position, cfg.dtype)[None, None, None, :]
+            encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
+        else:
+            causal = np.tri(x.shape[1], dtype=bool)
+            mask_bias = _mask_bias(
+                causal & mask[:, None, :, None] & mask[:, None, None, :], cfg.dtype
+            )
+            encoded_bias = _mask_bias(
+                mask[:, None, :, None] & encoded_mask[:, None, None, :], cfg.dtype
+            )
+        relative_bias = None
+        if not cfg.scan_layers:
+            relative = RelativePositionBias(cfg.num_heads, cfg.dtype, False, name='relpos_bias')
+            relative_bias = _decoder_bias(relative, x, position, max_decode_length)
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        layer = functools.partial(
+            DecoderLayer,
+            config=cfg,
+            deterministic=deterministic,
+            max_decode_length=max_decode_length,
+        )
+        x = _run_layers(
+            layer, cfg, cfg.num_decoder_layers, 'decoder', x.astype(cfg.dtype),
+            relative_bias, mask_bias, encoded, encoded_bias, position,
+        )  # fmt: skip
+        x = LayerNorm(cfg.dtype, name='decoder_norm')(x)
+        x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        if cfg.logits_via_embedding:
+            return x
+        logits = Dense(
+            (cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense'
+        )
+        return logits(x)
+
+    def _cache_length(self) -> int:
+        layer = self.variables['cache']['decoder' if self.config.scan_layers else 'layers_0']
+        return layer['cached_key'].shape[-3]
+
+
+class Embedding(nn.Module):
+    """Token embeddings, initialised with unit variance."""
+
+    config: T5Config
+
+    def setup(self):
+        cfg = self.config
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
+        self.embedding = self.param(
+            'embedding', init, (cfg.vocab_size, cfg.emb_dim), jnp.float32
+        )
+
+    def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
+        return jnp.take(self.embedding.astype(self.config.dtype), tokens, axis=0)
+
+    def logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
+        """Logits in float32 from the shared embedding, scaled as T5 1.0 does."""
+        logits = jnp.einsum('ble,ve->blv', x.astype(jnp.float32), self.embedding)
+        return logits * self.config.emb_dim**-0.5
+
+
+class T5(nn.Module):
+    """T5 whose encoder reads embeddings, so that adapted speech can stand beside token embeddings.
+
+    Dropout acts only when `deterministic=False` and an rng named 'dropout' is given.
+    """
+
+    config: T5Config
+
+    def setup(self):
+        self.token_embedder = Embedding(self.config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
+        """Embeddings of tokens; an id outside the vocabulary gives NaN."""
+        return self.token_embedder(tokens)
+
+    def encode(
+        self,
+        embeddings: Float[Array, 'b l e'],
+        mask: Bool[Array, 'b l'],
+        deterministic: bool = True,
+    ) -> Float[Array, 'b l e']:
+        """Encodes a sequence of embeddings.
+
+        Relative positions are differences of indices: the caller moves padding out from between
+        valid positions (speech, then text) before it calls this. What stands in masked positions
+        never changes a valid one.
+        """
+        return self.encoder(embeddings, mask, self._no_dropout(deterministic))
+
+    def decode(
+        self,
+        encoded: Float[Array, 'b l e'] | None,
+        encoded_mask: Bool[Array, 'b l'] | None,
+        decoder_input_tokens: Int[Array, 'n t'],
+        decoder_target_tokens: Int[Array, 'n t'] | None = None,
+        deterministic: bool = True,
+        decode: bool = False,
+        max_decode_length: int | None = None,
+    ) -> Float[Array, 'n t v']:
+        """Next-token logits in float32.
+
+        Args:
+            encoded: output of `encode`, and `encoded_mask` its mask. Not read when `decode`.
+            decoder_input_tokens: targets shifted right; one token per row when `decode`.
+            decoder_target_tokens: 0 marks padding, which is masked; None means no padding.
+            decode: one cached step, after `init_cache`: apply with {'params', 'cache', 'cross'} and
+                mutable=['cache']. Rows may be n = b * beams, the beams of a sequence adjacent.
+            max_decode_length: only for `init_cache`; a step knows it from its cache.
+        """
+        x = self.embed(decoder_input_tokens)
+        mask = None
+        if not decode:
+            mask = jnp.ones(decoder_input_tokens.shape, bool)
+            if decoder_target_tokens is not None:
+                mask = decoder_target_tokens > 0
+        elif decoder_input_tokens.shape[1] != 1:
+            raise ValueError(
+                'T5.decode(decode=True) takes one token per call, but decoder_input_tokens is '
+                f'{decoder_input_tokens.shape}; pass [rows, 1].'
+            )
+        x = self.decoder(
+            x, mask, encoded, encoded_mask, self._no_dropout(deterministic), decode,
+            max_decode_length,
+        )  # fmt: skip
+        return self.token_embedder.logits(x) if self.config.logits_via_embedding else x
+
+    def init_cache(
+        self,
+        encoded: Float[Array, 'b l e'],
+        encoded_mask: Bool[Array, 'b l'],
+        max_decode_length: int,
+    ) -> None:
+        """Fills 'cache' and 'cross'.
+
+        'cache' holds empty self-attention keys and values and the position; 'cross' the keys and
+        values of the encoder's output, computed here once per sequence and not once per step.
+
+        Apply with mutable=['cache', 'cross'].
+        """
+        tokens = jnp.zeros((encoded.shape[0], 1), jnp.int32)
+        self.decode(
+            encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length
+        )
+
+    def __call__(
+        self,
+        encoder_input_tokens: Int[Array, 'b l'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'],
+        deterministic: bool = True,
+    ) -> Float[Array, 'b t v']:
+        """Logits of text to text, as T5X computes them; token 0 is padding."""
+        mask = encoder_input_tokens > 0
+        encoded = self.encode(self.embed(encoder_input_tokens), mask, deterministic)
+        return self.decode(
+            encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic
+        )
+
+    def _no_dropout(self, deterministic: bool) -> bool:
+        return deterministic or self.config.dropout_rate == 0.0 or not self.has_rng('dropout')
+
+
+def cached_step(
+    module: T5,
+    params: Any,
+    encoded: Float[Array, 'b l e'],
+    encoded_mask: Bool[Array, 'b l'],
+    max_decode_length: int,
+):
+    """What `slm_jax.decoding.decode` needs to generate from `encoded`.
+
+    Returns:
+        (tokens_to_logits, cache): tokens_to_logits maps (tokens [n, 1], cache) to
+        (logits [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
+    """
+    _, state = module.apply(
+        {'params': params}, encoded, encoded_mask, max_decode_length,
+        method='init_cache', mutable=['cache', 'cross'],
+    )  # fmt: skip
+
+    def tokens_to_logits(tokens, cache):
+        logits, updated = module.apply(
+            {'params': params, 'cache': cache, 'cross': state['cross']}, None, None, tokens,
+            decode=True, method='decode', mutable=['cache'],
+        )  # fmt: skip
+        return logits[:, 0], updated['cache']
+
+    return tokens_to_logits, state['cache']

@@ -1,0 +1,220 @@
+"""T5 against what T5X computed, and against itself: scanned, cached, padded, one by one."""
+
+import pathlib
+
+from flax import linen as nn
+from flax import traverse_util
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+import numpy as np
+import pytest
+
+from slm_jax.llms import layers, t5
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 't5x_goldens'
+
+
+def config(**changes):
+    sizes = dict(
+        vocab_size=128, emb_dim=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=3,
+        head_dim=16, mlp_dim=64,
+    )  # fmt: skip
+    return t5.T5Config(**(sizes | changes))
+
+
+def load(name):
+    with np.load(GOLDENS / f'{name}.npz') as arrays:
+        golden = {key: jnp.asarray(arrays[key]) for key in arrays.files}
+    flat = {k.removeprefix('params/'): v for k, v in golden.items() if k.startswith('params/')}
+    return golden, traverse_util.unflatten_dict(flat, sep='/')
+
+
+def text_batch(golden):
+    names = ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
+    return [golden[f'batch/{name}'] for name in names]
+
+
+@pytest.fixture(scope='module', params=[False, True], ids=['unscanned', 'scanned'])
+def setting(request):
+    golden, params = load('t5_1_1_scan' if request.param else 't5_1_1')
+    return t5.T5(config(scan_layers=request.param)), params, golden
+
+
+def test_parameter_names_and_shapes_are_those_of_t5x(setting):
+    module, params, golden = setting
+    made = jax.eval_shape(module.init, jax.random.key(0), *text_batch(golden))['params']
+    made = traverse_util.flatten_dict(nn.unbox(made), sep='/')
+    expected = traverse_util.flatten_dict(params, sep='/')
+    assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in expected.items()}
+
+
+def test_logical_axes(setting):
+    module, _, golden = setting
+    made = jax.eval_shape(module.init, jax.random.key(0), *text_batch(golden))['params']
+    axes = nn.get_partition_spec(made)
+    assert axes['token_embedder']['embedding'] == P('vocab', 'embed')
+    if module.config.scan_layers:
+        layer = axes['encoder']['encoder']
+        assert layer['attention']['query']['kernel'] == P('embed', 'layers', 'heads', 'kv')
+        assert layer['attention']['out']['kernel'] == P('heads', 'layers', 'kv', 'embed')
+        assert layer['relpos_bias']['rel_embedding'] == P('heads', 'layers', 'relpos_buckets')
+        assert layer['pre_mlp_layer_norm']['scale'] == P('embed', 'layers')
+    else:
+        layer = axes['decoder']['layers_2']
+        assert layer['self_attention']['key']['kernel'] == P('embed', 'joined_kv')
+        assert layer['mlp']['wo']['kernel'] == P('mlp', 'embed')
+
+
+@pytest.mark.parametrize('remat_policy', ['none', 'minimal', 'full'])
+def test_logits_loss_and_scores_are_those_of_t5x(setting, remat_policy):
+    module, params, golden = setting
+    module = t5.T5(config(scan_layers=module.config.scan_layers, remat_policy=remat_policy))
+    logits = jax.jit(module.apply)({'params': params}, *text_batch(golden))
+    np.testing.assert_allclose(logits, golden['logits'], rtol=1e-5, atol=1e-5)
+    targets = golden['batch/decoder_target_tokens']
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    scores = jnp.sum(log_probs * golden['batch/decoder_loss_weights'], axis=1)
+    np.testing.assert_allclose(scores, golden['scores'], rtol=1e-5)
+    np.testing.assert_allclose(-scores.sum(), golden['loss'], rtol=1e-5)  # T5X: sum over tokens.
+
+
+@pytest.mark.parametrize('kind', ['bidirectional', 'causal'])
+def test_relative_position_buckets(kind):
+    with np.load(GOLDENS / 'relative_position_buckets.npz') as golden:
+        offsets = golden['relative_position']
+        buckets = layers.relative_position_bucket(offsets, kind == 'bidirectional')
+        np.testing.assert_array_equal(buckets, golden[kind])
+
+
+def test_bias_matrix_is_the_bucket_of_every_pair():
+    bias = layers.RelativePositionBias(2, jnp.float32, True)
+    variables = nn.unbox(bias.init(jax.random.key(0), 5))
+    offsets = np.arange(40)[None, :] - np.arange(40)[:, None]
+    table = variables['params']['rel_embedding']
+    expected = table[:, layers.relative_position_bucket(offsets, True)]
+    np.testing.assert_array_equal(bias.apply(variables, 40)[0], expected)
+
+
+def stack_layers(params):
+    """The scanned tree that holds the same model as an unscanned one."""
+    flat = traverse_util.flatten_dict(params, sep='/')
+    heads, head_dim = 2, 16
+    stacked = {}
+    for name, value in flat.items():
+        stack, _, rest = name.partition('/')
+        if rest.startswith('layers_0/'):
+            rest = rest.removeprefix('layers_0/')
+            count = sum(k.startswith(f'{stack}/layers_') and k.endswith(rest) for k in flat)
+            layers = [flat[f'{stack}/layers_{i}/{rest}'] for i in range(count)]
+            if rest.endswith('out/kernel'):
+                layers = [x.reshape(heads, head_dim, -1) for x in layers]
+            elif 'attention/' in rest:
+                layers = [x.reshape(-1, heads, head_dim) for x in layers]
+            stacked[f'{stack}/{stack}/{rest}'] = jnp.stack(layers, axis=1)
+        elif rest.startswith('relpos_bias'):
+            count = {'encoder': 2, 'decoder': 3}[stack]
+            stacked[f'{stack}/{stack}/{rest}'] = jnp.stack([value] * count, axis=1)
+        elif not rest.startswith('layers_'):
+            stacked[name] = value
+    return traverse_util.unflatten_dict(stacked, sep='/')
+
+
+def test_scanned_equals_unscanned():
+    golden, params = load('t5_1_1')
+    scanned = t5.T5(config(scan_layers=True)).apply(
+        {'params': stack_layers(params)}, *text_batch(golden)
+    )
+    np.testing.assert_allclose(scanned, golden['logits'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('beams', [1, 3])
+def test_cached_decode_equals_teacher_forcing(setting, beams):
+    module, params, golden = setting
+    inputs, decoder_inputs, _ = text_batch(golden)
+    mask = inputs > 0
+    encoded = module.apply(
+        {'params': params}, module.apply({'params': params}, inputs, method='embed'), mask,
+        method='encode',
+    )  # fmt: skip
+    expected = module.apply({'params': params}, encoded, mask, decoder_inputs, method='decode')
+    step, cache = t5.cached_step(module, params, encoded, mask, max_decode_length=9)
+    axis = module.config.cache_batch_axis
+    cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis) if x.ndim else x, cache)
+    tokens, step = jnp.repeat(decoder_inputs, beams, axis=0), jax.jit(step)
+    for i in range(decoder_inputs.shape[1]):
+        logits, cache = step(tokens[:, i : i + 1], cache)
+        np.testing.assert_allclose(
+            logits, jnp.repeat(expected[:, i], beams, axis=0), rtol=1e-5, atol=1e-5
+        )
+
+
+def test_padding_noise_and_batch_size_change_nothing(setting):
+    module, params, golden = setting
+    inputs, decoder_inputs, targets = text_batch(golden)
+    mask = inputs > 0
+    embeddings = module.apply({'params': params}, inputs, method='embed')
+    noise = 10 * jax.random.normal(jax.random.key(1), embeddings.shape)
+
+    @jax.jit
+    def logits(embeddings, mask, decoder_inputs, targets):
+        encoded = module.apply({'params': params}, embeddings, mask, method='encode')
+        return module.apply(
+            {'params': params}, encoded, mask, decoder_inputs, targets, method='decode'
+        )
+
+    clean = logits(embeddings, mask, decoder_inputs, targets)
+    noisy = logits(
+        jnp.where(mask[..., None], embeddings, noise), mask,
+        jnp.where(targets > 0, decoder_inputs, 7), targets,
+    )  # fmt: skip
+    valid = targets > 0
+    np.testing.assert_allclose(clean[valid], noisy[valid], rtol=1e-6, atol=1e-6)
+    for i, (length, size) in enumerate(zip(mask.sum(1), valid.sum(1))):
+        row = slice(i, i + 1)
+        alone = logits(
+            embeddings[row, :length], mask[row, :length], decoder_inputs[row, :size],
+            targets[row, :size],
+        )  # fmt: skip
+        np.testing.assert_allclose(alone[0], clean[i, :size], rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_only_when_asked():
+    golden, params = load('t5_1_1')
+    module = t5.T5(config(dropout_rate=0.5))
+    batch, rngs = text_batch(golden), {'dropout': jax.random.key(0)}
+    for options in ({}, {'rngs': rngs}, {'deterministic': False}):
+        logits = module.apply({'params': params}, *batch, **options)
+        np.testing.assert_allclose(logits, golden['logits'], rtol=1e-5, atol=1e-5)
+    dropped = module.apply({'params': params}, *batch, deterministic=False, rngs=rngs)
+    assert np.abs(dropped - golden['logits']).max() > 0.1
+
+
+def test_gradient_is_finite_in_bfloat16():
+    golden, params = load('t5_1_1')
+    module = t5.T5(config(dtype='bfloat16', remat_policy='minimal'))
+
+    def loss(params):
+        return jnp.mean(module.apply({'params': params}, *text_batch(golden)) ** 2)
+
+    for gradient in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
+        assert np.isfinite(gradient).all()
+
+
+def test_shared_embedding_has_no_output_layer():
+    golden, _ = load('t5_1_1')
+    module = t5.T5(config(logits_via_embedding=True))
+    logits, variables = module.init_with_output(jax.random.key(0), *text_batch(golden))
+    assert 'logits_dense' not in variables['params']['decoder'] and logits.shape[-1] == 128
+
+
+def test_errors_name_the_remedy():
+    with pytest.raises(ValueError, match='remat_policy.*minimal'):
+        config(remat_policy='some')
+    golden, params = load('t5_1_1')
+    encoded, mask = jnp.zeros((3, 4, 32)), jnp.ones((3, 4), bool)
+    with pytest.raises(ValueError, match=r'pass \[rows, 1\]'):
+        t5.T5(config()).apply(
+            {'params': params}, encoded, mask, text_batch(golden)[1], decode=True,
+            max_decode_length=4, method='decode', mutable=['cache', 'cross'],
+        )  # fmt: skip
