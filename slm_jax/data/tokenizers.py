@@ -1,0 +1,98 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Trains the two SentencePiece models of the tiny foundations on a folder of text corpora.
+
+    python -m slm_jax.data.tokenizers CORPORA OUT
+
+reads what slm_jax.data.text_corpora wrote and writes
+    OUT/t5_tiny/tokenizer.model   unigram, 1,504 pieces with byte fallback: any text round-trips.
+                                  Read it with 32 extra ids (sentinels), as SeqIO appends them.
+    OUT/usm_tiny/tokenizer.model  one piece a character of `text_corpora.normalize`d text.
+In both, id 0 is padding (the CTC blank), 1 ends a text, 2 is the unknown piece. Sorted input and
+a fixed seed: the same corpora give the same bytes.
+"""
+
+import argparse
+import collections
+import io
+import os
+import pathlib
+import random
+
+from slm_jax.data import text_corpora
+
+LLM_PIECES = 1504  # With the 32 sentinels 1,536 = 12 · 128, whole tiles for a matrix unit.
+EXTRA_IDS = 32
+# Characters of these scripts are too many to learn from the speech at hand.
+UNSPELT = ('ja', 'zh-CN')
+_MAIN = ('en', 'es', 'fr', 'it', 'ru')
+_SPECIAL = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
+
+
+def train_llm_tokenizer(corpora: str | os.PathLike, extra_text: list[str] = ()) -> bytes:
+    """The language model's tokenizer; `extra_text` are sentences to spell well, as instructions."""
+    rng = random.Random(0)
+    lines = []
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+        # Byte fallback spells the rest: the pieces go to the languages that are spoken.
+        share = 0.0 if row['lang'] in UNSPELT else 1.0 if row['lang'] in _MAIN else 0.1
+        share *= 0.5 if row['source'] == 'ntrex' else 1.0
+        copies = 8 if row['source'] == 'voice_prompts' else 1
+        if rng.random() < share:
+            lines += [row['text']] * copies
+            if rng.random() < 0.5:
+                lines += [text_corpora.normalize(row['text'])] * copies
+    lines += [row['text'] for row in
+              text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl'))[:3000]]
+    lines += [text for text in extra_text for _ in range(50)]
+    return _train(lines, model_type='unigram', vocab_size=LLM_PIECES, byte_fallback=True,
+                  character_coverage=0.9995, normalization_rule_name='nmt_nfkc',
+                  split_digits=True, max_sentencepiece_length=12)
+
+
+def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
+    """The speech encoder's characters: those of the clips, and those met `seldom` times in text."""
+    clips = [text_corpora.normalize(row['text'])
+             for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl'))
+             if row['lang'] not in UNSPELT]
+    counts = collections.Counter()
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+        if row['lang'] not in UNSPELT:
+            counts.update(text_corpora.normalize(row['text']))
+    common = sorted(c for c, n in counts.items() if n >= seldom and c != ' ')
+    characters = set(''.join(clips) + ''.join(common)) - {' '}
+    return _train(clips + common, model_type='char', vocab_size=len(characters) + 4,
+                  character_coverage=1.0, normalization_rule_name='identity',
+                  add_dummy_prefix=False, hard_vocab_limit=False)
+
+
+def _train(lines: list[str], **options) -> bytes:
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sorted(lines)), model_writer=model, shuffle_input_sentence=False,
+        **_SPECIAL, **options)
+    return model.getvalue()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.tokenizers', description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('corpora')
+    parser.add_argument('out')
+    args = parser.parse_args(argv)
+    try:
+        models = {'t5_tiny': train_llm_tokenizer(args.corpora),
+                  'usm_tiny': train_ctc_tokenizer(args.corpora)}
+    except FileNotFoundError as error:
+        parser.exit(2, f'{error}; write the corpora by python -m slm_jax.data.text_corpora\n')
+    for name, model in models.items():
+        path = pathlib.Path(args.out, name, 'tokenizer.model')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(model)
+        print(f'{path}: {len(model)} bytes')
+
+
+if __name__ == '__main__':
+    main()
