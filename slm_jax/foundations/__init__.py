@@ -1,1 +1,199 @@
-"""Frozen pretrained parts: directories of parameters, a card and a tokenizer."""
+"""Frozen pretrained parts: directories of parameters, a card and a tokenizer.
+
+A foundation is a directory holding `card.json` (name, kind, fingerprint, recipe, data, licences, scores), `params/`
+(an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece). Foundations that stand
+beside this file are installed with the package and are known by their names; any other is known by its path.
+"""
+
+from collections.abc import Iterable
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+CARD = 'card.json'
+PARAMS = 'params'
+TOKENIZER = 'tokenizer.model'
+
+Params = dict[str, Any]
+
+
+class FoundationError(ValueError):
+    """A foundation that cannot be found, is damaged, or is not the one that was asked for."""
+
+
+def known() -> list[str]:
+    """Names of the foundations installed with the package."""
+    return sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob(f'*/{CARD}'))
+
+
+def find(name_or_dir: str | os.PathLike) -> pathlib.Path:
+    """Directory of the foundation installed under this name, or of the one at this path.
+
+    Raises:
+        FoundationError: neither exists.
+    """
+    for path in (pathlib.Path(__file__).parent / name_or_dir, pathlib.Path(name_or_dir).expanduser()):
+        if (path / CARD).is_file():
+            return path.absolute()
+    raise FoundationError(
+        f'No foundation {str(name_or_dir)!r}: installed are {known()}, and a directory would need a {CARD}. '
+        'Give one of these names or the path of a foundation or of a trained model.'
+    )
+
+
+def card(name_or_dir: str | os.PathLike) -> dict[str, Any]:
+    """The card of a foundation, as it was saved."""
+    path = find(name_or_dir) / CARD
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+        raise FoundationError(f'{path} is not JSON ({error}). Restore the file from where the foundation came.') from error
+
+
+def flatten(params: Params) -> dict[str, Any]:
+    """Leaves by path, `{'encoder/layers_0/kernel': leaf}`, in the order of the paths."""
+    return dict(sorted(flax.traverse_util.flatten_dict(params, sep='/').items()))
+
+
+def structure(params: Params) -> str:
+    """SHA-256 over path, shape and data type of every leaf; the leaves may be abstract."""
+    lines = [f'{path} {tuple(leaf.shape)} {np.dtype(leaf.dtype).name}\n' for path, leaf in flatten(params).items()]
+    return hashlib.sha256(''.join(lines).encode()).hexdigest()
+
+
+def fingerprint(params: Params) -> dict[str, Any]:
+    """`structure` (see above), `content` (SHA-256 over the bytes of the leaves in order) and `num_params`."""
+    content = hashlib.sha256()
+    leaves = flatten(params)
+    for leaf in leaves.values():
+        content.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
+    num_params = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
+    return {'structure': structure(params), 'content': content.hexdigest(), 'num_params': num_params}
+
+
+def save(
+    path: str | os.PathLike,
+    params: Params,
+    card: dict[str, Any],
+    tokenizer_files: Iterable[str | os.PathLike] = (),
+    dtype: Any = None,
+) -> dict[str, Any]:
+    """Writes a foundation directory at once: it is there whole or not at all. Replaces one that stands there.
+
+    Args:
+        path: the directory.
+        params: nested dictionary of arrays, without boxes.
+        card: what is known of it; `fingerprint` is added here.
+        tokenizer_files: copied under their own names; `vocabulary` looks for `tokenizer.model`.
+        dtype: floating-point leaves are stored in it (bfloat16 halves the size); None keeps each leaf's own.
+
+    Returns:
+        The card as written.
+    """
+    import orbax.checkpoint as ocp
+
+    path = pathlib.Path(path).expanduser().absolute()
+    params = jax.tree.map(lambda leaf: _cast(np.asarray(jax.device_get(leaf)), dtype), params)
+    card = {**card, 'fingerprint': fingerprint(params)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+            checkpointer.save(temporary / PARAMS, args=ocp.args.PyTreeSave(params))
+        for file in tokenizer_files:
+            shutil.copyfile(file, temporary / pathlib.Path(file).name)
+        (temporary / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return card
+
+
+def _cast(leaf: np.ndarray, dtype: Any) -> np.ndarray:
+    return leaf.astype(dtype) if dtype is not None and jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf
+
+
+def abstract(name_or_dir: str | os.PathLike) -> Params:
+    """Shape and stored data type of every leaf, `jax.ShapeDtypeStruct`, without reading the leaves."""
+    path = find(name_or_dir)
+    stored = _metadata(path)
+    if structure(stored) != card(path)['fingerprint']['structure']:
+        raise FoundationError(
+            f'{path / PARAMS}: paths, shapes or types differ from the fingerprint in {path / CARD}. '
+            'The directory was changed after it was made: copy it again from where it came.'
+        )
+    return stored
+
+
+def _metadata(path: pathlib.Path) -> Params:
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(path / PARAMS).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def load(
+    name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None, verify: bool = False
+) -> Params:
+    """Parameters of a foundation, as stored or cast, read straight into their places.
+
+    Args:
+        name_or_dir: see `find`.
+        dtype: floating-point leaves are cast to it; None keeps the stored types.
+        sharding: one `jax.sharding.Sharding` for all leaves, or a tree of them with the same structure; None puts
+            the leaves on the first local device.
+        verify: read the leaves once more and compare the content hash too (the structure is always compared).
+
+    Raises:
+        FoundationError: not found, or not what its card says.
+    """
+    import orbax.checkpoint as ocp
+
+    path = find(name_or_dir)
+    stored = abstract(path)
+    if sharding is None:
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    if isinstance(sharding, jax.sharding.Sharding):
+        sharding = jax.tree.map(lambda _: sharding, stored)
+
+    def restore(restore_args):
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(
+                path / PARAMS, args=ocp.args.PyTreeRestore(item=stored, restore_args=restore_args)
+            )
+
+    if verify:
+        found = fingerprint(restore(jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)))
+        expected = card(path)['fingerprint']
+        if found != expected:
+            raise FoundationError(f'{path / PARAMS} has the fingerprint {found}, its card says {expected}.')
+
+    def placed(leaf, leaf_sharding):
+        floating = jax.numpy.issubdtype(leaf.dtype, np.floating)
+        return ocp.ArrayRestoreArgs(
+            sharding=leaf_sharding, global_shape=leaf.shape, dtype=dtype if floating else None
+        )
+
+    return restore(jax.tree.map(placed, stored, sharding))
+
+
+def vocabulary(name_or_dir: str | os.PathLike):
+    """The foundation's `seqio.SentencePieceVocabulary`; `extra_ids` of the card are its sentinels (0 if unsaid)."""
+    import seqio
+
+    path = find(name_or_dir)
+    if not (path / TOKENIZER).is_file():
+        raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
+    return seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=card(path).get('extra_ids', 0))

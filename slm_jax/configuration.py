@@ -1,0 +1,237 @@
+"""Gin files and the command line, the same for every program.
+
+Programs take `--gin_file=FILE` (any number of times) and `--gin.NAME=VALUE`, as T5X's do. A gin file is looked for in
+the working directory, then among the package's own (`models/slm_tiny.gin` and `gin/models/slm_tiny.gin` both name
+the same file, from a checkout, an editable install or a wheel); the files it includes are looked for likewise. A
+name that means nothing stops the program at once, with the nearest name that does.
+"""
+
+import argparse
+import difflib
+import importlib.util
+import inspect
+import os
+import pathlib
+import pkgutil
+import re
+import sys
+
+# Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
+
+_TEXT = re.compile(r'[A-Za-z/~._][\w/~.,:+\-]*')  # a value that may be given without quotes
+_IMPORT = re.compile(r'^\s*(?:from\s+\S+\s+)?import\s+(\S+)(?:\s+as\s+(\w+))?', re.MULTILINE)
+
+
+class ConfigurationError(ValueError):
+    """A gin file or a binding that cannot mean what was intended; the text names it and the nearest valid name."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Collects `--gin.NAME=VALUE` into `gin_bindings`, in order, which argparse alone cannot."""
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        bindings = [arg.removeprefix('--gin.') for arg in args if arg.startswith('--gin.')]
+        for binding in bindings:
+            if '=' not in binding:
+                self.error(f'--gin.{binding}: write --gin.NAME=VALUE')
+        parsed, rest = super().parse_known_args([arg for arg in args if not arg.startswith('--gin.')], namespace)
+        parsed.gin_bindings = bindings
+        return parsed, rest
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser with `--gin_file` (`.gin_file`, a list) and `--gin.NAME=VALUE` (`.gin_bindings`, a list).
+
+    Also turns other people's log lines down: what the terminal shows is ours.
+    """
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument(
+        '--gin_file', action='append', default=[], metavar='FILE', help='gin file; may be given more than once'
+    )
+    result.add_argument_group(
+        'configuration', '--gin.NAME=VALUE sets a macro (--gin.TRAIN_STEPS=100) or a parameter (--gin.SLM.dtype=None)'
+    )
+    return result
+
+
+def search_path() -> list[pathlib.Path]:
+    """Directories in which gin files are looked for, first the working directory."""
+    package = pathlib.Path(__file__).parent
+    roots = [package, package.parent]  # wheel; checkout or editable install
+    # In site-packages the second is the gin library, which has an __init__.py where our directory has none.
+    own = [root / 'gin' for root in roots if (root / 'gin/models').is_dir()]
+    return [pathlib.Path(), *own, *[path.parent for path in own]]
+
+
+def find_gin_file(name: str) -> pathlib.Path:
+    """Where a gin file is.
+
+    Raises:
+        ConfigurationError: nowhere on the search path; names the nearest file that is.
+    """
+    for directory in search_path():
+        if (directory / name).is_file():
+            return directory / name
+    there = {str(file.relative_to(path)) for path in search_path()[1:2] for file in path.rglob('*.gin')}
+    raise ConfigurationError(
+        f'gin file {name!r} is neither here nor in {[str(path) for path in search_path()[1:]]}'
+        + _nearest(name, there | {f'gin/{file}' for file in there})
+    )
+
+
+def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
+    """Parses gin files, then command-line bindings (`NAME=VALUE`), and locks the configuration.
+
+    Starts from an empty configuration. A binding may set a macro or the parameter of anything that lives in a module
+    which one of the files imports, whether a file mentions it or not. Text needs no inner quotes.
+
+    Raises:
+        ConfigurationError: a file, module, function, parameter or macro that does not exist, or a macro given in
+            `bindings` that nothing reads.
+    """
+    import gin
+    from gin import config as gin_config
+
+    gin.clear_config()
+    gin_config._IMPORTS.clear()
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # gin's other reader logs an error for each miss
+    for path in search_path():
+        if str(path) not in gin_config._LOCATION_PREFIXES:
+            gin.add_config_file_search_path(str(path))
+    try:
+        for file in gin_files:
+            _checked(gin.parse_config_file, str(find_gin_file(file)))
+        for binding in bindings:
+            _bind(binding)
+        _check_macros([binding.partition('=')[0].strip() for binding in bindings])
+        gin.finalize()
+    except ConfigurationError:
+        gin.clear_config()
+        raise
+
+
+def configured(function):
+    """The function or class with its gin bindings applied, whether or not a gin file mentions it."""
+    import gin
+
+    try:
+        return gin.get_configurable(function)
+    except ValueError:
+        with gin.unlock_config():
+            return gin.external_configurable(function)
+
+
+def _nearest(name: str, candidates) -> str:
+    near = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.4)
+    return f'. Did you mean {near[0]!r}?' if near else f'. There are: {", ".join(sorted(candidates)) or "none"}.'
+
+
+def _bind(binding: str) -> None:
+    """Parses one command-line binding, as if it stood at the end of the gin files."""
+    import gin
+    from gin import config as gin_config
+
+    name, _, value = (part.strip() for part in binding.partition('='))
+    try:
+        with gin_config._parse_scope():
+            gin_config.parse_value(value)
+    except (SyntaxError, ValueError):
+        if value.startswith(('@', '%')) or not _TEXT.fullmatch(value):
+            if not value.startswith(('@', '%')):
+                raise ConfigurationError(
+                    f'--gin.{binding}: {value!r} is not a gin value. Quote text as \'"…"\'.'
+                ) from None
+        else:
+            value = repr(value)
+    # A short name (`SLM.dtype`) is looked up among what the files mention, then in the modules that they import.
+    scope, _, selector = name.rpartition('/')
+    selector, _, parameter = selector.rpartition('.')
+    imports = {s.bound_name(): s for s in gin_config._IMPORTS if not s.module.startswith('__gin__')}
+    header = ['from __gin__ import dynamic_registration', *sorted({s.format() for s in imports.values()})]
+    if not selector:
+        text = [*(header if '@' in value else []), f'{name} = {value}']
+        return _checked(gin.parse_config, text, source=f'--gin.{binding}')
+    if selector.split('.')[0] not in imports:
+        matches = gin_config._REGISTRY.matching_selectors(selector)
+        owners = [
+            bound
+            for bound, statement in imports.items()
+            if hasattr(sys.modules[statement.module], selector.split('.')[0])
+        ]
+        if matches:
+            header = []
+        elif len(owners) == 1:
+            selector = f'{owners[0]}.{selector}'
+        else:
+            names = {n for s in imports.values() for n in vars(sys.modules[s.module]) if not n.startswith('_')}
+            raise ConfigurationError(f'--gin.{binding}: nothing is called {selector!r}' + _nearest(selector, names))
+    prefix = f'{scope}/' if scope else ''
+    _checked(gin.parse_config, [*header, f'{prefix}{selector}.{parameter} = {value}'], source=f'--gin.{binding}')
+
+
+def _checked(parse, text: str | list[str], source: str = '') -> None:
+    """`parse(text)`; gin's errors come out as ours, with the nearest name."""
+    try:
+        parse(text)
+    except (ValueError, NameError, AttributeError, ImportError, SyntaxError, TypeError, OSError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        message = str(error).strip()
+        where = f'{source}: ' if source else ''
+        raise ConfigurationError(f'{where}{message}{_hint(message).replace('. ', '\n  ', 1)}') from error
+
+
+def _hint(message: str) -> str:
+    from gin import config as gin_config
+
+    def text_of_file():
+        location = re.search(r'In file "(.+?)", line', message)
+        return pathlib.Path(location[1]).read_text(encoding='utf-8') if location else ''
+
+    if found := re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", message):
+        for selector in (found[1], found[1].rpartition('.')[2]):
+            matches = gin_config._REGISTRY.matching_selectors(selector)
+            if len(matches) == 1:
+                wrapped = gin_config._REGISTRY[matches[0]].wrapped
+                return _nearest(found[2], inspect.signature(wrapped).parameters)
+    elif found := re.search(r"'(.+?)' was not provided by an import statement", message):
+        bound = {alias or module.rpartition('.')[2] for module, alias in _IMPORT.findall(text_of_file())}
+        return _nearest(found[1], bound - {'dynamic_registration'})
+    elif found := re.search(r"<module '(.+?)'.*> has no attribute (\w+)", message):
+        return _nearest(found[2], {name for name in vars(sys.modules[found[1]]) if not name.startswith('_')})
+    elif found := re.search(r"No module named '(.+?)'", message):
+        parent, _, name = found[1].rpartition('.')
+        spec = importlib.util.find_spec(parent) if parent else None
+        if spec and spec.submodule_search_locations:
+            return _nearest(name, {module.name for module in pkgutil.iter_modules(spec.submodule_search_locations)})
+    elif found := re.search(r'Unable to open file: (.+?)\. Searched', message):
+        try:
+            find_gin_file(found[1])
+        except ConfigurationError as error:
+            return f' ({error})'
+    return ''
+
+
+def _check_macros(bound: list[str]) -> None:
+    """Every macro that is read has a value, and every macro given on the command line is read."""
+    import gin
+    from gin import config as gin_config
+
+    read = {
+        reference.scoped_selector.rpartition('/')[0]
+        for reference in gin_config.iterate_references(gin_config._CONFIG, to=gin.get_configurable(gin_config.macro))
+    }
+    defined = {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
+    for name in sorted(read - defined):
+        raise ConfigurationError(
+            f'macro %{name} is read but has no value: give --gin.{name}=VALUE' + _nearest(name, defined)
+        )
+    for name in bound:
+        if '.' not in name and name not in read:
+            raise ConfigurationError(f'--gin.{name}: no gin file reads a macro {name!r}' + _nearest(name, read))
