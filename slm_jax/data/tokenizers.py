@@ -29,8 +29,8 @@ _MAIN = ('en', 'es', 'fr', 'it', 'ru')
 _SPECIAL = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
 
 
-def train_llm_tokenizer(corpora: str | os.PathLike, extra_text: list[str] = ()) -> bytes:
-    """The language model's tokenizer; `extra_text` are sentences to spell well, as instructions."""
+def train_llm_tokenizer(corpora: str | os.PathLike, requests: list[str] = ()) -> bytes:
+    """The language model's tokenizer; `requests` are the instructions, met in every example."""
     rng = random.Random(0)
     lines = []
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
@@ -44,7 +44,7 @@ def train_llm_tokenizer(corpora: str | os.PathLike, extra_text: list[str] = ()) 
                 lines += [text_corpora.normalize(row['text'])] * copies
     lines += [row['text'] for row in
               text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl'))[:3000]]
-    lines += [text for text in extra_text for _ in range(50)]
+    lines += [text for text in requests for _ in range(30)]
     return _train(lines, model_type='unigram', vocab_size=LLM_PIECES, byte_fallback=True,
                   character_coverage=0.9995, normalization_rule_name='nmt_nfkc',
                   split_digits=True, max_sentencepiece_length=12)
@@ -77,13 +77,19 @@ def _train(lines: list[str], **options) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> None:
+    from slm_jax.tasks import instructions
+
     parser = argparse.ArgumentParser(prog='python -m slm_jax.data.tokenizers', description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('corpora')
     parser.add_argument('out')
     args = parser.parse_args(argv)
+    names = instructions.LANGUAGE_NAMES
+    requests = [wording.format(word='', language=names[lang], target_language=names[target])
+                for wordings in instructions.TEMPLATES.values() for wording in wordings
+                for lang, target in zip(_MAIN, _MAIN[1:] + _MAIN[:1])]
     try:
-        models = {'t5_tiny': train_llm_tokenizer(args.corpora),
+        models = {'t5_tiny': train_llm_tokenizer(args.corpora, requests),
                   'usm_tiny': train_ctc_tokenizer(args.corpora)}
     except FileNotFoundError as error:
         parser.exit(2, f'{error}; write the corpora by python -m slm_jax.data.text_corpora\n')
