@@ -184,7 +184,8 @@ def _checked(parse, text: str | list[str], source: str = '') -> None:
             raise
         message = str(error).strip()
         where = f'{source}: ' if source else ''
-        raise ConfigurationError(f'{where}{message}{_hint(message).replace('. ', '\n  ', 1)}') from error
+        hint = _hint(message).replace('. ', '\n  ', 1)
+        raise ConfigurationError(where + message + hint) from error
 
 
 def _hint(message: str) -> str:
