@@ -28,6 +28,8 @@ setuptools.setup(
         'seqio>=0.0.20',
         'tensorflow>=2.20',
         'tensorflow-datasets>=4.9.9',
+        'importlib_resources>=6',  # tensorflow-datasets uses it and does not say so
+        'array_record>=0.8',
         'sentencepiece>=0.2.1',
         'gin-config>=0.5',
         'clu>=0.0.12',
