@@ -1,0 +1,46 @@
+"""CTC: a linear head over 25 Hz frames, its loss and its greedy reading. Token 0 is the blank."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+import optax
+
+
+class CtcHead(nn.Module):
+    """Frames -> logits over the CTC vocabulary."""
+
+    vocab_size: int
+
+    @nn.compact
+    def __call__(self, frames: Float[Array, 'b t d']) -> Float[Array, 'b t v']:
+        kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'vocab'))
+        bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
+        return nn.Dense(self.vocab_size, dtype=jnp.float32, kernel_init=kernel_init, bias_init=bias_init)(frames)
+
+
+def ctc_loss(
+    logits: Float[Array, 'b t v'], frame_lengths: Int[Array, 'b'], labels: Int[Array, 'b l']
+) -> Float[Array, 'b']:
+    """Negative log-likelihood of each row's labels (0 = padding), summed over its frames.
+
+    A row whose labels do not fit into its frames has probability zero: optax then gives a very large loss, so
+    the caller leaves such rows out (`ctc_fits`).
+    """
+    frame_padding = (jnp.arange(logits.shape[1]) >= frame_lengths[:, None]).astype(jnp.float32)
+    return optax.ctc_loss(logits, frame_padding, labels, (labels == 0).astype(jnp.float32))
+
+
+def ctc_fits(frame_lengths: Int[Array, 'b'], labels: Int[Array, 'b l']) -> Array:
+    """Whether each row has a frame per label and one per blank between equal neighbours."""
+    repeats = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != 0)
+    return frame_lengths >= jnp.sum(labels != 0, axis=1) + jnp.sum(repeats, axis=1)
+
+
+def ctc_greedy(logits: Float[Array, 'b t v'], frame_lengths: Int[Array, 'b']) -> Int[Array, 'b t']:
+    """Best label per frame, repeats merged, blanks dropped, moved to the front and padded with 0."""
+    best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    best = jnp.where(jnp.arange(best.shape[1]) < frame_lengths[:, None], best, 0)
+    previous = jnp.pad(best[:, :-1], ((0, 0), (1, 0)))
+    kept = (best != 0) & (best != previous)
+    order = jnp.argsort(~kept, axis=1, stable=True)
+    return jnp.take_along_axis(jnp.where(kept, best, 0), order, axis=1)
