@@ -1,7 +1,7 @@
 """The console script `slm-jax`: a thin door to the programs.
 
-Nothing heavy is imported here, so that `slm-jax --help` answers at once; a sub-command imports its own module
-and gives it the rest of the line: `slm-jax train …` is `python -m slm_jax.train …`.
+Nothing heavy is imported here, so that `slm-jax --help` answers at once; a sub-command imports its
+own module and gives it the rest of the line: `slm-jax train …` is `python -m slm_jax.train …`.
 """
 
 import difflib
@@ -15,7 +15,7 @@ COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
     'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5)',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
-    'evaluate': 'score a model on a test set: WER, CER, BLEU, chrF, slot F1, and a report to look at',
+    'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
 }
@@ -29,7 +29,8 @@ def usage() -> str:
         [
             'usage: slm-jax COMMAND [options]',
             '',
-            'Speech-language models on JAX: a frozen speech encoder and a frozen LLM joined by a small adapter.',
+            'Speech-language models on JAX: a frozen speech encoder and a frozen LLM,',
+            'joined by a small adapter.',
             '',
             'commands:',
             *lines,
@@ -40,9 +41,10 @@ def usage() -> str:
 
 
 def quiet_libraries() -> None:
-    """Keeps the start-up talk of TensorFlow, XLA and gRPC off the terminal; what the user set stays.
+    """Keeps the talk of TensorFlow, XLA and gRPC off the terminal; what the user set stays.
 
-    Takes effect only before these libraries are imported, hence first thing in each program's `main`.
+    Takes effect only before these libraries are imported, hence first thing in each program's
+    `main`.
     """
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
@@ -72,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-        hint = f'did you mean `slm-jax {nearest[0]}`?' if nearest else f'there are: {", ".join(COMMANDS)}.'
+        hint = (
+            f'did you mean `slm-jax {nearest[0]}`?'
+            if nearest
+            else f'there are: {", ".join(COMMANDS)}.'
+        )
         print(f'slm-jax: no command {command!r}; {hint}', file=sys.stderr)
         return 2
     quiet_libraries()
@@ -80,7 +86,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f'slm_jax.{command}').main(rest) or 0
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # The reader of our output (head, less) has gone: nothing is left to say.
+    except (
+        BrokenPipeError
+    ):  # The reader of our output (head, less) has gone: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

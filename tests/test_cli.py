@@ -14,7 +14,8 @@ HEAVY = ('jax', 'flax', 'tensorflow', 'seqio', 'numpy', 'matplotlib', 'gin')
 def test_help_imports_nothing_heavy():
     code = (
         'import sys; from slm_jax import cli; status = cli.main(["--help"]); '
-        f'heavy = [m for m in {HEAVY} if m in sys.modules]; sys.exit(str(heavy) if heavy else status)'
+        f'heavy = [m for m in {HEAVY} if m in sys.modules]; '
+        'sys.exit(str(heavy) if heavy else status)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -26,7 +27,8 @@ def test_help_imports_nothing_heavy():
 def test_help_of_a_command_imports_nothing_heavy(command):
     code = (
         f'import sys, slm_jax.{command} as program\n'
-        'try:\n    program.main(["--help"])\nexcept SystemExit as e:\n    assert not e.code, e.code\n'
+        'try:\n    program.main(["--help"])\n'
+        'except SystemExit as e:\n    assert not e.code, e.code\n'
         f'heavy = [m for m in {HEAVY} if m in sys.modules]\nsys.exit(str(heavy) if heavy else 0)'
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)

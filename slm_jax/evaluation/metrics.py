@@ -7,8 +7,9 @@ A prediction is a dictionary, one line of `predictions.jsonl`:
     slot                 name of the slot that was asked for; absent where none was
     reference, prediction, instruction
 
-Three kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU, chrF) and
-`slots` (micro F1, accuracy). Every score is taken over a whole group at once (corpus level), in percent.
+Three kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU,
+chrF) and `slots` (micro F1, accuracy). Every score is taken over a whole group at once (corpus
+level), in percent.
 """
 
 import importlib.metadata
@@ -82,8 +83,9 @@ def word_errors(references: Sequence[str], predictions: Sequence[str]) -> dict[s
 def character_errors(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """Character error rate over all pairs together (jiwer); a space is a character.
 
-    For languages without spaces between words take the spaces out first, as `score` does: there they only
-    stand where punctuation was. Arguments and errors as `word_errors`; returns cer (percent) and characters.
+    For languages without spaces between words take the spaces out first, as `score` does: there
+    they only stand where punctuation was. Arguments and errors as `word_errors`; returns cer
+    (percent) and characters.
     """
     import jiwer
 
@@ -95,18 +97,21 @@ def character_errors(references: Sequence[str], predictions: Sequence[str]) -> d
 def bleu(
     references: Sequence[str], predictions: Sequence[str], target_lang: str | None
 ) -> tuple[float, str]:
-    """Corpus BLEU (sacrebleu) with the tokenizer of the target language; returns (score, signature)."""
+    """Corpus BLEU (sacrebleu), tokenized as the target language is; returns (score, signature)."""
     import sacrebleu
 
     _check(references, predictions)
-    # A trained tokenizer (MeCab) would make the score depend on what is installed: characters instead.
+    # A trained tokenizer (MeCab) would make the score depend on what is installed: characters
+    # instead.
     language = base_language(target_lang)
     chinese = language in ('zh', 'cmn', 'yue', 'wuu')
     tokenizer = 'zh' if chinese else 'char' if language in UNSPACED else '13a'
-    # sacrebleu warns of 'tokenized' text where sentences merely end in ' .'; that is the model's doing.
+    # sacrebleu warns of 'tokenized' text where sentences merely end in ' .'; that is the model's
+    # doing.
     logging.getLogger('sacrebleu').setLevel(logging.ERROR)
     metric = sacrebleu.BLEU(tokenize=tokenizer)
-    return metric.corpus_score(list(predictions), [list(references)]).score, str(metric.get_signature())
+    value = metric.corpus_score(list(predictions), [list(references)]).score
+    return value, str(metric.get_signature())
 
 
 def chrf(references: Sequence[str], predictions: Sequence[str]) -> tuple[float, str]:
@@ -115,7 +120,8 @@ def chrf(references: Sequence[str], predictions: Sequence[str]) -> tuple[float, 
 
     _check(references, predictions)
     metric = sacrebleu.CHRF()
-    return metric.corpus_score(list(predictions), [list(references)]).score, str(metric.get_signature())
+    value = metric.corpus_score(list(predictions), [list(references)]).score
+    return value, str(metric.get_signature())
 
 
 def accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
@@ -130,8 +136,8 @@ def slot_f1(
 ) -> dict[str, float]:
     """Micro-averaged F1 of slot values, one question a pair.
 
-    A value found and right is a true positive; one found but wrong is a false positive, and a false negative
-    too where there was one to be found. `absent` and '' mean that no value was found.
+    A value found and right is a true positive; one found but wrong is a false positive, and a false
+    negative too where there was one to be found. `absent` and '' mean that no value was found.
 
     Args:
         references: normalised values, `absent` where the speaker named none.
@@ -139,8 +145,8 @@ def slot_f1(
         absent: the normalised word for 'not mentioned'.
 
     Returns:
-        f1, precision, recall and accuracy, in percent; a precision or recall of nothing is 0. Where neither
-        side names any value all are 100.
+        f1, precision, recall and accuracy, in percent; a precision or recall of nothing is 0. Where
+        neither side names any value all are 100.
     """
     _check(references, predictions)
     pairs = list(zip(references, (p or absent for p in predictions), strict=True))
@@ -168,20 +174,27 @@ def score(
     Args:
         predictions: as the module's docstring says.
         normalizer: name, for transcription and slots.
-        translation_normalizer: name, for BLEU and chrF, which are customarily taken on the text as it stands.
+        translation_normalizer: name, for BLEU and chrF, which are customarily taken on the text as
+            it stands.
 
     Returns:
-        normalizers {kind: name}; signatures {metric: text}; and scores {kind: {group: {metric: value}}}. A
-        kind with more than one group has 'overall' (all examples as one corpus) and 'average' (unweighted mean
-        of the groups) as well. BLEU has no 'overall' where the target languages need different tokenizers;
-        WER counts only languages with spaces between words. More than one task adds by_task {task: scores}.
+        normalizers {kind: name}; signatures {metric: text}; and scores {kind: {group: {metric:
+        value}}}. A kind with more than one group has 'overall' (all examples as one corpus) and
+        'average' (unweighted mean of the groups) as well. BLEU has no 'overall' where the target
+        languages need different tokenizers; WER counts only languages with spaces between words.
+        More than one task adds by_task {task: scores}.
 
     Raises:
-        MetricsError: no prediction, a missing field, or an empty reference; the message names the examples.
+        MetricsError: no prediction, a missing field, or an empty reference; the message names the
+            examples.
     """
     if not predictions:
         raise MetricsError('predictions: there are none to score; is the split empty?')
-    names = {'transcription': normalizer, 'translation': translation_normalizer, 'slots': normalizer}
+    names = {
+        'transcription': normalizer,
+        'translation': translation_normalizer,
+        'slots': normalizer,
+    }
     signatures: dict[str, str] = {}
     pairs = [_pair(prediction, names) for prediction in predictions]
     _refuse_empty(predictions, pairs)
@@ -203,10 +216,9 @@ def score(
 
 
 def error_rate(prediction: Prediction, normalizer: str = 'basic') -> float:
-    """How bad one example is, in percent, to sort by: WER, CER (no spaces), 100 - chrF, or right/wrong."""
+    """How bad one example is, to sort by: WER, CER (no spaces), 100 - chrF, or 0 and 100; in %."""
     kind = kind_of(prediction)
-    names = {k: 'none' if k == 'translation' else normalizer for k in (kind,)}
-    reference, answer = _pair(prediction, names)
+    reference, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
     if kind == 'slots':
         return 0.0 if reference == (answer or ABSENT) else 100.0
     if kind == 'translation':
@@ -228,11 +240,14 @@ def _counts(output: Any, unit: str) -> dict[str, float]:
 def _check(references: Sequence[str], predictions: Sequence[str]) -> None:
     if len(references) != len(predictions) or not references:
         raise MetricsError(
-            f'predictions: {len(predictions)} for {len(references)} references; give one for each, at least one.'
+            f'predictions: {len(predictions)} for {len(references)} references; '
+            'give one for each, at least one.'
         )
     empty = [i for i, reference in enumerate(references) if not reference.strip()]
     if empty:
-        raise MetricsError(f'reference: empty at positions {empty[:5]}; an error rate divides by its length.')
+        raise MetricsError(
+            f'reference: empty at positions {empty[:5]}; an error rate divides by its length.'
+        )
 
 
 def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
@@ -240,7 +255,8 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
     for field in ('reference', 'prediction'):
         if not isinstance(prediction.get(field), str):
             raise MetricsError(
-                f'{field}: missing or not text in example {prediction.get("id")!r}; it must be a string.'
+                f'{field}: missing or not text in example {prediction.get("id")!r}; '
+                'it must be a string.'
             )
     kind = kind_of(prediction)
     normalize = normalizers.get(names[kind])
@@ -251,7 +267,11 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str]]) -> None:
-    empty = [p.get('id') for p, (reference, _) in zip(predictions, pairs, strict=True) if not reference.strip()]
+    empty = [
+        p.get('id')
+        for p, (reference, _) in zip(predictions, pairs, strict=True)
+        if not reference.strip()
+    ]
     if empty:
         shown = ', '.join(str(i) for i in empty[:5]) + (', …' if len(empty) > 5 else '')
         raise MetricsError(
@@ -274,7 +294,9 @@ def _score_kinds(
         if not groups:
             continue
         of_group = {
-            group: _score_group(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
+            group: _score_group(
+                kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures
+            )
             for group, members in sorted(groups.items())
         }
         if len(groups) > 1:
@@ -314,7 +336,9 @@ def _score_group(
             result |= word_errors([references[i] for i in spaced], [answers[i] for i in spaced])
             signatures['wer'] = f'jiwer {version}, corpus level'
         result |= character_errors(references, answers)
-        signatures['cer'] = f'jiwer {version}, corpus level; no spaces in {", ".join(sorted(UNSPACED))}'
+        signatures['cer'] = (
+            f'jiwer {version}, corpus level; no spaces in {", ".join(sorted(UNSPACED))}'
+        )
         return {**result, 'accuracy': accuracy(references, answers)}
     by_tokenizer = {}
     for language in sorted({base_language(p['target_lang']) for p in predictions}):
@@ -329,5 +353,5 @@ def _score_group(
 
 def _also(known: str | None, signature: str) -> str:
     """Signatures of one metric side by side: several tokenizers may be at work in one report."""
-    parts = (known.split(' ; ') if known else [])
+    parts = known.split(' ; ') if known else []
     return ' ; '.join(parts if signature in parts else [*parts, signature])

@@ -1,6 +1,7 @@
 """Named text normalisers: what is done to a reference and a prediction before words are compared.
 
-A word error rate means little without its normaliser, so a score always carries the name of the one used.
+A word error rate means little without its normaliser, so a score always carries the name of the one
+used.
 """
 
 import functools
@@ -15,7 +16,7 @@ def none(text: str) -> str:
     return text
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _kind(character: str) -> str:
     return unicodedata.category(character)[0]
 
@@ -23,7 +24,8 @@ def _kind(character: str) -> str:
 def basic(text: str) -> str:
     """NFKC, lower case, no punctuation or symbols but the apostrophe inside a word, single spaces.
 
-    Written for any script: combining marks (vowel signs, tone marks) are part of a word, and numbers and
+    Written for any script: combining marks (vowel signs, tone marks) are part of a word, and
+        numbers and
     diacritics stay as they are. A hyphen parts two words.
 
     Args:
@@ -32,8 +34,8 @@ def basic(text: str) -> str:
     Returns:
         The normalised text; '' where the text holds punctuation only.
     """
-    # Apostrophes first: NFKC parts an acute accent into a space and a mark. Lower-casing can leave a
-    # composed letter apart (Turkish capital I with a dot), hence NFKC on both sides of it.
+    # Apostrophes first: NFKC parts an acute accent into a space and a mark. Lower-casing can leave
+    # a composed letter apart (Turkish capital I with a dot), hence NFKC on both sides of it.
     text = unicodedata.normalize('NFKC', text.translate(_APOSTROPHES)).lower()
     text = unicodedata.normalize('NFKC', text)
     kept = []

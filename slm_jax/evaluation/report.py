@@ -1,0 +1,275 @@
+"""Writes what an evaluation found: results.json, predictions.jsonl and report.html.
+
+`results` is a JSON-able dictionary (schema 1):
+
+    schema, created (ISO 8601, UTC), command
+    model        {directory, system, step, trained_parameters, …}
+    foundations  {part: {name, fingerprint: {structure, content, num_params}}}
+    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio,
+    skipped} decode       {method, beam_size, …} normalizers, signatures, scores, by_task    as
+    `metrics.score` returns them speed        {seconds, audio_seconds_per_second, device} versions
+    {package: version}
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from slm_jax.evaluation import examples, metrics, page, plots
+
+SCHEMA = 1
+_TITLES = {'transcription': 'Transcription', 'translation': 'Translation', 'slots': 'Slots'}
+# Per kind: the columns of its table, as (metric, heading, is a rate).
+_COLUMNS = {
+    'transcription': (
+        ('examples', 'clips', False),
+        ('wer', 'WER %', True),
+        ('cer', 'CER %', True),
+        ('accuracy', 'exact %', True),
+        ('substitutions', 'subst.', False),
+        ('deletions', 'del.', False),
+        ('insertions', 'ins.', False),
+        ('words', 'words', False),
+    ),
+    'translation': (('examples', 'clips', False), ('bleu', 'BLEU', True), ('chrf', 'chrF', True)),
+    'slots': (
+        ('examples', 'questions', False),
+        ('f1', 'F1 %', True),
+        ('accuracy', 'exact %', True),
+        ('precision', 'precision %', True),
+        ('recall', 'recall %', True),
+    ),
+}
+_FIRST_COLUMN = {'transcription': 'language', 'translation': 'direction', 'slots': 'slot'}
+
+
+def write(
+    directory: str | pathlib.Path,
+    results: Mapping[str, Any],
+    predictions: Sequence[metrics.Prediction],
+    samples: Mapping[int, np.ndarray] | None = None,
+    worst: int = 20,
+    audio_bytes: int = 6_000_000,
+) -> pathlib.Path:
+    """Writes the three files.
+
+    Args:
+        directory: made if absent; files of the same names in it are replaced.
+        results: as the module's docstring says.
+        predictions: as `metrics` says.
+        samples: {position in predictions: int16 samples [n] at 16 kHz}, for those that can be
+            listened to.
+        worst: how many examples of each kind are shown; 0 shows none.
+        audio_bytes: limit of all embedded audio together, before base64.
+
+    Returns:
+        Path of report.html.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / 'predictions.jsonl').open('w', encoding='utf-8') as stream:
+        for prediction in predictions:
+            stream.write(json.dumps(prediction, ensure_ascii=False) + '\n')
+    text = json.dumps(results, ensure_ascii=False, indent=2)
+    (directory / 'results.json').write_text(text + '\n', encoding='utf-8')
+    path = directory / 'report.html'
+    path.write_text(
+        render(results, predictions, samples or {}, worst, audio_bytes), encoding='utf-8'
+    )
+    return path
+
+
+def render(
+    results: Mapping[str, Any],
+    predictions: Sequence[metrics.Prediction],
+    samples: Mapping[int, np.ndarray],
+    worst: int = 20,
+    audio_bytes: int = 6_000_000,
+) -> str:
+    """Returns the report as one HTML page; arguments as `write`."""
+    data = results['data']
+    name = pathlib.Path(str(results['model'].get('directory') or 'model')).name
+    what = ' · '.join(str(data[k]) for k in ('task', 'manifest', 'split') if data.get(k))
+    title = f'{name} on {what}' if what else name
+    errors = examples.errors(predictions, _normalizer(results))
+    budget = examples.AudioBudget(audio_bytes)
+    shown = []
+    for kind, (bad, spread) in examples.chosen(predictions, errors, worst).items():
+        for heading, positions in (('the worst', bad), ('from best to worst', spread)):
+            items = [
+                examples.show(
+                    predictions[i], errors[i], samples.get(i), _normalizer(results), budget
+                )
+                for i in positions
+            ]
+            shown.append(
+                page.section(
+                    f'{_TITLES[kind]}: {heading}', *examples.listing(items, kind == 'transcription')
+                )
+            )
+    parts = [
+        '<header>',
+        f'<h1>{page.escape(title)}</h1>',
+        f'<p class="soft">{page.escape(_subtitle(results))}</p>',
+        _warning(data),
+        page.tiles(_headline(results)),
+        '</header>\n<main>',
+        *(_scores(kind, scores) for kind, scores in results['scores'].items()),
+        _by_task(results.get('by_task') or {}),
+        _by_length(predictions, errors),
+        *shown,
+        page.section('How this was measured', page.card(page.facts(_facts(results)))),
+        page.section('Versions', page.card(page.facts(results.get('versions') or {}))),
+        '</main>',
+        '<footer class="soft small"><p>Written by slm-jax evaluate, '
+        f'{page.escape(results.get("created", ""))}. This page is complete in itself and loads '
+        'nothing.</p></footer>',
+    ]
+    return page.document(title, '\n'.join(part for part in parts if part))
+
+
+def _normalizer(results: Mapping[str, Any]) -> str:
+    names = results['normalizers']
+    return names.get('transcription') or names.get('slots') or 'basic'
+
+
+def _subtitle(results: Mapping[str, Any]) -> str:
+    data, model = results['data'], results['model']
+    seconds = data.get('audio_seconds') or 0
+    parts = [
+        f'step {model["step"]:,}' if model.get('step') is not None else '',
+        f'{data["examples"]:,} examples',
+        f'{seconds / 60:.1f} minutes of audio' if seconds else 'text input',
+        f'instruction: “{data["instruction"]}”' if data.get('instruction') else '',
+    ]
+    return ' · '.join(part for part in parts if part)
+
+
+def _warning(data: Mapping[str, Any]) -> str:
+    lines = []
+    if data.get('shuffle_audio'):
+        lines.append(
+            'Control run: every example was given the audio of another clip. '
+            'A model that listens fails here.'
+        )
+    if data.get('skipped'):
+        lines.append(
+            f'{len(data["skipped"])} unreadable examples were left out; results.json lists them.'
+        )
+    return ''.join(f'<p class="warn" role="note">{page.escape(line)}</p>' for line in lines)
+
+
+def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """The figures that a reader looks for first: overall, or those of the only group."""
+    tiles = []
+    for scores in results['scores'].values():
+        group = 'overall' if 'overall' in scores else next(iter(scores))
+        for metric, heading in (
+            ('wer', 'WER'),
+            ('cer', 'CER'),
+            ('bleu', 'BLEU'),
+            ('chrf', 'chrF'),
+            ('f1', 'slot F1'),
+        ):
+            if metric in scores[group]:
+                percent = '' if metric in ('bleu', 'chrf') else '%'
+                tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, group))
+            elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
+                tiles.append(
+                    (f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions')
+                )
+    rate = (results.get('speed') or {}).get('audio_seconds_per_second')
+    if rate:
+        tiles.append((f'{rate:.1f}×', 'times real time', results['speed'].get('device', '')))
+    return tiles
+
+
+def _table(
+    caption: str,
+    first: str,
+    columns: Sequence[tuple[str, str, bool]],
+    scores: Mapping[str, Mapping[str, float]],
+) -> str:
+    columns = [c for c in columns if any(c[0] in group for group in scores.values())]
+    rows = []
+    for group, values in scores.items():
+        cells = [
+            '–' if m not in values else f'{values[m]:.1f}' if rate else f'{values[m]:,}'
+            for m, _, rate in columns
+        ]
+        rows.append([group, *cells])
+    return page.card(
+        page.table(caption, [first, *(c[1] for c in columns)], rows, ('overall', 'average'))
+    )
+
+
+def _scores(kind: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+    title, first = _TITLES[kind], _FIRST_COLUMN[kind]
+    if kind == 'transcription':
+        caption = 'Word error rate by kind of error'
+        svg = plots.error_composition(scores, caption)
+        if not svg:
+            svg = plots.bars(scores, 'cer', 'CER, %', caption := 'Character error rate')
+    elif kind == 'translation':
+        svg = plots.bars(scores, 'bleu', 'BLEU', caption := 'BLEU by direction')
+    else:
+        svg = plots.bars(scores, 'f1', 'F1, %', caption := 'F1 by slot')
+    table = _table(f'{title} by {first}', first, _COLUMNS[kind], scores)
+    return page.section(title, table, page.plot(svg, caption))
+
+
+def _by_task(by_task: Mapping[str, Mapping[str, Any]]) -> str:
+    blocks = [
+        _table(f'{task}: {_TITLES[kind].lower()}', _FIRST_COLUMN[kind], _COLUMNS[kind][:4], scores)
+        for task, kinds in by_task.items()
+        for kind, scores in kinds.items()
+    ]
+    return page.section('By task', f'<div class="split">{"".join(blocks)}</div>') if blocks else ''
+
+
+def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float]) -> str:
+    timed = [
+        (p['duration'], e) for p, e in zip(predictions, errors, strict=True) if p.get('duration')
+    ]
+    if len(timed) < 20:
+        return ''
+    title = 'Error rate by length of the clip'
+    caption = (
+        'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
+    )
+    return page.section(
+        title, page.plot(plots.error_by_length(*zip(*timed, strict=True), title), caption)
+    )
+
+
+def _facts(results: Mapping[str, Any]) -> dict[str, str]:
+    data, model = results['data'], results['model']
+    facts = {
+        'Command': results.get('command'),
+        'Model': model.get('directory'),
+        'Step': model.get('step'),
+        'System': model.get('system'),
+        'Data': ', '.join(str(data[k]) for k in ('task', 'manifest', 'split') if data.get(k)),
+        'Instruction': data.get('instruction'),
+        'Decoding': ', '.join(f'{k}={v}' for k, v in (results.get('decode') or {}).items()),
+    }
+    for kind, name in results['normalizers'].items():
+        facts[f'Normaliser, {kind}'] = name
+    for metric, signature in results['signatures'].items():
+        facts[f'Signature, {metric}'] = signature
+    for part, foundation in (results.get('foundations') or {}).items():
+        fingerprint = foundation.get('fingerprint') or {}
+        facts[f'Foundation, {part}'] = (
+            f'{foundation.get("name")}: {fingerprint.get("num_params") or 0:,} parameters, '
+            f'structure {str(fingerprint.get("structure"))[:16]}, '
+            f'content {str(fingerprint.get("content"))[:16]}'
+        )
+    speed = results.get('speed') or {}
+    if speed.get('seconds'):
+        facts['Time'] = (
+            f'{speed["seconds"]:.1f} s on {speed.get("device", "")}, compilation included'
+        )
+    return facts
