@@ -59,8 +59,10 @@ def number(n: int, lang: str) -> str:
     return f'{ten}{"-" if lang == "en" else " "}{units[unit]}'
 
 
-def sample(rng: random.Random, lang: str) -> str:
-    """A digit string of 1 to 7 digits, or one to three numbers below 100, in words."""
+def sample(rng: random.Random) -> dict[str, str]:
+    """{language: words} of one string of 1 to 7 digits, or of one to three numbers below 100."""
     if rng.random() < 0.6:
-        return ' '.join(_UNITS[lang][rng.randrange(10)] for _ in range(rng.randint(1, 7)))
-    return ', '.join(number(rng.randrange(100), lang) for _ in range(rng.randint(1, 3)))
+        digits = [rng.randrange(10) for _ in range(rng.randint(1, 7))]
+        return {lang: ' '.join(units[n] for n in digits) for lang, units in _UNITS.items()}
+    numbers = [rng.randrange(100) for _ in range(rng.randint(1, 3))]
+    return {lang: ', '.join(number(n, lang) for n in numbers) for lang in LANGUAGES}

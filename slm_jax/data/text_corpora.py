@@ -145,7 +145,7 @@ def build(
     orders: str | None = None,
     ntrex: str | None = None,
     num_orders: int = 12_000,
-    num_numerals: int = 600,
+    num_numerals: int = 800,
     seed: int = 0,
 ) -> dict[str, int]:
     """Writes the files of the module's docstring; returns {file name: lines}."""
@@ -187,11 +187,13 @@ def build(
                             'text': text, 'lang': source, 'translation': translation,
                             'target_lang': target, 'source': 'ntrex'})
     rng = random.Random(seed)
-    for lang in numerals.LANGUAGES:
-        for _ in range(num_numerals):
-            number = numerals.sample(rng, lang)
-            if allowed(number):
-                texts['train'].append({'text': number, 'lang': lang, 'source': 'numerals'})
+    for _ in range(num_numerals):
+        words = numerals.sample(rng)
+        texts['train'] += [{'text': text, 'lang': lang, 'source': 'numerals'}
+                           for lang, text in words.items() if allowed(text)]
+        lang, target = rng.sample(numerals.LANGUAGES, 2)
+        pairs['train'].append({'text': words[lang], 'lang': lang, 'translation': words[target],
+                               'target_lang': target, 'source': 'numerals'})
     made = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)

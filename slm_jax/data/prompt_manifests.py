@@ -1,0 +1,59 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The voice prompts as three manifests: their recordings where they lie, their text as spoken.
+
+    python -m slm_jax.data.prompt_manifests OUT
+
+writes OUT/{train,validation,test}.jsonl with id, audio, text, lang, duration; what is not there
+yet is downloaded into OUT/downloads.
+"""
+
+import argparse
+import os
+import pathlib
+
+import soundfile
+
+from slm_jax.data import splits, text_corpora
+from slm_jax.data.voice_prompts import builder, fetch
+
+
+def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) -> dict[str, float]:
+    """Writes the manifests; returns the hours of each split.
+
+    Raises:
+      FetchError: the prompts can be had nowhere.
+    """
+    out = pathlib.Path(out)
+    rows = {split: [] for split in splits.SPLITS}
+    for lang, folder in fetch.fetch(downloads or out / 'downloads').items():
+        recordings = builder._recordings(folder)
+        for prompt, line in fetch.read_transcript(folder / f'core-sounds-{lang}.txt').items():
+            path = recordings.get(prompt) or recordings.get(prompt.lower())
+            if path and (text := builder.spoken_text(line)):
+                rows[builder.split_of(prompt)].append({
+                    'id': prompt, 'audio': str(path.resolve()), 'text': text, 'lang': lang,
+                    'duration': round(soundfile.info(path).duration, 3)})
+    out.mkdir(parents=True, exist_ok=True)
+    for split, part in rows.items():
+        text_corpora.write_jsonl(out / f'{split}.jsonl', part)
+    return {split: sum(row['duration'] for row in part) / 3600 for split, part in rows.items()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.prompt_manifests',
+                                     description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('out')
+    parser.add_argument('--downloads', help='folder of earlier downloads')
+    args = parser.parse_args(argv)
+    try:
+        hours = write(args.out, args.downloads)
+    except (OSError, fetch.FetchError) as error:
+        parser.exit(2, f'{error}\n')
+    for split, amount in hours.items():
+        print(f'{split}: {amount:.2f} h')
+
+
+if __name__ == '__main__':
+    main()

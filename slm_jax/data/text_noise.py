@@ -1,0 +1,83 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Noise for text: what a recogniser makes of a sentence, and T5's span corruption."""
+
+import random
+
+import numpy as np
+from jaxtyping import Int32
+
+from slm_jax.data import text_corpora
+
+# Sounds that are taken for one another. Each group is a class of characters.
+_ALIKE = ('aáàâeéè', 'eéèêiíìaä', 'iíeéyî', 'oóòôuaö', 'uúùûoü', 'bpv', 'dt', 'gkcq', 'szcç', 'mn',
+          'rl', 'fvw', 'jgy', 'hx', 'кгх', 'бп', 'дт', 'вф', 'жшщ', 'зсц', 'аоя', 'еиэёй', 'уюо',
+          'ыи', 'мн', 'рл', 'чщт', '0689', '1479', '2356')
+_CONFUSED = {c: [o for group in _ALIKE if c in group for o in group if o != c]
+             for c in ''.join(_ALIKE)}
+
+
+def as_recognised(text: str, error_rate: float, rng: random.Random) -> str:
+    """The text as greedy CTC might write it: normalised, with a share of the characters wrong.
+
+    Args:
+      error_rate: expected wrong characters per character. Half are characters taken for one that
+        sounds alike, the others are dropped or doubled, or a space is lost or put in.
+    """
+    written = []
+    for character in text_corpora.normalize(text):
+        if rng.random() >= error_rate:
+            written.append(character)
+            continue
+        what = rng.random()
+        if character == ' ':
+            written.append('' if what < 0.7 else ' ')
+        elif what < 0.55 and character in _CONFUSED:
+            written.append(rng.choice(_CONFUSED[character]))
+        elif what < 0.85:
+            pass
+        elif what < 0.95:
+            written.append(character * 2)
+        else:
+            written.append(character + ' ')
+    return ' '.join(''.join(written).split())
+
+
+def corrupt_spans(
+    tokens: Int32[np.ndarray, 'length'],
+    vocab_size: int,
+    rng: random.Random,
+    noise_density: float = 0.15,
+    mean_span: float = 3.0,
+) -> tuple[Int32[np.ndarray, 'kept'], Int32[np.ndarray, 'noise']]:
+    """T5's objective (arXiv 1910.10683, section 3.1.4): spans of the input become the target.
+
+    A span is replaced by a sentinel, the ids from `vocab_size - 1` downwards; the target is each
+    sentinel followed by the tokens it stands for. Spans do not touch; unlike T5's, they may stand
+    at the very beginning, and the last need not stand at the end: most of our texts have one span.
+    No EOS is added.
+
+    Returns:
+      (inputs, targets); a text of one token becomes a sentinel.
+    """
+    length = len(tokens)
+    num_noise = min(max(round(length * noise_density), 1), max(length - 1, 1))
+    num_spans = max(1, min(round(num_noise / mean_span), length - num_noise))
+    noise = _parts(num_noise, num_spans, rng)
+    # Two more than there are, one for the first part and one for the last: these may be empty.
+    text = _parts(length - num_noise + 2, num_spans + 1, rng)
+    text[0] -= 1
+    inputs, targets, position = [], [], 0
+    for number, (kept, removed) in enumerate(zip(text, noise)):
+        sentinel = vocab_size - 1 - number
+        inputs += [*tokens[position:position + kept], sentinel]
+        targets += [sentinel, *tokens[position + kept:position + kept + removed]]
+        position += kept + removed
+    inputs += [*tokens[position:]]
+    return np.array(inputs, np.int32), np.array(targets, np.int32)
+
+
+def _parts(total: int, count: int, rng: random.Random) -> list[int]:
+    """`total` cut at random into `count` parts of at least one."""
+    cuts = [0, *sorted(rng.sample(range(1, total), count - 1)), total]
+    return [right - left for left, right in zip(cuts, cuts[1:])]
