@@ -1,0 +1,29 @@
+"""Systems: one file per paper or pretraining objective. Each composes parts and states its loss.
+
+`training` and `evaluation` see a system only by this protocol. A batch is the dictionary that
+`slm_jax.data.feature_converter` makes; `params` is a nested dictionary with one entry per part
+(`speech_encoder`, `adapter`, `llm`).
+"""
+
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int, Key
+
+from slm_jax.decoding import DecodeConfig
+
+Batch = dict[str, Array]
+Params = dict[str, Any]
+Metrics = dict[str, tuple[Float[Array, ''], Float[Array, '']]]
+
+
+class System(Protocol):
+    """What a program needs of a model."""
+
+    def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
+        """Fresh parameters, boxed with the logical names of their axes."""
+
+    def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """Loss, normalised over the global batch, and sums with their weights. Without `rng`: no dropout, no masks."""
+
+    def predict(self, params: Params, batch: Batch, decode: DecodeConfig) -> Int[Array, 'b l']:
+        """Generated tokens, 0 after the end."""

@@ -1,0 +1,54 @@
+"""CTC on the speech encoder's 25 Hz frames: supervised pretraining, and the recogniser that SLM is compared with."""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from slm_jax import decoding
+from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss
+from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.speech_encoder import SpeechEncoder
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderCtc:
+    """Labels are `decoder_target_tokens` of the CTC vocabulary, without an end token."""
+
+    speech_encoder: SpeechEncoder
+
+    def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
+        """Fresh parameters; see `System`."""
+        variables = self.speech_encoder.init(rng, batch['speech_samples'], batch['speech_lengths'])
+        return {'speech_encoder': variables['params']}
+
+    def _logits(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
+        _, lengths, logits = self.speech_encoder.apply(
+            {'params': params['speech_encoder']},
+            batch['speech_samples'],
+            batch['speech_lengths'],
+            rng is None,
+            rngs=None if rng is None else {'dropout': rng},
+        )
+        return logits, lengths
+
+    def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """CTC loss per label. Rows with more labels than frames can spell are left out and counted in
+        `too_many_labels`."""
+        logits, lengths = self._logits(params, batch, rng)
+        labels = batch['decoder_target_tokens']
+        present = jnp.any(labels != 0, axis=1)
+        fits = ctc_fits(lengths, labels) & present
+        total = jnp.sum(jnp.where(fits, ctc_loss(logits, lengths, labels), 0.0))
+        count = jnp.sum(jnp.where(fits[:, None], labels != 0, False)).astype(jnp.float32)
+        rows = jnp.sum(present).astype(jnp.float32)
+        metrics = {
+            'loss': (total, count),
+            'too_many_labels': (rows - jnp.sum(fits), rows),
+        }
+        return total / jnp.maximum(count, 1.0), metrics
+
+    def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
+        """Greedy reading of the frames; `decode` does not apply."""
+        del decode
+        return ctc_greedy(*self._logits(params, batch, None))

@@ -1,0 +1,122 @@
+"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter, trained on cross-entropy."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from slm_jax import decoding
+from slm_jax.llms import t5
+from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.text_to_text import generate, initial_params, token_loss
+
+
+@dataclasses.dataclass(frozen=True)
+class SLM:
+    """Adapted speech and the instruction's token embeddings stand side by side in the LLM's encoder.
+
+    `speech_first` puts the audio before the instruction, which AlignFormer (2412.01145) found better to follow
+    instructions; the SLM paper does not say.
+    """
+
+    speech_encoder: nn.Module
+    adapter: nn.Module
+    llm: t5.T5
+    speech_first: bool = True
+    label_smoothing: float = 0.0
+
+    def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
+        """Fresh parameters of the three parts; see `System`."""
+        speech_rng, adapter_rng, llm_rng = jax.random.split(rng, 3)
+        samples, lengths = batch['speech_samples'], batch['speech_lengths']
+        if samples.shape[1] == 0:  # a text-only batch says nothing of the speech parts
+            samples = jnp.zeros((samples.shape[0], 16_000), samples.dtype)
+        heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
+        return {
+            'speech_encoder': speech['params'],
+            'adapter': self.adapter.init(adapter_rng, *heard)['params'],
+            'llm': initial_params(self.llm, llm_rng),
+        }
+
+    def adapted_speech(
+        self, params: Params, batch: Batch, rng: Key[Array, ''] | None = None
+    ) -> tuple[Float[Array, 'b s e'], Int[Array, 'b']]:
+        """Speech as a sequence of the LLM's embeddings, and its lengths."""
+        rngs = None if rng is None else {'dropout': rng}
+        heard = self.speech_encoder.apply(
+            {'params': params['speech_encoder']},
+            batch['speech_samples'],
+            batch['speech_lengths'],
+            rng is None,
+            rngs=rngs,
+        )
+        return self.adapter.apply({'params': params['adapter']}, *heard, rng is None, rngs=rngs)
+
+    def _prompt(
+        self, params: Params, batch: Batch, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
+        """What the LLM's encoder reads, without a gap between speech and text, and the parts it was made of."""
+        tokens = batch['encoder_input_tokens']
+        text, text_lengths = self.llm.apply({'params': params['llm']}, tokens, method='embed'), jnp.sum(tokens > 0, axis=1)
+        if batch['speech_samples'].shape[1] == 0:
+            return text, tokens > 0, {}
+        speech, speech_lengths = self.adapted_speech(params, batch, rng)
+        first, second = (speech, text) if self.speech_first else (text, speech)
+        first_length = speech_lengths if self.speech_first else text_lengths
+        place = jnp.arange(speech.shape[1] + text.shape[1])
+        source = jnp.where(
+            place < first_length[:, None], place, first.shape[1] + place - first_length[:, None]
+        )
+        joined = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
+        joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
+        mask = place < (speech_lengths + text_lengths)[:, None]
+        return joined, mask, {'speech': speech, 'speech_lengths': speech_lengths}
+
+    def _encode(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
+        prompt, mask, parts = self._prompt(params, batch, rng)
+        rngs = None if rng is None else {'dropout': rng}
+        llm = {'params': params['llm']}
+        return self.llm.apply(llm, prompt, mask, rng is None, rngs=rngs, method='encode'), mask, parts
+
+    def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """Cross-entropy of the decoder's tokens; also the accuracy and `speech_text_cosine`, between the mean
+        adapted speech embedding of a clip and the mean embedding of its target tokens."""
+        encoded, mask, parts = self._encode(params, batch, rng)
+        logits = self.llm.apply(
+            {'params': params['llm']},
+            encoded,
+            mask,
+            batch['decoder_input_tokens'],
+            batch['decoder_target_tokens'],
+            rng is None,
+            rngs=None if rng is None else {'dropout': rng},
+            method='decode',
+        )
+        loss, metrics = token_loss(logits, batch, self.label_smoothing)
+        if parts:
+            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
+            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
+            cosine = _cosine(
+                _mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths)
+            )
+            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
+            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
+        return loss, metrics
+
+    def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
+        """Generated tokens; see `System`."""
+        encoded, mask, _ = self._encode(params, batch, None)
+        return generate(self.llm, params['llm'], encoded, mask, decode)
+
+
+def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, 'b']) -> Float[Array, 'b e']:
+    valid = jnp.arange(embeddings.shape[1]) < lengths[:, None]
+    total = jnp.sum(jnp.where(valid[..., None], embeddings, 0.0), axis=1)
+    return total / jnp.maximum(lengths, 1)[:, None]
+
+
+def _cosine(a: Float[Array, 'b e'], b: Float[Array, 'b e']) -> Float[Array, 'b']:
+    norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
+    return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-9)

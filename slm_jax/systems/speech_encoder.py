@@ -1,0 +1,35 @@
+"""Waveform -> frames: a frontend, SpecAugment in training, an encoder and its CTC head, as one part of a system."""
+
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array, Float, Int
+
+from slm_jax.audio.spec_augment import SpecAugmentConfig, spec_augment
+from slm_jax.encoders.ctc import CtcHead
+
+
+class SpeechEncoder(nn.Module):
+    """Parameters: `encoder` and, where `ctc_vocab_size` is given, `ctc`."""
+
+    frontend: Any
+    encoder: nn.Module
+    ctc_vocab_size: int | None = None
+    augmentation: SpecAugmentConfig | None = None
+
+    def setup(self):
+        if self.ctc_vocab_size is not None:
+            self.ctc = CtcHead(self.ctc_vocab_size)
+
+    def __call__(
+        self, speech_samples: Int[Array, 'b n'], speech_lengths: Int[Array, 'b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b t d'], Int[Array, 'b'], Float[Array, 'b t v'] | None]:
+        """Frames, zero beyond each clip's own, their number, and CTC logits if there is a head.
+
+        Masks features and drops out only when not `deterministic`, with an rng named 'dropout'.
+        """
+        features, lengths = self.frontend(speech_samples, speech_lengths)
+        if not deterministic and self.augmentation is not None:
+            features, lengths = spec_augment(self.make_rng('dropout'), features, lengths, self.augmentation)
+        frames, frame_lengths = self.encoder(features, lengths, deterministic)
+        return frames, frame_lengths, self.ctc(frames) if self.ctc_vocab_size is not None else None

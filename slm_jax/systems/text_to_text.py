@@ -1,0 +1,83 @@
+"""Text to text: how the language model is pretrained, and the second half of the cascade that SLM is compared with."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+import optax
+
+from slm_jax import decoding
+from slm_jax.llms import t5
+from slm_jax.systems import Batch, Metrics, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class TextToText:
+    """A T5 on `encoder_input_tokens`; a batch's speech is not heard."""
+
+    llm: t5.T5
+    label_smoothing: float = 0.0
+
+    def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
+        """Fresh parameters; see `System`."""
+        return {'llm': initial_params(self.llm, rng)}
+
+    def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """Cross-entropy of the decoder's tokens."""
+        tokens = [batch[name] for name in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')]
+        rngs = None if rng is None else {'dropout': rng}
+        logits = self.llm.apply({'params': params['llm']}, *tokens, rng is None, rngs=rngs)
+        return token_loss(logits, batch, self.label_smoothing)
+
+    def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
+        """Generated tokens; see `System`."""
+        tokens = batch['encoder_input_tokens']
+        llm = {'params': params['llm']}
+        embeddings = self.llm.apply(llm, tokens, method='embed')
+        encoded = self.llm.apply(llm, embeddings, tokens > 0, method='encode')
+        return generate(self.llm, params['llm'], encoded, tokens > 0, decode)
+
+
+def initial_params(llm: t5.T5, rng: Key[Array, '']) -> Params:
+    """Fresh parameters of a T5, whose shapes depend on no batch."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return llm.init(rng, tokens, tokens, tokens)['params']
+
+
+def generate(
+    llm: t5.T5,
+    params: Params,
+    encoded: Float[Array, 'b p e'],
+    mask: Bool[Array, 'b p'],
+    decode: decoding.DecodeConfig,
+) -> Int[Array, 'b l']:
+    """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle."""
+    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
+    tokens, _ = decoding.decode(
+        step,
+        cache,
+        encoded.shape[0],
+        decode,
+        cache_batch_axis=llm.config.cache_batch_axis,
+        active=jnp.any(mask, axis=1),
+    )
+    return tokens
+
+
+def token_loss(
+    logits: Float[Array, 'b l v'], batch: Batch, label_smoothing: float = 0.0
+) -> tuple[Float[Array, ''], Metrics]:
+    """Mean cross-entropy over the weighted target tokens of the global batch, and the metrics of it."""
+    targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    objective = cross_entropy
+    if label_smoothing:
+        uniform = -jnp.mean(jax.nn.log_softmax(logits), axis=-1)
+        objective = (1.0 - label_smoothing) * cross_entropy + label_smoothing * uniform
+    total = jnp.sum(weights)
+    metrics = {
+        'loss': (jnp.sum(cross_entropy * weights), total),
+        'accuracy': (jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights), total),
+    }
+    return jnp.sum(objective * weights) / jnp.maximum(total, 1.0), metrics
