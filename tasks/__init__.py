@@ -1,1 +1,16 @@
-"""SeqIO registrations: tasks and mixtures, nothing else."""
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""SeqIO registrations: tasks and mixtures, nothing else. Importing this package registers them.
+
+A new corpus is a new file here. `manifest` and `mixture` register what a person's gin file names.
+"""
+
+import importlib
+import pkgutil
+
+from slm_jax.tasks.registry import manifest, mixture, speech_task
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f'{__name__}.{_module.name}')
+
+__all__ = ['manifest', 'mixture', 'speech_task']

@@ -63,6 +63,11 @@ def flatten(params: Params) -> dict[str, Any]:
     return dict(sorted(flax.traverse_util.flatten_dict(params, sep='/').items()))
 
 
+def unflatten(leaves: dict[str, Any]) -> Params:
+    """The inverse of `flatten`."""
+    return flax.traverse_util.unflatten_dict(leaves, sep='/')
+
+
 def structure(params: Params) -> str:
     """SHA-256 over path, shape and data type of every leaf; the leaves may be abstract."""
     lines = [f'{path} {tuple(leaf.shape)} {np.dtype(leaf.dtype).name}\n' for path, leaf in flatten(params).items()]
@@ -125,23 +130,19 @@ def _cast(leaf: np.ndarray, dtype: Any) -> np.ndarray:
 
 
 def abstract(name_or_dir: str | os.PathLike) -> Params:
-    """Shape and stored data type of every leaf, `jax.ShapeDtypeStruct`, without reading the leaves."""
+    """Shape and stored data type of every leaf, `jax.ShapeDtypeStruct`, without reading the leaves.
+
+    Raises:
+        FoundationError: the parameters are not those that the card describes.
+    """
     path = find(name_or_dir)
-    stored = _metadata(path)
+    stored = stored_tree(path / PARAMS)
     if structure(stored) != card(path)['fingerprint']['structure']:
         raise FoundationError(
             f'{path / PARAMS}: paths, shapes or types differ from the fingerprint in {path / CARD}. '
             'The directory was changed after it was made: copy it again from where it came.'
         )
     return stored
-
-
-def _metadata(path: pathlib.Path) -> Params:
-    import orbax.checkpoint as ocp
-
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(path / PARAMS).item_metadata.tree
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def load(
@@ -159,34 +160,50 @@ def load(
     Raises:
         FoundationError: not found, or not what its card says.
     """
-    import orbax.checkpoint as ocp
-
     path = find(name_or_dir)
     stored = abstract(path)
-    if sharding is None:
-        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    if isinstance(sharding, jax.sharding.Sharding):
-        sharding = jax.tree.map(lambda _: sharding, stored)
-
-    def restore(restore_args):
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(
-                path / PARAMS, args=ocp.args.PyTreeRestore(item=stored, restore_args=restore_args)
-            )
-
     if verify:
-        found = fingerprint(restore(jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), stored)))
-        expected = card(path)['fingerprint']
+        found, expected = fingerprint(restore(path / PARAMS, stored)), card(path)['fingerprint']
         if found != expected:
             raise FoundationError(f'{path / PARAMS} has the fingerprint {found}, its card says {expected}.')
+    if not isinstance(sharding, dict):
+        sharding = jax.tree.map(lambda _: sharding, stored)
 
-    def placed(leaf, leaf_sharding):
+    def wanted(leaf, leaf_sharding):
         floating = jax.numpy.issubdtype(leaf.dtype, np.floating)
-        return ocp.ArrayRestoreArgs(
-            sharding=leaf_sharding, global_shape=leaf.shape, dtype=dtype if floating else None
-        )
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if dtype and floating else leaf.dtype, sharding=leaf_sharding)
 
-    return restore(jax.tree.map(placed, stored, sharding))
+    leaves, places = flatten(stored), flatten(sharding)
+    return restore(path / PARAMS, unflatten({path: wanted(leaves[path], places[path]) for path in leaves}))
+
+
+def stored_tree(directory: pathlib.Path) -> Params:
+    """Shapes and types in an Orbax directory of parameters."""
+    import orbax.checkpoint as ocp
+
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        tree = checkpointer.metadata(directory).item_metadata.tree
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def restore(directory: pathlib.Path, wanted: Params) -> Params:
+    """Reads the leaves named by `wanted` (`jax.ShapeDtypeStruct`: type and sharding) from an Orbax directory.
+
+    Leaves that are stored and not wanted are left out. Without a sharding: on the first local device.
+    """
+    import orbax.checkpoint as ocp
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    arguments = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(
+            sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype
+        ),
+        wanted,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+        )
 
 
 def vocabulary(name_or_dir: str | os.PathLike):

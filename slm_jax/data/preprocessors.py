@@ -1,0 +1,264 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""The steps of a speech task, in the order in which a SeqIO Task runs them.
+
+    source
+    canonical…        one layout for every source: `manifests.FIELDS`, all strings
+    decode…           + speech: int16 at 16 kHz, mono; speech_length
+    seqio.CacheDatasetPlaceholder    what is above is stored once (cache.py)
+    to_text           + inputs (an instruction), targets
+    tokenize          inputs, targets → token ids, EOS
+    check             stops at bad and over-long examples
+
+An example that cannot be used is not dropped where the fault is found: its `error` says what is
+wrong, and `check`, or whoever feeds the loader, decides whether to stop.
+"""
+
+import dataclasses
+import json
+import zlib
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from slm_jax.audio import waveforms
+from slm_jax.data import languages, text_corpora
+from slm_jax.data.manifests import FIELDS
+from slm_jax.data.tensorflow_cpu import tf
+
+class BadExampleError(ValueError):
+    """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
+
+
+KINDS = ('asr', 'ast', 'instruct', 'ctc')
+# Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
+MAX_TEMPLATES = 8
+
+
+def canonical(example: Mapping[str, tf.Tensor], **fields) -> dict[str, tf.Tensor]:
+    """Lays an example out as every source must: `FIELDS`, '' where nothing is given."""
+    unknown = set(fields) - {*FIELDS, 'speech', 'samples'}
+    if unknown:
+        raise ValueError(f'no such fields in a canonical example: {sorted(unknown)}')
+    kept = {k: example[k] for k in ('source_index',) if k in example}
+    return {field: tf.constant('') for field in FIELDS} | fields | kept
+
+
+def canonical_map(fields: Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]):
+    """A preprocessor that lays examples out by `fields(example) -> {field: tensor}`."""
+    def preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        return dataset.map(lambda example: canonical(example, **fields(example)),
+                           num_parallel_calls=tf.data.AUTOTUNE)
+    preprocess.fields = fields
+    return preprocess
+
+
+def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads the file at `audio` into `speech`; without one, `speech` is empty (a text example)."""
+    def read(path: bytes, error: bytes):
+        if error or not path:
+            return np.zeros(0, np.int16), error
+        try:
+            return waveforms.read_waveform(path.decode()), b''
+        except waveforms.AudioError as problem:
+            return np.zeros(0, np.int16), str(problem).encode()
+    return _with_speech(dataset, read, ('audio', 'error'))
+
+
+def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
+    """Turns `samples` (integers on int16's scale at `rate` per second) into `speech`."""
+    def convert(samples: np.ndarray, origin: bytes):
+        try:
+            return waveforms.to_int16(samples, rate), b''
+        except waveforms.AudioError as problem:
+            return np.zeros(0, np.int16), origin + b': ' + str(problem).encode()
+    return _with_speech(dataset, convert, ('samples', 'origin'))
+
+
+def _with_speech(dataset, function, arguments):
+    def add(example):
+        speech, error = tf.numpy_function(function, [example[a] for a in arguments],
+                                          (tf.int16, tf.string), stateful=False)
+        speech.set_shape([None])
+        error.set_shape([])
+        rest = {k: v for k, v in example.items() if k != 'samples'}
+        return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error}
+    return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleStep:
+    """A SeqIO preprocessor that is a Python function of one example.
+
+    SeqIO maps it over a dataset; the loader, which takes single examples in an order of its own,
+    calls it as it is, which is some fifty times cheaper. Both see the same function.
+
+    Attributes:
+      function: (example, output_features, sequence_length) → the features it adds or replaces;
+        None leaves the example out, which must not depend on `template_seed`. Strings are bytes.
+      reads: the features it looks at; those that are absent it does not get.
+      adds: {feature: (dtype, rank)} of the features it returns.
+    """
+
+    function: Callable[..., Mapping[str, np.ndarray | bytes] | None]
+    reads: tuple[str, ...]
+    adds: Mapping[str, tuple[tf.DType, int]]
+
+    def __call__(self, dataset: tf.data.Dataset, output_features=None, sequence_length=None):
+        names = [name for name in self.reads if name in dataset.element_spec]
+
+        def call(*values):
+            added = self.function(dict(zip(names, values)), output_features, sequence_length)
+            if added is None:
+                added = {k: b'' if dtype == tf.string else np.zeros([0] * rank, dtype.as_numpy_dtype)
+                         for k, (dtype, rank) in self.adds.items()}
+                return [False, *added.values()]
+            return [True, *(added[name] for name in self.adds)]
+
+        def add(example):
+            keep, *values = tf.numpy_function(
+                call, [example[name] for name in names],
+                (tf.bool, *(dtype for dtype, _ in self.adds.values())), stateful=False)
+            for value, (_, rank) in zip(values, self.adds.values()):
+                value.set_shape([None] * rank)
+            keep.set_shape([])
+            return keep, {**example, **dict(zip(self.adds, values))}
+
+        def kept(keep, unused_example):
+            return keep
+
+        def without_keep(unused_keep, example):
+            return example
+
+        return (dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE).filter(kept)
+                .map(without_keep))
+
+
+_STRING = (tf.string, 0)
+_TOKENS = (tf.int32, 1)
+
+
+def to_text(
+    kind: str,
+    templates: tuple[str, ...] = (),
+    target_lang: str = '',
+    translated_only: bool = False,
+) -> ExampleStep:
+    """A step that adds `inputs`, what the model is asked, and `targets`, what it should answer.
+
+    Which wording an example gets is its `template_seed` modulo their number; where there is no
+    `template_seed`, a hash of its id stands for it.
+
+    Args:
+      kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
+        example's own instruction and target), 'ctc' (no instruction; text as CTC spells it).
+      templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
+        the language are passed over for an example whose language is not known.
+      target_lang: for 'ast'; '' takes the example's own.
+      translated_only: leave out examples without that translation, instead of calling it a fault.
+    """
+    if kind not in KINDS:
+        raise ValueError(f'kind {kind!r}: one of {KINDS} was expected')
+    if len(templates) > MAX_TEMPLATES:
+        raise ValueError(f'{len(templates)} templates; at most {MAX_TEMPLATES} are supported')
+
+    def write(example, unused_output_features, unused_sequence_length):
+        texts = {k: v.decode() for k, v in example.items() if isinstance(v, bytes)}
+        texts['target_lang'] = target_lang or texts['target_lang']
+        seed = example.get('template_seed')
+        if seed is None:
+            seed = zlib.crc32(example['id'])
+        inputs, targets, error = _request(kind, templates, texts, int(seed),
+                                          int(example['speech_length']))
+        if translated_only and kind == 'ast' and not targets:
+            return None
+        return {'inputs': inputs.encode(), 'targets': targets.encode(),
+                'error': (texts['error'] or error).encode(),
+                'target_lang': texts['target_lang'].encode()}
+
+    return ExampleStep(
+        write,
+        reads=('id', 'error', 'origin', 'text', 'lang', 'translations', 'target_lang',
+               'instruction', 'target', 'template_seed', 'speech_length'),
+        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang'), _STRING))
+
+
+def _request(kind: str, templates, example: Mapping[str, str], seed: int,
+             speech_length: int) -> tuple[str, str, str]:
+    """(inputs, targets, error) of one example."""
+    def lacks(field: str, remedy: str) -> tuple[str, str, str]:
+        return '', '', f'{example["origin"]}: field "{field}" is missing. {remedy}'
+
+    if not speech_length:
+        return lacks('audio', f'A task of kind {kind!r} needs the path of a recording.')
+    if kind == 'instruct':
+        for field in ('instruction', 'target'):
+            if not example[field]:
+                return lacks(field, "A task of kind 'instruct' needs both of its texts.")
+        return example['instruction'], example['target'], ''
+    if kind == 'ast':
+        to = example['target_lang']
+        if not to:
+            return lacks('target_lang', 'Give it on the line or to the task.')
+        translations = json.loads(example['translations'] or '{}')
+        targets = translations.get(to) or translations.get('')
+        if not targets:
+            return lacks('translation', f'There is none into {to!r}: add it, or leave the line out '
+                                        '(`langs` of the task chooses lines).')
+    else:
+        targets = example['text']
+        if not targets:
+            return lacks('text', f'A task of kind {kind!r} needs the transcript.')
+    if kind == 'ctc':
+        return '', text_corpora.normalize(targets), ''
+    usable = [t for t in templates if example['lang'] or '{language}' not in t]
+    if not usable:
+        return lacks('lang', 'Every wording of this task names the language of the speech.')
+    names = {'language': languages.name(example['lang']),
+             'target_language': languages.name(example['target_lang'])}
+    return usable[seed % len(usable)].format(**names), targets, ''
+
+
+def _tokenize(example, output_features, unused_sequence_length):
+    tokens = {}
+    for name, text in example.items():
+        feature = output_features[name]
+        ids = list(feature.vocabulary.encode(text.decode()))
+        tokens[name] = np.array(ids + [feature.vocabulary.eos_id] * feature.add_eos, np.int32)
+        tokens[f'{name}_pretokenized'] = text
+    return tokens
+
+
+# Encodes `inputs` and `targets`, keeps the texts as `…_pretokenized`, and appends EOS.
+tokenize = ExampleStep(
+    _tokenize, reads=('inputs', 'targets'),
+    adds={'inputs': _TOKENS, 'targets': _TOKENS,
+          'inputs_pretokenized': _STRING, 'targets_pretokenized': _STRING})
+
+
+def _check(example, unused_output_features, sequence_length):
+    if 'index' not in example:
+        if example['error']:
+            raise BadExampleError(example['error'].decode())
+        for feature, limit in (sequence_length or {}).items():
+            if limit is not None and feature in example and len(example[feature]) > limit:
+                raise BadExampleError(too_long(example['origin'].decode(), feature,
+                                               len(example[feature]), limit))
+    return {}
+
+
+# Stops at an example with an `error`, and at one longer than `sequence_length` allows, which SeqIO
+# would trim in silence. The loader marks its examples by `index` and looks at them itself, since it
+# may have been told to skip what is bad.
+check = ExampleStep(
+    _check, reads=('index', 'error', 'origin', 'speech', 'inputs', 'targets'), adds={})
+
+
+def too_long(name: str, feature: str, length: int, limit: int) -> str:
+    """What is wrong with an example of which a feature is longer than allowed."""
+    if feature == 'speech':
+        return (f'{name}: {length / waveforms.SAMPLE_RATE:.1f} s of speech where '
+                f'{limit / waveforms.SAMPLE_RATE:.1f} s are allowed. Raise '
+                "task_feature_lengths['speech'] (in samples), or split the recording.")
+    return (f'{name}: {length} tokens of {feature} where {limit} are allowed. Raise '
+            f"task_feature_lengths['{feature}'], or split the example.")

@@ -1,0 +1,101 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Vocabularies of the foundations, found when they are first used.
+
+Tasks are registered before anybody has chosen a language model. `LLM` and `CTC` stand in their
+output features and become the tokenizers of the foundations that gin names:
+
+    from slm_jax.data import vocabularies
+    vocabularies.names.llm = 't5_tiny'
+    vocabularies.names.speech_encoder = 'usm_tiny'
+"""
+
+import functools
+import hashlib
+
+import gin
+import seqio
+
+from slm_jax import foundations
+from slm_jax.data.tensorflow_cpu import tf
+
+
+@gin.configurable
+def names(llm: str = 't5_tiny', speech_encoder: str = 'usm_tiny') -> dict[str, str]:
+    """The foundations (names or directories) whose `tokenizer.model` the tasks are encoded with."""
+    return {'llm': llm, 'speech_encoder': speech_encoder}
+
+
+@functools.lru_cache(maxsize=8)
+def _load(name: str) -> seqio.Vocabulary:
+    return foundations.vocabulary(name)
+
+
+class FoundationVocabulary(seqio.Vocabulary):
+    """The tokenizer of one part, 'llm' or 'speech_encoder', as `names` gives it at the time."""
+
+    def __init__(self, part: str):
+        super().__init__(extra_ids=0)  # the foundation's own vocabulary counts its extra ids
+        self._part = part
+
+    @property
+    def vocabulary(self) -> seqio.Vocabulary:
+        return _load(names()[self._part])
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the SentencePiece model: texts encode alike where this is the same."""
+        return hashlib.sha256(self.vocabulary.sp_model).hexdigest()
+
+    @property
+    def bos_id(self) -> int | None:
+        return self.vocabulary.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        return self.vocabulary.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        return self.vocabulary.unk_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.vocabulary.vocab_size
+
+    def _encode(self, s):
+        return self.vocabulary.encode(s)
+
+    def _decode(self, ids):
+        return self.vocabulary.decode(ids)
+
+    def _encode_tf(self, s):
+        return self.vocabulary.encode_tf(s)
+
+    def _decode_tf(self, ids):
+        return self.vocabulary.decode_tf(ids)
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, FoundationVocabulary) and other._part == self._part
+
+    def __hash__(self) -> int:
+        return hash((FoundationVocabulary, self._part))
+
+    def __repr__(self) -> str:
+        return f'FoundationVocabulary({self._part!r})'
+
+
+LLM = FoundationVocabulary('llm')
+CTC = FoundationVocabulary('speech_encoder')
+
+
+def output_features(part: str = 'llm') -> dict[str, seqio.Feature]:
+    """What every task gives: speech (which a text-only task may lack), inputs and targets.
+
+    Args:
+      part: 'llm', or 'speech_encoder' for CTC, whose targets have no EOS.
+    """
+    vocabulary = {'llm': LLM, 'speech_encoder': CTC}[part]
+    tokens = seqio.Feature(vocabulary, add_eos=part == 'llm', dtype=tf.int32)
+    speech = seqio.ContinuousFeature(dtype=tf.int16, rank=1, required=False)
+    return {'speech': speech, 'inputs': tokens, 'targets': tokens}

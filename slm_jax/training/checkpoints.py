@@ -1,0 +1,224 @@
+"""Checkpoints of what is trained: Orbax, asynchronous and atomic, with a readable card.
+
+A model directory holds `card.json` (what the model is, which foundations it needs, how well it does),
+`checkpoints/<step>/` (`trainable`: the trained parameters; `optimizer`: the optimizer's state, the step and the
+random key; `card`) and the logs of its training. It never holds a frozen parameter.
+"""
+
+from collections.abc import Mapping
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from slm_jax import foundations as foundations_lib
+from slm_jax.foundations import flatten
+from slm_jax.training.state import TrainState
+
+KIND = 'model'  # of the card, beside a foundation's 'speech_encoder' and 'llm'
+TRAINABLE = 'trainable'
+_DIRECTORY = 'checkpoints'
+_OPTIMIZER = 'optimizer'
+_CARD = 'card'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, or that belongs to something else."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    packages = ('slm_jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'seqio')
+    found = {'python': platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return found
+
+
+def newest(model_dir: str | os.PathLike) -> pathlib.Path:
+    """Directory of the newest whole checkpoint. One that was being written when its process died does not count.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    directory = pathlib.Path(model_dir) / _DIRECTORY
+    # Orbax renames a checkpoint to its number once all of it is on disk.
+    steps = [int(path.name) for path in directory.glob('*') if path.name.isdigit()]
+    if not steps:
+        raise CheckpointError(f'{model_dir} has no checkpoint in {_DIRECTORY}/: train it first, or give another directory.')
+    return directory.absolute() / str(max(steps))
+
+
+def check_foundations(model_dir: str | os.PathLike, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    """Refuses foundations other than those a model was trained on.
+
+    Args:
+        model_dir: for the message.
+        saved, given: from subtree to {'name', 'fingerprint'}, as cards have it.
+
+    Raises:
+        CheckpointError: names both, with their fingerprints.
+    """
+
+    def text(entry):
+        if entry is None:
+            return 'nothing'
+        prints = entry['fingerprint']
+        return f"{entry['name']!r} (structure {prints['structure'][:16]}, content {prints['content'][:16]})"
+
+    for subtree in sorted(saved.keys() | given.keys()):
+        old, new = saved.get(subtree), given.get(subtree)
+        if old is None or new is None or old['fingerprint'] != new['fingerprint']:
+            raise CheckpointError(
+                f'{model_dir} was trained with {subtree} = {text(old)} and cannot be used with {text(new)}. '
+                'Give the foundation it was trained on, or train anew in another model directory.'
+            )
+
+
+class Checkpoints:
+    """The checkpoints of one model directory, for training."""
+
+    def __init__(self, model_dir: str | os.PathLike, max_to_keep: int = 2, best_metric: str | None = None):
+        """Opens the directory, and removes what a killed process left half-written.
+
+        Args:
+            model_dir: created if need be.
+            max_to_keep: newest checkpoints kept.
+            best_metric: an evaluation result such as 'dev/loss'; the checkpoint where it is lowest is kept too.
+        """
+        self.model_dir = pathlib.Path(model_dir).expanduser().absolute()
+        keep = [checkpoint_managers.LatestN(max_to_keep)]
+        if best_metric:
+            keep.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics[best_metric], reverse=True, n=1, keep_checkpoints_without_metrics=False
+                )
+            )
+        self._best_metric = best_metric
+        self._manager = ocp.CheckpointManager(
+            self.model_dir / _DIRECTORY,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, rng: jax.Array, card: Mapping[str, Any]) -> None:
+        """Starts writing a checkpoint; training goes on meanwhile. Does nothing if this step is there already."""
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        card = {**card, 'step': step}
+        evaluation = card.get('evaluation', {})
+        metrics = {k: v for k, v in evaluation.items() if isinstance(v, float)} if self._best_metric in evaluation else None
+        optimizer = {'opt_state': state.opt_state, 'step': state.step, 'rng': jax.random.key_data(rng)}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                **{
+                    TRAINABLE: ocp.args.PyTreeSave(state.trainable),
+                    _OPTIMIZER: ocp.args.PyTreeSave(optimizer),
+                    _CARD: ocp.args.JsonSave(card),
+                }
+            ),
+            metrics=metrics,
+        )
+        self.write_card(card)
+
+    def write_card(self, card: Mapping[str, Any]) -> None:
+        """Puts the card where a person and `foundations.find` look for it."""
+        if jax.process_index() == 0:
+            temporary = self.model_dir / f'.{foundations_lib.CARD}'
+            temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
+            temporary.replace(self.model_dir / foundations_lib.CARD)
+
+    def read_card(self, step: int) -> dict[str, Any]:
+        """The card of one checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(**{_CARD: ocp.args.JsonRestore()}))[_CARD]
+
+    def restore(self, step: int, abstract: TrainState, rng: jax.Array) -> tuple[TrainState, jax.Array]:
+        """State and random key of one checkpoint, read into the shardings of `abstract`.
+
+        Raises:
+            CheckpointError: it has other parameters than `abstract`.
+        """
+        directory = self.model_dir / _DIRECTORY / str(step)
+        stored = {path: leaf.shape for path, leaf in flatten(foundations_lib.stored_tree(directory / TRAINABLE)).items()}
+        wanted = {path: leaf.shape for path, leaf in flatten(abstract.trainable).items()}
+        if different := sorted(path for path in stored.keys() | wanted.keys() if stored.get(path) != wanted.get(path)):
+            path = different[0]
+            raise CheckpointError(
+                f'{directory}: {len(different)} trained parameters are not those of this configuration; first {path}: '
+                f'{stored.get(path, "none")} there, {wanted.get(path, "none")} here. '
+                'Give the model and `trainable` it was trained with, or another model directory.'
+            )
+        key = jax.random.key_data(rng)
+        optimizer = {
+            'opt_state': abstract.opt_state,
+            'step': abstract.step,
+            'rng': jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=abstract.step.sharding),
+        }
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    **{TRAINABLE: _restore_args(abstract.trainable), _OPTIMIZER: _restore_args(optimizer)}
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f'{directory}: the optimizer state is not that of this configuration ({str(error)[:300]}). '
+                'Give the optimizer it was trained with, or another model directory.'
+            ) from error
+        optimizer = items[_OPTIMIZER]
+        state = TrainState(
+            step=optimizer['step'],
+            bad_step=jax.device_put(jax.numpy.int32(-1), abstract.bad_step.sharding),
+            trainable=items[TRAINABLE],
+            opt_state=optimizer['opt_state'],
+        )
+        return state, jax.random.wrap_key_data(optimizer['rng'])
+
+    def close(self) -> None:
+        """Waits until all is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _restore_args(abstract: Any):
+    return ocp.args.PyTreeRestore(
+        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
+    )
+
+
+def load_for_inference(
+    model_dir: str | os.PathLike, step: int | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The trained parameters and the card of one checkpoint, the newest unless `step` says otherwise.
+
+    Returns:
+        (nested dictionary with the system's paths, card). The card's `foundations` name what else the model needs.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+    """
+    directory = newest(model_dir) if step is None else pathlib.Path(model_dir).absolute() / _DIRECTORY / str(step)
+    if not directory.is_dir():
+        raise CheckpointError(f'{directory} is not there: the newest checkpoint is {newest(model_dir)}.')
+    params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return params, checkpointer.restore(directory / _CARD)

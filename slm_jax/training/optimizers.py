@@ -1,0 +1,82 @@
+"""Optimizers and learning-rate schedules for gin, from optax."""
+
+import jax
+import optax
+
+
+def schedule(
+    peak: float,
+    warmup_steps: int,
+    decay: str = 'rsqrt',
+    total_steps: int | None = None,
+    final: float = 0.0,
+) -> optax.Schedule:
+    """Linear warm-up from 0 to `peak`, then a decay.
+
+    Args:
+        peak: learning rate at `warmup_steps`.
+        warmup_steps: 0 for none.
+        decay: 'constant'; 'rsqrt' (peak * sqrt(warmup / step), as T5X); 'cosine' or 'linear', down to `final` at
+            `total_steps`.
+        total_steps: steps in all; needed by 'cosine' and 'linear'.
+        final: learning rate at the end of 'cosine' and 'linear'.
+    """
+    if decay in ('cosine', 'linear') and (total_steps is None or total_steps <= warmup_steps):
+        raise ValueError(f'schedule: decay={decay!r} needs total_steps > warmup_steps, got {total_steps}.')
+    if decay == 'constant':
+        after = optax.constant_schedule(peak)
+    elif decay == 'rsqrt':
+        start = max(warmup_steps, 1)
+
+        def after(step):
+            return peak * (start / (start + step)) ** 0.5
+    elif decay == 'cosine':
+        after = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=final / peak)
+    elif decay == 'linear':
+        after = optax.linear_schedule(peak, final, total_steps - warmup_steps)
+    else:
+        raise ValueError(f"schedule: decay={decay!r} is none of 'constant', 'rsqrt', 'cosine', 'linear'.")
+    if not warmup_steps:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
+
+
+def adamw(
+    learning_rate: float | optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.98,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by the global norm (None: no clipping). Norms' scales and biases do not decay."""
+
+    def decays(params):
+        # By name, not by rank: stacked layers give a scale a second axis.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: not path or not str(path[-1].key).endswith(('scale', 'bias')), params
+        )
+
+    adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+    return _clipped(adam, clip_norm)
+
+
+def adafactor(
+    learning_rate: float | optax.Schedule,
+    min_dim_size_to_factor: int = 128,
+    decay_rate: float = 0.8,
+    multiply_by_parameter_scale: bool = True,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) with T5's settings: no momentum, updates clipped by block."""
+    factored = optax.adafactor(
+        learning_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        decay_rate=decay_rate,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
+    )
+    return _clipped(factored, clip_norm)
+
+
+def _clipped(optimizer: optax.GradientTransformation, clip_norm: float | None) -> optax.GradientTransformation:
+    return optimizer if clip_norm is None else optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)

@@ -1,0 +1,162 @@
+"""Where each parameter comes from: a foundation, another trained model, or fresh initialisation."""
+
+from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from slm_jax import foundations as foundations_lib
+from slm_jax.foundations import flatten, FoundationError, unflatten
+from slm_jax.training import checkpoints
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """One directory that gives the parameters below one path.
+
+    Attributes:
+        subtree: path of the part in the system's parameters, such as 'llm' or 'speech_encoder/encoder'.
+        name: what was asked for: the name or directory of a foundation, or the directory of a trained model.
+        directory: the Orbax directory of the parameters.
+        paths: from a path in the system's parameters to the path in `directory`.
+        stored: shape and type in `directory`, by the system's path.
+        fingerprint: of what `directory` holds.
+    """
+
+    subtree: str
+    name: str
+    directory: pathlib.Path
+    paths: Mapping[str, str]
+    stored: Mapping[str, jax.ShapeDtypeStruct]
+    fingerprint: Mapping[str, Any]
+
+    def describe(self) -> dict[str, Any]:
+        """The entry of a card: what to ask for, and what it must then be."""
+        installed = self.name in foundations_lib.known()
+        name = self.name if installed else str(foundations_lib.find(self.name))
+        return {'name': name, 'fingerprint': dict(self.fingerprint)}
+
+
+def find(foundations: Mapping[str, str]) -> list[Origin]:
+    """The origins named by `foundations`, from subtree to a foundation's name or directory or a model's directory.
+
+    Raises:
+        FoundationError: not found, damaged, or without parameters for this subtree.
+    """
+    origins = []
+    for subtree, name in foundations.items():
+        name = str(name)
+        path = foundations_lib.find(name)
+        card = foundations_lib.card(path)
+        if card.get('kind') == checkpoints.KIND:
+            directory = checkpoints.newest(path) / checkpoints.TRAINABLE
+            leaves = flatten(foundations_lib.stored_tree(directory))
+            stored = {path: leaf for path, leaf in leaves.items() if path.startswith(f'{subtree}/')}
+            paths = {path: path for path in stored}
+            if not stored:
+                parts = sorted({path.split('/')[0] for path in leaves})
+                raise FoundationError(f'{path} trained {parts}, so it cannot be where {subtree!r} comes from.')
+            fingerprint = foundations_lib.fingerprint(foundations_lib.restore(directory, unflatten(dict(stored))))
+        else:
+            directory = path / foundations_lib.PARAMS
+            leaves = flatten(foundations_lib.abstract(path))
+            paths = {f'{subtree}/{path}': path for path in leaves}
+            stored = {path: leaves[source] for path, source in paths.items()}
+            fingerprint = card['fingerprint']
+        origins.append(Origin(subtree, name, directory, paths, stored, fingerprint))
+    return origins
+
+
+def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[str]:
+    """Whether the origins give every frozen parameter, with the right shapes.
+
+    Args:
+        origins: from `find`.
+        trainable, frozen: the system's abstract parameters (see `state.split`).
+
+    Returns:
+        Paths that are freshly initialised: trainable, and given by no origin.
+
+    Raises:
+        FoundationError: a frozen parameter comes from nowhere, or a shape differs.
+    """
+    expected = flatten(trainable) | flatten(frozen)
+    given = {}
+    for origin in origins:
+        for path, leaf in origin.stored.items():
+            if path in given:
+                raise FoundationError(f'foundations: {origin.name!r} and {given[path]!r} both give {path}.')
+            given[path] = origin.name
+            if path in expected and expected[path].shape != leaf.shape:
+                raise FoundationError(
+                    f'{origin.subtree} = {origin.name!r}: {path} has shape {leaf.shape} there and '
+                    f'{expected[path].shape} in the system. Use the model file that the foundation was made with.'
+                )
+    if missing := sorted(flatten(frozen).keys() - given.keys()):
+        names = {origin.subtree: origin.name for origin in origins}
+        raise FoundationError(
+            f'{len(missing)} frozen parameters come from nowhere ({summary(missing)}): foundations = {names}. '
+            'Name a foundation for them, or train them (`trainable`).'
+        )
+    return sorted(flatten(trainable).keys() - given.keys())
+
+
+def load(origins: Sequence[Origin], wanted: Params) -> Params:
+    """Reads the leaves of `wanted` that the origins have, each straight into its type and sharding.
+
+    Args:
+        wanted: `jax.ShapeDtypeStruct`s by the system's paths; leaves that no origin has are left out.
+    """
+    leaves = flatten(wanted)
+    loaded = {}
+    for origin in origins:
+        here = {source: leaves[path] for path, source in origin.paths.items() if path in leaves}
+        if here:
+            read = flatten(foundations_lib.restore(origin.directory, unflatten(here)))
+            loaded |= {path: read[source] for path, source in origin.paths.items() if path in leaves}
+    return unflatten(loaded)
+
+
+def fresh(init: Callable[[jax.Array], Params], rng: jax.Array, wanted: Params) -> Params:
+    """Initialises the leaves of `wanted` on their devices, and nothing else: XLA drops what is not asked for.
+
+    Args:
+        init: from a key to all parameters, boxed or not.
+        rng: the key.
+        wanted: `jax.ShapeDtypeStruct`s with shardings.
+    """
+    leaves = flatten(wanted)
+    if not leaves:
+        return {}
+
+    def pick(key):
+        params = flatten(nn.unbox(init(key)))
+        return {path: params[path].astype(leaf.dtype) for path, leaf in leaves.items()}
+
+    shardings = {path: leaf.sharding for path, leaf in leaves.items()}
+    return unflatten(jax.jit(pick, out_shardings=shardings)(rng))
+
+
+def place(abstract: Params, shardings: Params, dtype: Any = None) -> Params:
+    """Abstract leaves with their shardings, floating-point ones in `dtype` (None: as they are)."""
+
+    def one(leaf, sharding):
+        cast = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(one, abstract, shardings)
+
+
+def summary(paths: Sequence[str]) -> str:
+    """A short text for many paths: `speech_encoder/ctc (2), adapter/layers_0 (14)`."""
+    groups = {}
+    for path in paths:
+        group = '/'.join(path.split('/')[:2])
+        groups[group] = groups.get(group, 0) + 1
+    return ', '.join(f'{group} ({count})' for group, count in groups.items())

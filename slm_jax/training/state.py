@@ -1,0 +1,76 @@
+"""What is trained and what is not: one parameter tree, split by path patterns."""
+
+from collections.abc import Sequence
+import difflib
+import re
+from typing import Any
+
+import flax
+import jax
+from jaxtyping import Array, Int32
+
+from slm_jax.foundations import flatten, unflatten
+
+Params = dict[str, Any]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a step changes. Frozen parameters are an argument beside it.
+
+    Attributes:
+        step: steps taken.
+        bad_step: the step whose loss or gradient was not finite, -1 if there was none. From then on a step changes
+            nothing, so what was trained before stays whole however late the host looks.
+        trainable: the parameters that are trained, a nested dictionary with the paths they have in the whole tree.
+        opt_state: optax's.
+    """
+
+    step: Int32[Array, '']
+    bad_step: Int32[Array, '']
+    trainable: Params
+    opt_state: Any
+
+
+def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
+    """Splits a parameter tree into (what is trained, what is frozen).
+
+    Args:
+        params: nested dictionary of arrays, abstract arrays or anything else.
+        patterns: regular expressions; a leaf is trained if one of them matches its whole path.
+
+    Raises:
+        ValueError: a pattern matches no leaf; names the nearest paths.
+    """
+    if isinstance(patterns, str):
+        patterns = (patterns,)
+    leaves = flatten(params)
+    trained = set()
+    for pattern in patterns:
+        matches = {path for path in leaves if re.fullmatch(pattern, path)}
+        if not matches:
+            near = difflib.get_close_matches(pattern, leaves, n=3, cutoff=0.0)
+            raise ValueError(
+                f'trainable: the pattern {pattern!r} matches no parameter. Patterns match whole paths, such as '
+                f"{', '.join(map(repr, near))}; '{pattern.split('/')[0]}/.*' would match all below one part."
+            )
+        trained |= matches
+    trainable = {path: leaf for path, leaf in leaves.items() if path in trained}
+    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
+    return unflatten(trainable), unflatten(frozen)
+
+
+def merge(*parts: Params) -> Params:
+    """One tree of parts that have no leaf in common: the inverse of `split`."""
+    leaves = {}
+    for part in parts:
+        new = flatten(part)
+        if common := leaves.keys() & new.keys():
+            raise ValueError(f'merge: both parts have {sorted(common)[:3]}')
+        leaves |= new
+    return unflatten(leaves)
+
+
+def num_params(params: Params) -> int:
+    """Number of scalars in a tree of arrays or abstract arrays."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

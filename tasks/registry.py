@@ -1,0 +1,120 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""How tasks and mixtures of speech are registered: one call each, harmless when repeated."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+
+import gin
+import seqio
+
+from slm_jax.data import manifests, preprocessors, vocabularies
+from slm_jax.tasks import instructions
+
+TEMPLATES = {
+    'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
+    'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
+    'instruct': (),
+    'ctc': (),
+}
+
+
+def speech_task(
+    name: str,
+    source: seqio.DataSource,
+    kind: str,
+    before_cache: Sequence[Callable] = (preprocessors.decode_file,),
+    target_lang: str = '',
+    translated_only: bool = False,
+    templates: Sequence[str] | None = None,
+) -> seqio.Task:
+    """Registers a task on speech, or returns it where it is registered already.
+
+    Args:
+      name: of the task.
+      source: a SeqIO source.
+      kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
+      before_cache: steps from what the source gives to canonical examples with `speech`.
+      target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
+      templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
+    """
+    if name in seqio.TaskRegistry.names():
+        return seqio.TaskRegistry.get(name)
+    return seqio.TaskRegistry.add(
+        name,
+        source=source,
+        preprocessors=[
+            *before_cache,
+            seqio.CacheDatasetPlaceholder(),
+            preprocessors.to_text(
+                kind, tuple(TEMPLATES[kind] if templates is None else templates), target_lang,
+                translated_only),
+            preprocessors.tokenize,
+            preprocessors.check,
+        ],
+        output_features=vocabularies.output_features('speech_encoder' if kind == 'ctc' else 'llm'),
+        metric_fns=[],
+    )
+
+
+@gin.configurable
+def manifest(
+    name: str = gin.REQUIRED,
+    path: str | Mapping[str, str] = gin.REQUIRED,
+    task: str = 'asr',
+    target_lang: str = '',
+    langs: Sequence[str] = (),
+    templates: Sequence[str] | None = None,
+) -> str:
+    """Registers a task over JSONL manifests (slm_jax/data/manifests.py) and returns its name.
+
+    In gin, `MIXTURE_OR_TASK_NAME = @tasks.manifest()` with `tasks.manifest.name`, `….path`.
+
+    Args:
+      name: of the task.
+      path: a manifest, used for every split, or {'train': path, 'validation': path, …}.
+      task: 'asr', 'ast', 'instruct' or 'ctc'.
+      target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
+      langs: take lines of these languages only.
+      templates: wordings instead of those of tasks/instructions.py.
+
+    Raises:
+      ValueError: the name is taken by something else.
+    """
+    splits = ('train', 'validation', 'test')
+    paths = dict(path) if isinstance(path, Mapping) else dict.fromkeys(splits, str(path))
+    source = manifests.ManifestSource({k: str(v) for k, v in paths.items()}, tuple(langs))
+    known = seqio.TaskRegistry._REGISTRY.get(name)
+    definition = (source, task, target_lang, templates)
+    if known is not None and getattr(known, 'manifest_definition', None) != definition:
+        raise ValueError(f'a task {name!r} is registered already; choose another name')
+    registered = speech_task(
+        name,
+        seqio.FunctionDataSource(source, splits=list(paths)),
+        task, target_lang=target_lang, templates=templates)
+    registered.manifest_definition = definition
+    return name
+
+
+@gin.configurable
+def mixture(rates: Mapping[str, float] = gin.REQUIRED, name: str = '') -> str:
+    """Registers a mixture of tasks and mixtures by rate and returns its name.
+
+    In gin, one line: `MIXTURE_OR_TASK_NAME = {'voice_prompts_asr': 1.0, 'my_manifest': 2.0}` (the
+    loader takes rates as they are), or `@tasks.mixture()` where a name is wanted.
+
+    Args:
+      rates: {name: rate}; a mixture's rate is shared by its tasks in proportion to theirs.
+      name: of the mixture; '' makes one from the rates.
+    """
+    rates = {part: float(rate) for part, rate in rates.items()}
+    digest = hashlib.sha256(json.dumps(rates).encode()).hexdigest()[:12]
+    name = name or f'mixture_{digest}'
+    if name in seqio.MixtureRegistry.names():
+        known = seqio.MixtureRegistry.get(name)
+        if known.rate_per_task_name != rates:
+            raise ValueError(f'a mixture {name!r} with other rates is registered already')
+        return name
+    seqio.MixtureRegistry.add(name, list(rates.items()))
+    return name

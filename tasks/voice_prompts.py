@@ -1,0 +1,59 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Telephone prompts in five languages: recognition, translation between all pairs, and CTC.
+
+    voice_prompts_asr_{en,es,fr,it,ru}   voice_prompts_asr
+    voice_prompts_ast_{src}_{tgt}        voice_prompts_ast
+    voice_prompts_ctc_{en,…}             voice_prompts_ctc      voice_prompts = asr + ast
+"""
+
+import itertools
+import json
+
+import seqio
+
+import slm_jax.data.voice_prompts  # noqa: F401  registers the data set with TFDS
+from slm_jax.data import preprocessors
+from slm_jax.data.tensorflow_cpu import tf
+from slm_jax.data.voice_prompts.fetch import LANGUAGES
+from slm_jax.tasks import registry
+
+
+def _only(lang: str):
+    def keep(dataset):
+        return dataset.filter(lambda example: example['lang'] == lang)
+    return keep
+
+
+def _fields(example):
+    def as_json(*texts):
+        return json.dumps({k: t.decode() for k, t in zip(LANGUAGES, texts) if t}).encode()
+    translations = [example['translations'][lang] for lang in LANGUAGES]
+    packed = tf.numpy_function(as_json, translations, tf.string, stateful=False)
+    packed.set_shape([])
+    name = tf.strings.join(['voice_prompts/', example['lang'], '/', example['id']])
+    return {'id': name, 'origin': name, 'text': example['text'], 'lang': example['lang'],
+            'translations': packed, 'samples': example['audio']}
+
+
+def _decode(dataset):
+    return preprocessors.decode_samples(dataset, rate=8000)
+
+
+def _register(name: str, lang: str, kind: str, target_lang: str = '') -> str:
+    registry.speech_task(
+        name, seqio.TfdsDataSource('voice_prompts:1.0.0'), kind,
+        before_cache=(_only(lang), preprocessors.canonical_map(_fields), _decode),
+        target_lang=target_lang, translated_only=True)
+    return name
+
+
+ASR = [_register(f'voice_prompts_asr_{lang}', lang, 'asr') for lang in LANGUAGES]
+AST = [_register(f'voice_prompts_ast_{lang}_{to}', lang, 'ast', to)
+       for lang, to in itertools.permutations(LANGUAGES, 2)]
+CTC = [_register(f'voice_prompts_ctc_{lang}', lang, 'ctc') for lang in LANGUAGES]
+
+registry.mixture(dict.fromkeys(ASR, 1), 'voice_prompts_asr')
+registry.mixture(dict.fromkeys(AST, 1), 'voice_prompts_ast')
+registry.mixture(dict.fromkeys(CTC, 1), 'voice_prompts_ctc')
+registry.mixture({'voice_prompts_asr': 1, 'voice_prompts_ast': 1}, 'voice_prompts')
