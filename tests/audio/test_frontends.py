@@ -1,0 +1,46 @@
+"""Frontends against the reference feature extractors, and against their own padding."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax.audio.frontends import UsmFrontend, WhisperFrontend
+
+GOLDENS = np.load(pathlib.Path(__file__).parents[1] / 'testdata/transformers_goldens/frontends.npz')
+SAMPLES = GOLDENS['samples']
+
+
+def padded(extra: int, noise: bool) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    tail = rng.integers(-9000, 9000, extra) if noise else np.zeros(extra)
+    return np.concatenate([SAMPLES, tail.astype(np.int16)])[None]
+
+
+@pytest.mark.parametrize('extra', [0, 1, 6001])
+def test_usm_equals_gemma3n(extra):
+    features, lengths = jax.jit(UsmFrontend())(padded(extra, noise=True), np.array([len(SAMPLES)]))
+    expected = GOLDENS['usm']
+    assert lengths[0] == len(expected)
+    np.testing.assert_allclose(features[0, : lengths[0]], expected, atol=1e-4)
+    assert not np.any(features[0, lengths[0] :])
+
+
+@pytest.mark.parametrize('bins', [80, 128])
+def test_whisper_equals_reference(bins):
+    features, lengths = jax.jit(WhisperFrontend(bins))(padded(6001, noise=True), np.array([len(SAMPLES)]))
+    assert features.shape == (1, 3000, bins) and lengths[0] == 150
+    np.testing.assert_allclose(features[0, :170], GOLDENS[f'whisper_{bins}'], atol=1e-4)
+
+
+def test_whisper_refuses_to_cut():
+    with pytest.raises(ValueError, match='30 s'):
+        WhisperFrontend()(np.zeros((1, 480_001), np.int16), np.array([480_001]))
+
+
+def test_usm_short_and_empty_clips():
+    features, lengths = UsmFrontend()(np.ones((3, 400), np.int16), np.array([400, 1, 0]))
+    assert features.shape == (3, 1, 128)
+    assert lengths.tolist() == [1, 1, 0]
+    assert np.all(np.isfinite(features)) and not np.any(features[2])
