@@ -5,6 +5,8 @@
 A new corpus is a new file here. `manifest` and `mixture` register what a person's gin file names.
 """
 
+import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
+
 import importlib
 import pkgutil
 

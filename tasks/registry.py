@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """How tasks and mixtures of speech are registered: one call each, harmless when repeated."""
 
+import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
+
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence

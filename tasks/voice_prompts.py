@@ -7,6 +7,8 @@
     voice_prompts_ctc_{en,…}             voice_prompts_ctc      voice_prompts = asr + ast
 """
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
 import itertools
 import json
 
@@ -14,7 +16,6 @@ import seqio
 
 import slm_jax.data.voice_prompts  # noqa: F401  registers the data set with TFDS
 from slm_jax.data import preprocessors
-from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.data.voice_prompts.fetch import LANGUAGES
 from slm_jax.tasks import registry
 

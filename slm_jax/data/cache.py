@@ -12,6 +12,8 @@ share those (transcribe and translate one corpus) share a store, and a changed t
 Every shard takes its name when it is finished; a build that was cut goes on after the last of them.
 """
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
 import contextlib
 import dataclasses
 import fcntl
@@ -26,12 +28,12 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 import seqio
+import tensorflow_datasets as tfds
 import tqdm
 from absl import logging
 from array_record.python import array_record_module
 
 from slm_jax.data.preprocessors import BadExampleError
-from slm_jax.data.tensorflow_cpu import tf
 
 FORMAT = 1  # part of every fingerprint: raise it when what a step writes changes
 SHARD_EXAMPLES = 1000
@@ -98,8 +100,15 @@ def _check_placeholder(task: seqio.Task) -> None:
                          'the steps that are the same in every epoch')
 
 
+def fetch_source(task: seqio.Task) -> None:
+    """Downloads what the task reads, where it is a TFDS data set that is not there yet."""
+    if isinstance(task.source, seqio.TfdsDataSource):
+        task.source.tfds_dataset.builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+
+
 def open_store(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None = None,
-               on_bad_example: str = 'raise', progress: bool = False) -> 'Store':
+               on_bad_example: str = 'raise') -> 'Store':
     """Opens the store of a task's split; builds it first where it is missing or was cut.
 
     Args:
@@ -107,7 +116,6 @@ def open_store(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None
       cache_dir: where stores are kept; None = `default_dir()`.
       on_bad_example: 'raise' stops at the first example that cannot be used, 'skip' leaves it out
         and lists it in `Store.skipped`.
-      progress: shows a bar while building.
 
     Raises:
       BadExampleError: as said; also where an earlier run skipped examples and this one may not.
@@ -115,6 +123,7 @@ def open_store(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None
     """
     if on_bad_example not in ('raise', 'skip'):
         raise ValueError(f"on_bad_example={on_bad_example!r}: 'raise' or 'skip' was expected")
+    fetch_source(task)
     if split not in task.splits:
         raise ValueError(f'task {task.name!r} has no split {split!r}; it has {list(task.splits)}')
     directory = store_dir(task, split, cache_dir)
@@ -123,7 +132,7 @@ def open_store(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None
         with open(directory / 'lock', 'w') as lock:  # a second process waits, then finds it built
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (directory / 'store.json').exists():
-                _build(task, split, directory, on_bad_example, progress)
+                _build(task, split, directory, on_bad_example)
     store = Store(directory)
     if store.skipped and on_bad_example == 'raise':
         raise BadExampleError(_REMEDY.format(store.skipped[0][1]))
@@ -141,7 +150,7 @@ def _source_examples(task: seqio.Task, split: str, skip: int) -> tf.data.Dataset
     return task.preprocess_precache(dataset.skip(skip), seed=0)
 
 
-def _build(task, split, directory: pathlib.Path, on_bad_example: str, progress: bool) -> None:
+def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     done = sorted(directory.glob('*.json'))
     start = json.loads(done[-1].read_text())['next_source_index'] if done else 0
     dataset = _source_examples(task, split, start)
@@ -152,7 +161,7 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str, progress: 
             len(json.loads(path.read_text())['ids']) for path in done))
     logging.info('Preparing %s %s in %s', task.name, split, directory)
     shards = len(done)
-    bar = tqdm.tqdm(desc=f'{task.name} {split}', unit=' examples', disable=not progress)
+    bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)
     writer = _ShardWriter(directory, shards)
     last = start - 1
     for example in dataset.as_numpy_iterator():

@@ -2,12 +2,13 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """SeqIO feature converter: task features to the batch contract that every system reads."""
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
 from collections.abc import Mapping
 
 import numpy as np
 import seqio
 
-from slm_jax.data.tensorflow_cpu import tf
 
 _Spec = seqio.FeatureConverter.FeatureSpec
 

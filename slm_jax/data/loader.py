@@ -2,7 +2,11 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """From a SeqIO task or mixture to batches: stores (cache.py), a plan (plan.py), and a thread."""
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
+import atexit
 import dataclasses
+import difflib
 import functools
 import hashlib
 import json
@@ -19,7 +23,6 @@ from absl import logging
 
 from slm_jax.data import cache, feature_converter, preprocessors
 from slm_jax.data import plan as plan_lib
-from slm_jax.data.tensorflow_cpu import tf
 
 DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048}
 _FEATURES = ('speech', 'inputs', 'targets')
@@ -67,6 +70,10 @@ class SpeechTextLoader:
       row_multiple: rows of every batch are a multiple of this: the data-parallel size.
       tokens_per_batch: see `plan.Plan`.
       prefetch: batches made ahead.
+      data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+
+    Raises:
+      preprocessors.BadExampleError: an example that cannot be used, unless these are skipped.
     """
 
     def __init__(
@@ -84,8 +91,11 @@ class SpeechTextLoader:
         row_multiple: int = 1,
         tokens_per_batch: int | None = None,
         prefetch: int = 4,
+        data_dir: str | os.PathLike | None = None,
     ):
-        self._tasks, rates = _tasks_and_rates(mixture_or_task_name)
+        if data_dir:
+            seqio.set_tfds_data_dir_override(str(data_dir))
+        self._tasks, rates = tasks_and_rates(mixture_or_task_name)
         self.name = ', '.join(task.name for task in self._tasks[:3])
         self.split = split
         self._lengths = {**DEFAULT_LENGTHS, **(task_feature_lengths or {})}
@@ -97,8 +107,7 @@ class SpeechTextLoader:
         for task, rate in zip(self._tasks, rates):
             directory = cache.store_dir(task, split, cache_dir)
             if directory not in stores:
-                stores[directory] = cache.open_store(task, split, cache_dir, on_bad_example,
-                                                     progress=True)
+                stores[directory] = cache.open_store(task, split, cache_dir, on_bad_example)
                 self.skipped += stores[directory].skipped
             store = stores[directory]
             self._stores.append(store)
@@ -245,22 +254,31 @@ class SpeechTextLoader:
             except BaseException as error:  # handed to whoever iterates
                 put((end, error))
 
-        threading.Thread(target=work, daemon=True, name='slm_jax input').start()
+        thread = threading.Thread(target=work, daemon=True, name='slm_jax input')
+
+        def close():
+            stop.set()
+            thread.join()
+
+        atexit.register(close)  # TensorFlow aborts if its threads outlive the interpreter
+        thread.start()
         try:
-            started = time.monotonic()
+            resumed = time.monotonic()
             while True:
                 asked = time.monotonic()
                 item, error = made.get()
-                self._waited += time.monotonic() - asked
-                self._elapsed += time.monotonic() - started
-                started = time.monotonic()
+                now = time.monotonic()
+                self._waited += now - asked
+                self._elapsed += now - resumed
+                resumed = now
                 if error is not None:
                     raise error
                 if item is end:
                     return
                 yield item
         finally:
-            stop.set()
+            close()
+            atexit.unregister(close)
 
     @property
     def wait_share(self) -> float:
@@ -291,11 +309,23 @@ class SpeechTextLoader:
                 'tasks': [task.name for task in self._tasks], 'plan': digest.hexdigest()}
 
 
-def _tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], list[float]]:
+def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], list[float]]:
+    """The tasks of a task, of a mixture, or of {name: rate}, and how often each is drawn.
+
+    A mixture's rate is shared by its tasks in proportion to theirs.
+
+    Raises:
+      ValueError: no such name; says which are near.
+    """
     if isinstance(name, Mapping):
-        parts = [(_tasks_and_rates(part), float(rate)) for part, rate in name.items()]
+        parts = [(tasks_and_rates(part), float(rate)) for part, rate in name.items()]
         return ([task for (tasks, _), _ in parts for task in tasks],
                 [rate * r / sum(rates) for (_, rates), rate in parts for r in rates])
+    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known), n=3)
+        raise ValueError(f'no task or mixture is called {name!r}'
+                         + (f'; did you mean {" or ".join(near)}?' if near else ''))
     provider = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(provider)
     if isinstance(provider, seqio.Task):

@@ -14,6 +14,8 @@ An example that cannot be used is not dropped where the fault is found: its `err
 wrong, and `check`, or whoever feeds the loader, decides whether to stop.
 """
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
 import dataclasses
 import json
 import zlib
@@ -24,7 +26,6 @@ import numpy as np
 from slm_jax.audio import waveforms
 from slm_jax.data import languages, text_corpora
 from slm_jax.data.manifests import FIELDS
-from slm_jax.data.tensorflow_cpu import tf
 
 class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""

@@ -10,6 +10,8 @@ output features and become the tokenizers of the foundations that gin names:
     vocabularies.names.speech_encoder = 'usm_tiny'
 """
 
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
 import functools
 import hashlib
 
@@ -17,7 +19,6 @@ import gin
 import seqio
 
 from slm_jax import foundations
-from slm_jax.data.tensorflow_cpu import tf
 
 
 @gin.configurable

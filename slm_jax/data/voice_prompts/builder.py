@@ -2,6 +2,8 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """TFDS builder `voice_prompts`: speech, its transcript, and its translation into four languages."""
 
+import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
+
 import hashlib
 import pathlib
 import re

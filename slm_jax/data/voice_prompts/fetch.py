@@ -18,6 +18,7 @@ import tarfile
 import urllib.error
 import urllib.request
 
+import tqdm
 from absl import logging
 
 LANGUAGES = ('en', 'es', 'fr', 'it', 'ru')
@@ -103,9 +104,10 @@ def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
         archive = directory / 'publisher' / f'{lang}.tar.gz'
         if not archive.exists():
             url = PUBLISHER.format(lang=lang, release=RELEASE)
-            logging.info('Downloading %s', url)
             partial = archive.with_suffix('.part')
-            with urllib.request.urlopen(url, timeout=30) as response, open(partial, 'wb') as file:
+            with urllib.request.urlopen(url, timeout=30) as response, tqdm.tqdm.wrapattr(
+                    open(partial, 'wb'), 'write', desc=f'Downloading {archive.name}',
+                    total=int(response.headers.get('Content-Length', 0)) or None) as file:
                 shutil.copyfileobj(response, file)
             partial.rename(archive)
         unpacked = _empty(directory / f'{lang}.part')
@@ -145,20 +147,22 @@ def _apt_download(packages: list[str], directory: pathlib.Path) -> None:
     """`apt-get download` with package lists of our own where the machine has none: no root."""
     if not shutil.which('apt-get'):
         raise FetchError('this machine has no apt-get')
-    logging.info('Downloading %d Debian packages', len(packages))
     command = ['apt-get', '-q', '-o', 'Debug::NoLocking=1', '-o', 'APT::Sandbox::User=']
+
+    def run(*arguments):
+        subprocess.run([*command, *arguments], cwd=directory, check=True, capture_output=True)
+
+    state = (directory / 'apt').resolve()
     try:
-        subprocess.run([*command, 'download', *packages], cwd=directory, check=True,
-                       capture_output=True)
+        run('download', '--print-uris', *packages)
     except subprocess.CalledProcessError:
-        state = (directory / 'apt').resolve()
         for folder in ('state/lists/partial', 'cache/archives/partial'):
             (state / folder).mkdir(parents=True, exist_ok=True)
         command += ['-o', f'Dir::State={state}/state', '-o', f'Dir::Cache={state}/cache']
-        subprocess.run([*command, 'update'], check=True, capture_output=True)
-        subprocess.run([*command, 'download', *packages], cwd=directory, check=True,
-                       capture_output=True)
-        shutil.rmtree(state)
+        run('update')
+    for package in tqdm.tqdm(packages, desc='Downloading the voice prompts', unit=' packages'):
+        run('download', package)
+    shutil.rmtree(state, ignore_errors=True)
 
 
 def _empty(directory: pathlib.Path) -> pathlib.Path:

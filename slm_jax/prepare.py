@@ -1,0 +1,102 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Fetches and pre-processes data, so that training never waits for it.
+
+    slm-jax prepare voice_prompts
+    slm-jax prepare librispeech_asr_clean --split train --data_dir /data/tfds --cache_dir /data/cache
+    slm-jax prepare --gin_file runs/my_run.gin
+
+Names are tasks and mixtures; without one, the gin file's MIXTURE_OR_TASK_NAME is prepared. What is
+there already is left alone, and a run that was cut goes on where it stopped. Training does the same
+by itself where something is missing.
+"""
+
+import collections
+import sys
+
+from slm_jax import configuration
+
+
+def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='raise') -> dict:
+    """Builds the missing stores of a task or mixture; see `slm_jax.data.cache.open_store`.
+
+    Args:
+      mixture_or_task_name: a name, or {name: rate} as the loader takes it.
+      splits: which; () = every split that each task has.
+
+    Returns:
+      {split: (examples, hours, skipped)}, a store that tasks share counted once.
+    """
+    from slm_jax.data import cache, loader
+
+    tasks, _ = loader.tasks_and_rates(mixture_or_task_name)
+    for task in tasks:
+        cache.fetch_source(task)
+    stores = {}
+    for split in splits or dict.fromkeys(split for task in tasks for split in task.splits):
+        for task in tasks:
+            if splits or split in task.splits:
+                directory = cache.store_dir(task, split, cache_dir)
+                if directory not in stores:
+                    stores[directory] = split, cache.open_store(task, split, cache_dir,
+                                                                on_bad_example)
+    report = collections.defaultdict(lambda: [0, 0.0, []])
+    for split, store in stores.values():
+        report[split][0] += len(store)
+        report[split][1] += store.samples.sum() / 16000 / 3600
+        report[split][2].extend(store.skipped)
+    return {split: tuple(values) for split, values in report.items()}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The program; returns the exit status."""
+    parser = configuration.parser(__doc__)
+    parser.prog = 'slm-jax prepare'
+    parser.add_argument('names', nargs='*', metavar='NAME', help='a task or mixture')
+    parser.add_argument('--split', action='append', default=[], help='may be repeated; default: all')
+    parser.add_argument('--data_dir', help='where TFDS keeps data sets '
+                        '(default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
+    parser.add_argument('--cache_dir', help='where what training reads is kept '
+                        '(default: $SLM_JAX_CACHE or ~/.cache/slm_jax)')
+    parser.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise',
+                        help='stop at a bad example, or leave it out and list it')
+    args = parser.parse_args(argv)
+    try:
+        return _run(args)
+    except (ValueError, RuntimeError, OSError) as error:
+        print(f'slm-jax prepare: {error}', file=sys.stderr)
+        return 1
+
+
+def _run(args) -> int:
+    import slm_jax.tasks  # noqa: F401  first: it registers the tasks, quietly
+    from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
+    import gin
+    import seqio
+    import tensorflow_datasets as tfds
+
+    configuration.parse_gin(args.gin_file, args.gin_bindings)
+    tfds.disable_progress_bar()
+    if args.data_dir:
+        seqio.set_tfds_data_dir_override(args.data_dir)
+    names = args.names
+    if not names:
+        try:
+            gin.query_parameter('MIXTURE_OR_TASK_NAME/macro.value')
+        except ValueError:
+            raise ValueError('nothing to prepare: name a task or mixture, or give a --gin_file '
+                             'that sets MIXTURE_OR_TASK_NAME') from None
+        with gin.config_scope('MIXTURE_OR_TASK_NAME'):  # also calls what it refers to, @tasks.manifest()
+            names = [gin.get_configurable(gin.config.macro)()]
+    for name in names:
+        for split, (examples, hours, skipped) in prepare(
+                name, args.split, args.cache_dir, args.on_bad_example).items():
+            print(f'{name} {split}: {examples} recordings or texts, {hours:.2f} h'
+                  + (f', {len(skipped)} bad examples skipped:' if skipped else ''))
+            for _, error in skipped:
+                print(f'    {error}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
