@@ -31,7 +31,7 @@ p { margin: .4rem 0; } a { color: var(--link); }
 .soft { color: var(--ink-soft); } .small { font-size: .875rem; }
 .card { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
   padding: 1rem 1.25rem; }
-.card + .card { margin-top: .75rem; } .split > .card, .tiles > .card { margin: 0; }
+.card + .card { margin-top: .75rem; } :is(.split, .tiles, .examples) > .card { margin: 0; }
 .warn { background: var(--warn); color: var(--warn-ink); border-radius: 10px;
   padding: .75rem 1.25rem;
   margin: 1rem 0; }
