@@ -27,6 +27,7 @@ def speech_task(
     source: seqio.DataSource,
     kind: str,
     before_cache: Sequence[Callable] = (preprocessors.decode_file,),
+    after_cache: Sequence[preprocessors.ExampleStep] = (),
     target_lang: str = '',
     translated_only: bool = False,
     templates: Sequence[str] | None = None,
@@ -38,9 +39,12 @@ def speech_task(
       source: a SeqIO source.
       kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
       before_cache: steps from what the source gives to canonical examples with `speech`.
+      after_cache: further steps, run each time.
       target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
       templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
     """
+    if kind not in preprocessors.KINDS:
+        raise ValueError(f'task {name!r}: kind {kind!r} is none of {preprocessors.KINDS}')
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
     return seqio.TaskRegistry.add(
@@ -49,6 +53,7 @@ def speech_task(
         preprocessors=[
             *before_cache,
             seqio.CacheDatasetPlaceholder(),
+            *after_cache,
             preprocessors.to_text(
                 kind, tuple(TEMPLATES[kind] if templates is None else templates), target_lang,
                 translated_only),

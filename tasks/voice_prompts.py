@@ -9,8 +9,8 @@
 
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
+import functools
 import itertools
-import json
 
 import seqio
 
@@ -27,24 +27,18 @@ def _only(lang: str):
 
 
 def _fields(example):
-    def as_json(*texts):
-        return json.dumps({k: t.decode() for k, t in zip(LANGUAGES, texts) if t}).encode()
-    translations = [example['translations'][lang] for lang in LANGUAGES]
-    packed = tf.numpy_function(as_json, translations, tf.string, stateful=False)
-    packed.set_shape([])
     name = tf.strings.join(['voice_prompts/', example['lang'], '/', example['id']])
+    translations = preprocessors.json_object(
+        LANGUAGES, [example['translations'][lang] for lang in LANGUAGES])
     return {'id': name, 'origin': name, 'text': example['text'], 'lang': example['lang'],
-            'translations': packed, 'samples': example['audio']}
-
-
-def _decode(dataset):
-    return preprocessors.decode_samples(dataset, rate=8000)
+            'translations': translations, 'samples': example['audio']}
 
 
 def _register(name: str, lang: str, kind: str, target_lang: str = '') -> str:
     registry.speech_task(
         name, seqio.TfdsDataSource('voice_prompts:1.0.0'), kind,
-        before_cache=(_only(lang), preprocessors.canonical_map(_fields), _decode),
+        before_cache=(_only(lang), preprocessors.canonical_map(_fields),
+                      functools.partial(preprocessors.decode_samples, rate=8000)),
         target_lang=target_lang, translated_only=True)
     return name
 

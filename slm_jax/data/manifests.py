@@ -95,17 +95,11 @@ def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
     return fields
 
 
-@dataclasses.dataclass(frozen=True)
-class ManifestSource:
-    """A `dataset_fn` for `seqio.FunctionDataSource`: {split: manifest}, optionally some languages.
+class Source:
+    """A `dataset_fn` for `seqio.FunctionDataSource`, over a text file for each split.
 
-    Attributes:
-      paths: the manifest of each split.
-      langs: keep lines of these languages only; empty keeps all.
+    A subclass has `path(split)`, the file, and `examples(split)`, its lines as `FIELDS`.
     """
-
-    paths: Mapping[str, str]
-    langs: tuple[str, ...] = ()
 
     def __call__(self, split: str, shuffle_files: bool, seed: int | None = None):
         from slm_jax.data.tensorflow_cpu import tf
@@ -115,13 +109,32 @@ class ManifestSource:
                                                  output_signature=signature)
         return dataset.shuffle(10_000, seed=seed) if shuffle_files else dataset
 
+    def fingerprint(self, split: str) -> str:
+        """Changes when the file does (what its recordings hold is not looked at)."""
+        path = self.path(split)
+        try:
+            content = path.read_bytes()
+        except OSError:
+            content = b''  # `examples` says what is wrong with it
+        return hashlib.sha256(repr((os.path.abspath(path), self)).encode() + content).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class ManifestSource(Source):
+    """{split: manifest}, optionally some languages of them.
+
+    Attributes:
+      paths: the manifest of each split.
+      langs: keep lines of these languages only; empty keeps all.
+    """
+
+    paths: Mapping[str, str]
+    langs: tuple[str, ...] = ()
+
+    def path(self, split: str) -> pathlib.Path:
+        return pathlib.Path(self.paths[split])
+
     def examples(self, split: str) -> Iterator[dict[str, str]]:
-        for example in read(self.paths[split]):
+        for example in read(self.path(split)):
             if not self.langs or example['lang'] in self.langs or example['error']:
                 yield example
-
-    def fingerprint(self, split: str) -> str:
-        """Changes when the manifest does (what its recordings hold is not looked at)."""
-        content = pathlib.Path(self.paths[split]).read_bytes()
-        return hashlib.sha256(repr((os.path.abspath(self.paths[split]), self.langs)).encode()
-                              + content).hexdigest()

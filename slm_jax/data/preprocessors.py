@@ -17,9 +17,10 @@ wrong, and `check`, or whoever feeds the loader, decides whether to stop.
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
 import dataclasses
+import io
 import json
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -38,7 +39,7 @@ MAX_TEMPLATES = 8
 
 def canonical(example: Mapping[str, tf.Tensor], **fields) -> dict[str, tf.Tensor]:
     """Lays an example out as every source must: `FIELDS`, '' where nothing is given."""
-    unknown = set(fields) - {*FIELDS, 'speech', 'samples'}
+    unknown = set(fields) - {*FIELDS, 'content', 'samples'}
     if unknown:
         raise ValueError(f'no such fields in a canonical example: {sorted(unknown)}')
     kept = {k: example[k] for k in ('source_index',) if k in example}
@@ -54,6 +55,15 @@ def canonical_map(fields: Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Te
     return preprocess
 
 
+def json_object(names: Sequence[str], texts: Sequence[tf.Tensor]) -> tf.Tensor:
+    """A JSON object {name: text} as a string tensor, without the texts that are empty."""
+    def write(*values):
+        return json.dumps({k: v.decode() for k, v in zip(names, values) if v}).encode()
+    result = tf.numpy_function(write, texts, tf.string, stateful=False)
+    result.set_shape([])
+    return result
+
+
 def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Reads the file at `audio` into `speech`; without one, `speech` is empty (a text example)."""
     def read(path: bytes, error: bytes):
@@ -64,6 +74,18 @@ def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
         except waveforms.AudioError as problem:
             return np.zeros(0, np.int16), str(problem).encode()
     return _with_speech(dataset, read, ('audio', 'error'))
+
+
+def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Reads `content`, the bytes of an audio file, into `speech`."""
+    def read(content: bytes, origin: bytes):
+        file = io.BytesIO(content)
+        file.name = origin.decode()
+        try:
+            return waveforms.read_waveform(file), b''
+        except waveforms.AudioError as problem:
+            return np.zeros(0, np.int16), str(problem).encode()
+    return _with_speech(dataset, read, ('content', 'origin'))
 
 
 def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
@@ -82,7 +104,7 @@ def _with_speech(dataset, function, arguments):
                                           (tf.int16, tf.string), stateful=False)
         speech.set_shape([None])
         error.set_shape([])
-        rest = {k: v for k, v in example.items() if k != 'samples'}
+        rest = {k: v for k, v in example.items() if k not in ('samples', 'content')}
         return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error}
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
