@@ -1,0 +1,71 @@
+# Copyright 2026 The slm_jax Authors.
+# Licensed under the Apache License, Version 2.0; see LICENSE.
+"""Fixtures that tests of several rooms use: a tokenizer, recordings, a manifest of them."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+
+TEXTS = {
+    'en': ['Please hold the line.', 'You have three new messages.', 'Goodbye!', "It isn't here."],
+    'fr': ['Ne quittez pas.', 'Vous avez trois nouveaux messages.', 'Au revoir !', "Ce n'est pas là."],
+}
+
+
+@pytest.fixture(scope='session')
+def sentencepiece_model(tmp_path_factory) -> str:
+    """Path of a byte-fallback SentencePiece model: 0 padding, 1 EOS, 2 unknown."""
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for texts in TEXTS.values() for text in texts] * 5),
+        model_writer=model, vocab_size=330, model_type='unigram', byte_fallback=True,
+        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    path = tmp_path_factory.mktemp('vocabulary') / 'tokenizer.model'
+    path.write_bytes(model.getvalue())
+    return str(path)
+
+
+@pytest.fixture
+def vocabulary(sentencepiece_model, monkeypatch):
+    """The SeqIO vocabulary that all foundations have in the test."""
+    from slm_jax.data import vocabularies
+
+    import seqio
+
+    vocabulary = seqio.SentencePieceVocabulary(sentencepiece_model)
+    monkeypatch.setattr(vocabularies, '_load', lambda name: vocabulary)
+    return vocabulary
+
+
+@pytest.fixture
+def write_wav():
+    """write_wav(path, seconds, rate=16000) writes noise that is the same for the same name."""
+    import soundfile
+
+    def write(path, seconds: float, rate: int = 16000):
+        rng = np.random.default_rng(len(path.name) + sum(path.name.encode()))
+        samples = (1000 * rng.standard_normal(int(seconds * rate))).astype(np.int16)
+        soundfile.write(path, samples, rate, subtype='PCM_16')
+        return samples
+    return write
+
+
+@pytest.fixture
+def manifest(tmp_path, write_wav):
+    """Path of a manifest: 24 recordings of 0.3 to 3 s, two languages, translated."""
+    lines = []
+    for number in range(24):
+        lang, other = ('en', 'fr') if number % 3 else ('fr', 'en')
+        seconds = round(0.3 + 0.11 * ((7 * number) % 24), 3)
+        write_wav(tmp_path / f'clip{number:02d}.wav', seconds)
+        which = number % 4
+        lines.append({'audio': f'clip{number:02d}.wav', 'text': TEXTS[lang][which], 'lang': lang,
+                      'translation': {other: TEXTS[other][which]}, 'duration': seconds,
+                      'instruction': f'Say number {number}.', 'target': f'number {number}'})
+    path = tmp_path / 'manifest.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+    return path
