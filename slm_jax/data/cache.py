@@ -88,7 +88,11 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
     steps = list(task.preprocessors[:task._cache_step_idx])
     description = [FORMAT, split, _describe_source(task, split), describe(steps)]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
-    label = getattr(getattr(task.source, 'tfds_dataset', None), 'name', None) or task.name
+    label = task.name
+    if isinstance(task.source, seqio.TfdsDataSource):
+        label = task.source.tfds_dataset.name
+    elif hasattr(function := getattr(task.source, '_dataset_fn', None), 'label'):
+        label = function.label(split)
     label = re.sub(r'[^\w.-]+', '_', label)
     split = re.sub(r'[^\w.-]+', '_', split)
     return pathlib.Path(cache_dir or default_dir()) / f'{label}-{split}-{digest.hexdigest()[:12]}'

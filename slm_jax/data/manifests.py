@@ -109,6 +109,11 @@ class Source:
                                                  output_signature=signature)
         return dataset.shuffle(10_000, seed=seed) if shuffle_files else dataset
 
+    def label(self, split: str) -> str:
+        """A name for people: the file's and its folder's."""
+        path = self.path(split)
+        return f'{path.absolute().parent.name}_{path.stem}'
+
     def fingerprint(self, split: str) -> str:
         """Changes when the file does (what its recordings hold is not looked at)."""
         path = self.path(split)

@@ -95,7 +95,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, subprocess.CalledProcessError):
         said = (error.stderr or b'').decode(errors='replace').strip().splitlines()
         return f'`{" ".join(error.cmd[:1])}` failed: {said[-1] if said else error.returncode}'
-    return str(getattr(error, 'reason', error))
+    return str(getattr(error, 'reason', error)).splitlines()[0]
 
 
 def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
@@ -105,10 +105,10 @@ def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
         if not archive.exists():
             url = PUBLISHER.format(lang=lang, release=RELEASE)
             partial = archive.with_suffix('.part')
-            with urllib.request.urlopen(url, timeout=30) as response, tqdm.tqdm.wrapattr(
-                    open(partial, 'wb'), 'write', desc=f'Downloading {archive.name}',
-                    total=int(response.headers.get('Content-Length', 0)) or None) as file:
-                shutil.copyfileobj(response, file)
+            with urllib.request.urlopen(url, timeout=30) as response, open(partial, 'wb') as file:
+                size = int(response.headers.get('Content-Length', 0)) or None
+                with tqdm.tqdm.wrapattr(file, 'write', desc=f'Downloading {url}', total=size) as out:
+                    shutil.copyfileobj(response, out)
             partial.rename(archive)
         unpacked = _empty(directory / f'{lang}.part')
         try:
