@@ -29,7 +29,8 @@ def _register(kind: str, source: str, target: str) -> str:
     name = f'covost2_ast_{source}_{target}' if kind == 'ast' else f'covost2_{kind}_{source}'
     name = name.replace('-', '_')
     registry.speech_task(
-        name, seqio.TfdsDataSource(f'{covost2.Covost2.name}/{source}_{target}:1.0.0'), kind,
+        name, seqio.TfdsDataSource(f'{covost2.Covost2.name}/{source}_{target}:1.0.0',
+                                   splits=('train', 'validation', 'test')), kind,
         before_cache=(preprocessors.canonical_map(functools.partial(_fields, source)),
                       preprocessors.decode_content),
         target_lang=target if kind == 'ast' else '')

@@ -70,7 +70,7 @@ def _translate(target: str) -> preprocessors.ExampleStep:
 
 def _register(name: str, language: str, kind: str, target: str = '') -> str:
     registry.speech_task(
-        name, seqio.TfdsDataSource(_dataset(language)), kind,
+        name, seqio.TfdsDataSource(_dataset(language), splits=('train', 'validation', 'test')), kind,
         before_cache=(preprocessors.canonical_map(functools.partial(_fields, language)),
                       functools.partial(preprocessors.decode_samples, rate=16000)),
         after_cache=(_translate(target),) if target else (),

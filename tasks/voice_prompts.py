@@ -20,6 +20,9 @@ from slm_jax.data.voice_prompts.fetch import LANGUAGES
 from slm_jax.tasks import registry
 
 
+_SPLITS = ('train', 'validation', 'test')
+
+
 def _only(lang: str):
     def keep(dataset):
         return dataset.filter(lambda example: example['lang'] == lang)
@@ -36,7 +39,7 @@ def _fields(example):
 
 def _register(name: str, lang: str, kind: str, target_lang: str = '') -> str:
     registry.speech_task(
-        name, seqio.TfdsDataSource('voice_prompts:1.0.0'), kind,
+        name, seqio.TfdsDataSource('voice_prompts:1.0.0', splits=_SPLITS), kind,
         before_cache=(_only(lang), preprocessors.canonical_map(_fields),
                       functools.partial(preprocessors.decode_samples, rate=8000)),
         target_lang=target_lang, translated_only=True)

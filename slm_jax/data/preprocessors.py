@@ -23,6 +23,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+import seqio
 
 from slm_jax.audio import waveforms
 from slm_jax.data import languages, text_corpora
@@ -121,17 +122,21 @@ class ExampleStep:
         None leaves the example out, which must not depend on `template_seed`. Strings are bytes.
       reads: the features it looks at; those that are absent it does not get.
       adds: {feature: (dtype, rank)} of the features it returns.
+      output_features, sequence_length: filled in by SeqIO when it builds a pipeline.
     """
 
     function: Callable[..., Mapping[str, np.ndarray | bytes] | None]
     reads: tuple[str, ...]
     adds: Mapping[str, tuple[tf.DType, int]]
+    output_features: Mapping[str, seqio.Feature] | None = None
+    sequence_length: Mapping[str, int] | None = None
 
-    def __call__(self, dataset: tf.data.Dataset, output_features=None, sequence_length=None):
+    def __call__(self, dataset: tf.data.Dataset) -> tf.data.Dataset:
         names = [name for name in self.reads if name in dataset.element_spec]
 
         def call(*values):
-            added = self.function(dict(zip(names, values)), output_features, sequence_length)
+            added = self.function(dict(zip(names, values)), self.output_features,
+                                  self.sequence_length)
             if added is None:
                 added = {k: b'' if dtype == tf.string else np.zeros([0] * rank, dtype.as_numpy_dtype)
                          for k, (dtype, rank) in self.adds.items()}
