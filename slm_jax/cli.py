@@ -53,6 +53,14 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def fail(command: str, error: Exception, status: int = 1) -> int:
+    """Says what went wrong, as our errors word it; SLM_JAX_TRACEBACK=1 raises it instead."""
+    if os.environ.get('SLM_JAX_TRACEBACK'):
+        raise error
+    print(f'slm-jax {command}: {error}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
+    return status
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a sub-command.
 

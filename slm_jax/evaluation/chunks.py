@@ -27,7 +27,7 @@ class Chunk:
     text: str = ''
 
 
-def cut_point(samples: Int16[np.ndarray, 'n'], earliest: int, latest: int) -> int:
+def cut_point(samples: Int16[np.ndarray, ' n'], earliest: int, latest: int) -> int:
     """The middle of the quietest 150 ms that are centred between two positions (in samples)."""
     frames = samples[: len(samples) // _FRAME * _FRAME].astype(np.float32).reshape(-1, _FRAME)
     # Mean magnitude rather than power: one click must not make a pause look loud.
@@ -42,7 +42,7 @@ def cut_point(samples: Int16[np.ndarray, 'n'], earliest: int, latest: int) -> in
 
 
 def cut(
-    samples: Int16[np.ndarray, 'n'], seconds: float, overlap: float = 0.0
+    samples: Int16[np.ndarray, ' n'], seconds: float, overlap: float = 0.0
 ) -> list[tuple[int, int]]:
     """Cuts a recording at its quietest places.
 
@@ -71,7 +71,7 @@ def cut(
 
 def cut_stream(
     read: Callable[[int], bytes], seconds: float, overlap: float = 0.0
-) -> Iterator[tuple[float, Int16[np.ndarray, 'n']]]:
+) -> Iterator[tuple[float, Int16[np.ndarray, ' n']]]:
     """Cuts a stream of raw samples as they come in: (start in seconds, samples) of each piece.
 
     Args:

@@ -11,8 +11,11 @@
     {package: version}
 """
 
+import contextlib
+import importlib.metadata
 import json
 import pathlib
+import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -129,6 +132,15 @@ def render(
         'nothing.</p></footer>',
     ]
     return page.document(title, '\n'.join(part for part in parts if part))
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the scores."""
+    found = {'python': platform.python_version()}
+    for package in ('slm_jax', 'jax', 'jaxlib', 'flax', 'seqio', 'jiwer', 'sacrebleu'):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
 
 
 def _normalizer(results: Mapping[str, Any]) -> str:

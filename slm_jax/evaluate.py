@@ -1,0 +1,403 @@
+"""Scores a model: `slm-jax evaluate MODEL --task NAME --split test`.
+
+MODEL is the directory of a training (its card names the foundations and holds the configuration),
+or a foundation: a speech encoder is read out by CTC, a language model gets text. What is evaluated:
+
+    --task NAME --split test           a registered task or mixture
+    --manifest FILE.jsonl              recordings of one's own, or an earlier predictions.jsonl
+    --predictions FILE.jsonl           nothing is decoded; an earlier run is scored anew
+
+Written are predictions.jsonl, results.json and report.html, and a line into the model's card.
+
+    slm-jax evaluate runs/slm --task voice_prompts --split test
+    slm-jax evaluate runs/slm --task voice_prompts_asr --split test --shuffle_audio
+    slm-jax evaluate usm_tiny --task voice_prompts_ctc --split test --out ctc
+    slm-jax evaluate t5_tiny --task voice_prompts_ast --split test --text_from ctc/predictions.jsonl
+    slm-jax evaluate runs/slm --manifest orders.jsonl --slots all
+    slm-jax evaluate t5_tiny --manifest orders.jsonl --slots all --text_field text
+
+The third and fourth are a cascade: what CTC heard is put to the language model in writing.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from slm_jax import cli, configuration
+
+_AUDIO_BYTES = 600_000_000  # kept in memory for the report's players: five hours
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = configuration.parser(__doc__)
+    result.prog = 'slm-jax evaluate'
+    add_model_arguments(result)
+    data = result.add_argument_group('data')
+    data.add_argument('--task', help='registered task or mixture')
+    data.add_argument('--split', default='test', help='of the task (default: test)')
+    data.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
+    data.add_argument('--predictions', metavar='FILE', help='score this file; decode nothing')
+    data.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
+    data.add_argument('--max_seconds', type=float, help='longest audio let through')
+    data.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise')
+    data.add_argument('--cache_dir', help='where prepared tasks are')
+    data.add_argument('--data_dir', help='where TFDS keeps its data')
+    ask = result.add_argument_group('what is asked of a manifest')
+    ask.add_argument('--instruction', default='', help='may hold {language}, {target_language}')
+    ask.add_argument('--target_lang', default='', help='expect this translation as the answer')
+    ask.add_argument('--reference_field', default='', help="the answer's field, as in slots.size")
+    ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")
+    change = result.add_argument_group('instead of the speech')
+    change.add_argument('--shuffle_audio', action='store_true', help="another clip's audio")
+    change.add_argument(
+        '--text_from', metavar='FILE', help='a text, looked up by id in a predictions.jsonl'
+    )
+    change.add_argument(
+        '--text_field', default='', help='its field, or the one of the manifest (prediction, text)'
+    )
+    scores = result.add_argument_group('scores')
+    scores.add_argument('--normalizer', default='basic', help='for WER, CER, slots: basic, none')
+    scores.add_argument('--translation_normalizer', default='none', help='for BLEU and chrF')
+    scores.add_argument('--out', metavar='DIR', help='default: MODEL/evaluations/NAME')
+    scores.add_argument('--worst', type=int, default=20, help='examples in the report')
+    return result
+
+
+def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -> None:
+    """The arguments that say which model answers, and how."""
+    group = result.add_argument_group('model')
+    if model == 'MODEL':
+        group.add_argument('model', metavar='MODEL', nargs='?', help='directory, or a foundation')
+    else:
+        group.add_argument(model, metavar='MODEL', help='directory, or a foundation')
+    group.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+    group.add_argument(
+        '--foundation', action='append', default=[], metavar='PART=DIR',
+        help='where a foundation is now, if not where the card says',
+    )  # fmt: skip
+    group.add_argument('--mesh', default='', help='as in data=2,model=4 (default: all are data)')
+    group.add_argument('--decode', choices=('greedy', 'beam', 'sample'), dest='method')
+    group.add_argument('--beam_size', type=int)
+    group.add_argument('--alpha', type=float, help="length penalty of 'beam'")
+    group.add_argument('--temperature', type=float)
+    group.add_argument('--top_k', type=int)
+    group.add_argument('--top_p', type=float)
+    group.add_argument('--seed', type=int, help="of 'sample'")
+    group.add_argument('--max_decode_length', type=int, help='tokens')
+
+
+def load_model(name: str, args: argparse.Namespace) -> Any:
+    """The model that the arguments of `add_model_arguments` ask for."""
+    from slm_jax.evaluation import model
+
+    fields = ('method', 'beam_size', 'alpha', 'temperature', 'top_k', 'top_p', 'seed')
+    decode = {field: getattr(args, field) for field in (*fields, 'max_decode_length')}
+    return model.load(
+        name,
+        step=args.step,
+        gin_files=args.gin_file,
+        bindings=args.gin_bindings,
+        foundations=pairs('--foundation', args.foundation),
+        mesh={k: int(v) for k, v in pairs('--mesh', args.mesh.split(',')).items()},
+        decode={field: value for field, value in decode.items() if value is not None},
+    )
+
+
+def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
+    """{'a': 'b'} of ['a=b'].
+
+    Raises:
+        ValueError: a text without '='.
+    """
+    result = {}
+    for text in filter(None, texts):
+        name, equals, value = text.partition('=')
+        if not equals:
+            raise ValueError(f'{flag} {text!r}: write NAME=VALUE.')
+        result[name] = value
+    return result
+
+
+def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
+    """Does what the command line says; returns the results.
+
+    Raises:
+        ValueError: wrong arguments, a model that cannot be loaded, bad data.
+    """
+    from slm_jax.evaluation import metrics, normalizers, report
+
+    sources = [args.task, args.manifest, args.predictions]
+    if sum(source is not None for source in sources) != 1:
+        raise ValueError('give one of --task, --manifest and --predictions.')
+    for name in (args.normalizer, args.translation_normalizer):
+        normalizers.get(name)
+    started = time.perf_counter()
+    skipped: list[str] = []
+    samples: dict[int, Any] = {}
+    if args.predictions:
+        from slm_jax.evaluation import queries
+
+        model, predictions = None, queries.read_lines(args.predictions)
+        out = pathlib.Path(args.out or pathlib.Path(args.predictions).parent)
+    else:
+        if not args.model:
+            raise ValueError('MODEL is missing: give the directory of a trained model.')
+        # They register things with gin, and loading a model locks gin.
+        for module in ('slm_jax.tasks', 'slm_jax.data.loader'):
+            importlib.import_module(module)
+
+        model = load_model(args.model, args)
+        out = _out(args, model)
+        out.mkdir(parents=True, exist_ok=True)
+        predictions = _decode(args, model, out, samples, skipped)
+    seconds = time.perf_counter() - started
+    scored = metrics.score(predictions, args.normalizer, args.translation_normalizer)
+    results = {
+        'schema': report.SCHEMA,
+        'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'command': command,
+        **_about(args, model, predictions, skipped, seconds),
+        **scored,
+    }
+    path = report.write(out, results, predictions, samples, args.worst)
+    if model is not None:
+        record(model.directory, label(args), results)
+    print(summary(results))
+    print(f'report: {path}')
+    return results
+
+
+def label(args: argparse.Namespace) -> str:
+    """A short name for what is evaluated: a folder's name, and an entry's in the card."""
+    parts = [args.task or pathlib.Path(args.manifest or args.predictions).stem]
+    if args.task:
+        parts.append(args.split)
+    for flag in ('instruction', 'target_lang', 'slots', 'method'):
+        if getattr(args, flag):
+            parts.append(getattr(args, flag))
+    if args.text_from or args.text_field:
+        parts.append('text')
+    if args.shuffle_audio:
+        parts.append('shuffled')
+    return re.sub(r'[^\w.-]+', '_', '-'.join(parts)).strip('_')[:120]
+
+
+def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
+    if args.out:
+        return pathlib.Path(args.out)
+    if model.step is None:  # A foundation may be installed where nobody writes.
+        return pathlib.Path('evaluations', model.directory.name, label(args))
+    return model.directory / 'evaluations' / label(args)
+
+
+def _queries(
+    args: argparse.Namespace, model: Any, skipped: list[str]
+) -> tuple[Iterator[Any], int | None]:
+    """What is put to the model, and how many they are if that is known."""
+    from slm_jax.evaluation import queries
+    from slm_jax.tasks import instructions
+
+    vocabulary = model.text_vocabulary
+    if (args.text_from or args.text_field) and vocabulary is None:
+        raise ValueError(f'--text_field, --text_from: {model.directory.name} reads no text.')
+    max_seconds = args.max_seconds or model.max_seconds
+    if args.task:
+        given = ('instruction', 'target_lang', 'reference_field', 'slots')
+        if wrong := [f'--{name}' for name in given if getattr(args, name)]:
+            raise ValueError(f'{", ".join(wrong)}: only for a --manifest; a task has its own.')
+        if args.text_field and not args.text_from:
+            raise ValueError('--text_field: with a --task, give --text_from as well.')
+        from slm_jax.data import loader
+
+        data = loader.SpeechTextLoader(
+            args.task,
+            args.split,
+            seconds_per_batch=args.batch_seconds,
+            task_feature_lengths={'speech': int(max_seconds * queries.SAMPLE_RATE)},
+            on_bad_example=args.on_bad_example,
+            cache_dir=args.cache_dir,
+            data_dir=args.data_dir,
+        )
+        skipped += [error for _, error in data.skipped]
+        total = sum(int((batch.rows[:, 0] >= 0).sum()) for batch in data.plan.evaluation())
+        stream = queries.from_loader(data, model.vocabulary)
+    else:
+        slots = instructions.SLOTS if args.slots == 'all' else args.slots.split(',')
+        if args.slots and args.instruction and len(slots) > 1:
+            raise ValueError('--instruction: one wording does not ask for several --slots.')
+        asked = []
+        for slot in slots:
+            if slot and slot not in instructions.SLOTS and not args.instruction:
+                known = ', '.join(instructions.SLOTS)
+                raise ValueError(f'--slots {slot}: give --instruction, or one of {known}.')
+            wording = instructions.TEMPLATES[f'slot/{slot}'][0] if slot else ''
+            asked.append(
+                queries.Question(
+                    args.instruction or wording,
+                    args.target_lang,
+                    slot,
+                    args.reference_field,
+                    '' if args.text_from else args.text_field,
+                )
+            )
+        total = len(queries.read_lines(args.manifest)) * len(asked)
+        stream = queries.from_manifest(
+            args.manifest,
+            asked,
+            vocabulary,
+            max_seconds,
+            model.text_first,
+            None if args.on_bad_example == 'raise' else skipped.append,
+            task=pathlib.Path(args.manifest).stem,
+        )
+    if args.text_from:
+        texts = queries.texts_by_id(args.text_from, args.text_field or 'prediction')
+        stream = queries.with_texts(stream, texts, vocabulary, model.text_first)
+    if args.shuffle_audio:
+        stream = queries.shuffle_audio(stream)
+    return stream, total
+
+
+def _decode(
+    args: argparse.Namespace,
+    model: Any,
+    out: pathlib.Path,
+    samples: dict[int, Any],
+    skipped: list[str],
+) -> list[dict[str, Any]]:
+    """Decodes everything, in the order of the data; each line is on disk as soon as it is known."""
+    import tqdm
+
+    from slm_jax.evaluation import queries
+
+    stream, total = _queries(args, model, skipped)
+    answered: dict[int, dict[str, Any]] = {}
+    kept = 0
+    with (
+        tqdm.tqdm(total=total, unit='example', disable=None) as bar,
+        (out / 'predictions.jsonl').open('w', encoding='utf-8') as file,
+    ):
+        for group, batch in queries.batched(stream, args.batch_seconds, model.row_multiple):
+            for (position, query), text in zip(group, model.texts(batch), strict=False):
+                answered[position] = {**query.info, 'prediction': text}
+                file.write(json.dumps(answered[position], ensure_ascii=False) + '\n')
+                if query.samples is not None and kept < _AUDIO_BYTES:
+                    samples[position] = query.samples
+                    kept += query.samples.nbytes
+            file.flush()
+            bar.update(len(group))
+    return [answered[position] for position in sorted(answered)]
+
+
+def _about(
+    args: argparse.Namespace,
+    model: Any,
+    predictions: Sequence[dict[str, Any]],
+    skipped: Sequence[str],
+    seconds: float,
+) -> dict[str, Any]:
+    import dataclasses
+
+    from slm_jax.evaluation import report
+
+    audio = sum(prediction.get('duration') or 0.0 for prediction in predictions)
+    about: dict[str, Any] = {
+        'model': {},
+        'foundations': {},
+        'data': {
+            'task': args.task,
+            'split': args.split if args.task else None,
+            'manifest': args.manifest or args.predictions,
+            'instruction': args.instruction or None,
+            'text_from': args.text_from,
+            'text_field': args.text_field or None,
+            'shuffle_audio': args.shuffle_audio,
+            'examples': len(predictions),
+            'audio_seconds': round(audio, 2),
+            'skipped': list(skipped),
+        },
+        'versions': report.versions(),
+    }
+    if model is None:
+        return about
+    import jax
+
+    heard = audio and not (args.text_from or args.text_field)
+    about['model'] = {
+        'name': model.card.get('name'),
+        'directory': str(model.directory),
+        'step': model.step,
+        'system': type(model.system).__name__,
+        'num_params': model.card.get('num_params'),
+    }
+    about['foundations'] = model.foundations
+    about['decode'] = dataclasses.asdict(model.decode)
+    if model.text_vocabulary is None:
+        about['decode'] = {'method': 'CTC, the likeliest label of each frame'}
+    about['speed'] = {
+        'seconds': round(seconds, 2),
+        'audio_seconds_per_second': round(audio / seconds, 2) if heard else None,
+        'device': f'{model.mesh.size} × {jax.local_devices()[0].device_kind}',
+    }
+    return about
+
+
+def record(directory: pathlib.Path, name: str, results: dict[str, Any]) -> None:
+    """Writes the scores into the card of a trained model (a foundation's card is left alone)."""
+    from slm_jax import foundations
+    from slm_jax.training import checkpoints
+
+    path = directory / foundations.CARD
+    card = json.loads(path.read_text(encoding='utf-8'))
+    if card.get('kind') != checkpoints.KIND:
+        return
+    kept = ('created', 'data', 'decode', 'normalizers', 'signatures', 'scores')
+    entry = {'step': results['model']['step']} | {k: results[k] for k in kept}
+    card['evaluations'] = {**(card.get('evaluations') or {}), name: entry}
+    partial = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        partial.write_text(json.dumps(card, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
+        partial.replace(path)
+    except OSError as error:
+        print(f'{path}: the scores could not be noted ({error.strerror}).', file=sys.stderr)
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The scores as a table for the terminal."""
+    names = {'wer': 'WER', 'cer': 'CER', 'bleu': 'BLEU', 'chrf': 'chrF', 'f1': 'F1'}
+    names['accuracy'] = 'exact'
+    lines = []
+    for kind, groups in results['scores'].items():
+        lines.append(f'{kind} (normaliser {results["normalizers"][kind]})')
+        width = max(map(len, groups))
+        for group, scores in groups.items():
+            rates = '  '.join(f'{names[n]} {scores[n]:5.1f}' for n in names if n in scores)
+            count = f'  ({scores["examples"]:,} examples)' if 'examples' in scores else ''
+            lines.append(f'  {group:<{width}}  {rates}{count}')
+    return '\n'.join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns its exit status."""
+    cli.quiet_libraries()
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    args = parser().parse_args(arguments)
+    try:
+        evaluate(args, 'slm-jax evaluate ' + shlex.join(arguments))
+    except (ValueError, OSError, TypeError) as error:
+        return cli.fail('evaluate', error)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
