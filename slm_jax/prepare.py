@@ -3,7 +3,7 @@
 """Fetches and pre-processes data, so that training never waits for it.
 
     slm-jax prepare voice_prompts
-    slm-jax prepare librispeech_asr_clean --split train --data_dir /data/tfds --cache_dir /data/cache
+    slm-jax prepare librispeech_asr_clean --split train --cache_dir /data/cache
     slm-jax prepare --gin_file runs/my_run.gin
 
 Names are tasks and mixtures; without one, the gin file's MIXTURE_OR_TASK_NAME is prepared. What is
@@ -38,8 +38,10 @@ def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='rai
             if splits or split in task.splits:
                 directory = cache.store_dir(task, split, cache_dir)
                 if directory not in stores:
-                    stores[directory] = split, cache.open_store(task, split, cache_dir,
-                                                                on_bad_example)
+                    stores[directory] = (
+                        split,
+                        cache.open_store(task, split, cache_dir, on_bad_example),
+                    )
     report = collections.defaultdict(lambda: [0, 0.0, []])
     for split, store in stores.values():
         report[split][0] += len(store)
@@ -53,13 +55,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = configuration.parser(__doc__)
     parser.prog = 'slm-jax prepare'
     parser.add_argument('names', nargs='*', metavar='NAME', help='a task or mixture')
-    parser.add_argument('--split', action='append', default=[], help='may be repeated; default: all')
-    parser.add_argument('--data_dir', help='where TFDS keeps data sets '
-                        '(default: $TFDS_DATA_DIR or ~/tensorflow_datasets)')
-    parser.add_argument('--cache_dir', help='where what training reads is kept '
-                        '(default: $SLM_JAX_CACHE or ~/.cache/slm_jax)')
-    parser.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise',
-                        help='stop at a bad example, or leave it out and list it')
+    parser.add_argument(
+        '--split', action='append', default=[], help='may be repeated; default: all'
+    )
+    parser.add_argument(
+        '--data_dir',
+        help='where TFDS keeps data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)',
+    )
+    parser.add_argument(
+        '--cache_dir',
+        help='where what training reads is kept (default: $SLM_JAX_CACHE or ~/.cache/slm_jax)',
+    )
+    parser.add_argument(
+        '--on_bad_example',
+        choices=('raise', 'skip'),
+        default='raise',
+        help='stop at a bad example, or leave it out and list it',
+    )
     args = parser.parse_args(argv)
     try:
         return _run(args)
@@ -69,11 +81,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args) -> int:
-    import slm_jax.tasks  # noqa: F401  first: it registers the tasks, quietly
-    from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
-    import gin
     import seqio
     import tensorflow_datasets as tfds
+
+    import gin
+    import slm_jax.tasks  # noqa: F401  first: it registers the tasks, quietly
+    from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
 
     configuration.parse_gin(args.gin_file, args.gin_bindings)
     tfds.disable_progress_bar()
@@ -84,15 +97,22 @@ def _run(args) -> int:
         try:
             gin.query_parameter('MIXTURE_OR_TASK_NAME/macro.value')
         except ValueError:
-            raise ValueError('nothing to prepare: name a task or mixture, or give a --gin_file '
-                             'that sets MIXTURE_OR_TASK_NAME') from None
-        with gin.config_scope('MIXTURE_OR_TASK_NAME'):  # also calls what it refers to, @tasks.manifest()
+            raise ValueError(
+                'nothing to prepare: name a task or mixture, or give a --gin_file '
+                'that sets MIXTURE_OR_TASK_NAME'
+            ) from None
+        with gin.config_scope(
+            'MIXTURE_OR_TASK_NAME'
+        ):  # also calls what it refers to, @tasks.manifest()
             names = [gin.get_configurable(gin.config.macro)()]
     for name in names:
         for split, (examples, hours, skipped) in prepare(
-                name, args.split, args.cache_dir, args.on_bad_example).items():
-            print(f'{name} {split}: {examples} recordings or texts, {hours:.2f} h'
-                  + (f', {len(skipped)} bad examples skipped:' if skipped else ''))
+            name, args.split, args.cache_dir, args.on_bad_example
+        ).items():
+            print(
+                f'{name} {split}: {examples} recordings or texts, {hours:.2f} h'
+                + (f', {len(skipped)} bad examples skipped:' if skipped else '')
+            )
             for _, error in skipped:
                 print(f'    {error}')
     return 0

@@ -1,6 +1,6 @@
 # Copyright 2026 The slm_jax Authors.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""Common Voice, any release, as Mozilla packs it: FOLDER/{language}/{train,dev,test}.tsv and clips/.
+"""Common Voice, any release, as Mozilla packs it: FOLDER/{language}/{train,dev,test}.tsv, clips/.
 
     common_voice_asr_fr …   common_voice_ctc_fr …
 
@@ -13,15 +13,27 @@ import dataclasses
 import pathlib
 from collections.abc import Iterator
 
-import gin
 import seqio
-
-from slm_jax.data import languages, manifests
 from slm_jax.tasks import registry
 
+import gin
+from slm_jax.data import languages, manifests
+
 _FILES = {'train': 'train.tsv', 'validation': 'dev.tsv', 'test': 'test.tsv'}
-_VARIANTS = ('fy-NL', 'ga-IE', 'hy-AM', 'ne-NP', 'nn-NO', 'pa-IN', 'rm-sursilv', 'rm-vallader',
-             'sv-SE', 'zh-CN', 'zh-HK', 'zh-TW')
+_VARIANTS = (
+    'fy-NL',
+    'ga-IE',
+    'hy-AM',
+    'ne-NP',
+    'nn-NO',
+    'pa-IN',
+    'rm-sursilv',
+    'rm-vallader',
+    'sv-SE',
+    'zh-CN',
+    'zh-HK',
+    'zh-TW',
+)
 LANGUAGES = tuple(sorted({*languages.NAMES, *_VARIANTS} - {v.split('-')[0] for v in _VARIANTS}))
 
 
@@ -36,7 +48,8 @@ def corpus(folder: str = '') -> pathlib.Path:
         raise FileNotFoundError(
             'Common Voice has no folder: download the languages from '
             'https://commonvoice.mozilla.org/datasets, unpack them into FOLDER/LANGUAGE, and give '
-            '--gin.slm_jax.tasks.common_voice.corpus.folder=FOLDER')
+            '--gin.slm_jax.tasks.common_voice.corpus.folder=FOLDER'
+        )
     return pathlib.Path(folder)
 
 
@@ -50,18 +63,28 @@ class _Clips(manifests.Source):
     def examples(self, split: str) -> Iterator[dict[str, str]]:
         path = self.path(split)
         if not path.exists():
-            raise FileNotFoundError(f'{path} is missing: download {self.lang} of Common Voice from '
-                                    'https://commonvoice.mozilla.org/datasets')
+            raise FileNotFoundError(
+                f'{path} is missing: download {self.lang} of Common Voice from '
+                'https://commonvoice.mozilla.org/datasets'
+            )
         with open(path, encoding='utf-8', newline='') as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter='\t',
-                                                        quoting=csv.QUOTE_NONE), 2):
+            for number, row in enumerate(
+                csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE), 2
+            ):
                 yield dict.fromkeys(manifests.FIELDS, '') | {
-                    'id': f'common_voice/{self.lang}/{row["path"]}', 'origin': f'{path}:{number}',
-                    'audio': str(path.parent / 'clips' / row['path']), 'text': row['sentence'],
-                    'lang': self.lang, 'translations': '{}'}
+                    'id': f'common_voice/{self.lang}/{row["path"]}',
+                    'origin': f'{path}:{number}',
+                    'audio': str(path.parent / 'clips' / row['path']),
+                    'text': row['sentence'],
+                    'lang': self.lang,
+                    'translations': '{}',
+                }
 
 
 for _lang in LANGUAGES:
     for _kind in ('asr', 'ctc'):
-        registry.speech_task(f'common_voice_{_kind}_{_lang}'.replace('-', '_'),
-                             seqio.FunctionDataSource(_Clips(_lang), splits=tuple(_FILES)), _kind)
+        registry.speech_task(
+            f'common_voice_{_kind}_{_lang}'.replace('-', '_'),
+            seqio.FunctionDataSource(_Clips(_lang), splits=tuple(_FILES)),
+            _kind,
+        )

@@ -17,15 +17,16 @@ import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before othe
 
 import seqio
 import tensorflow_datasets as tfds
+from slm_jax.tasks import registry
 from tensorflow_datasets.audio.xtreme_s import xtreme_s
 
 from slm_jax.data import preprocessors
-from slm_jax.tasks import registry
 
 tf = tensorflow_cpu.tf
 
-LANGUAGES = tuple(config.lang_name for config in xtreme_s.XtremeS.BUILDER_CONFIGS
-                  if config.lang_name != 'all')
+LANGUAGES = tuple(
+    config.lang_name for config in xtreme_s.XtremeS.BUILDER_CONFIGS if config.lang_name != 'all'
+)
 ENGLISH = 'en_us'
 
 
@@ -41,9 +42,15 @@ def _dataset(language: str) -> str:
 def _fields(language: str, example):
     file = tf.strings.split(example['path'], '/')[-1]
     name = tf.strings.join(
-        ['fleurs', language, tf.strings.as_string(example['id']), file], separator='/')
-    return {'id': name, 'origin': name, 'lang': tf.constant(code(language)),
-            'text': example['raw_transcription'], 'samples': example['audio']}
+        ['fleurs', language, tf.strings.as_string(example['id']), file], separator='/'
+    )
+    return {
+        'id': name,
+        'origin': name,
+        'lang': tf.constant(code(language)),
+        'text': example['raw_transcription'],
+        'samples': example['audio'],
+    }
 
 
 @functools.cache
@@ -54,27 +61,36 @@ def _sentences(language: str) -> dict[str, str]:
     builder.download_and_prepare()
     sentences = {}
     for split in builder.info.splits or ('train', 'validation', 'test'):
-        for example in tfds.as_numpy(builder.as_dataset(
-                split=split, decoders={'audio': tfds.decode.SkipDecoding()})):
+        for example in tfds.as_numpy(
+            builder.as_dataset(split=split, decoders={'audio': tfds.decode.SkipDecoding()})
+        ):
             sentences[str(example['id'])] = example['raw_transcription'].decode()
     return sentences
 
 
 def _translate(target: str) -> preprocessors.ExampleStep:
     """Finds the sentence of the same id in the target language."""
+
     def find(example, unused_output_features, unused_sequence_length):
         text = _sentences(target).get(example['id'].decode().split('/')[2], '')
         return {'translations': json.dumps({code(target): text} if text else {}).encode()}
+
     return preprocessors.ExampleStep(find, reads=('id',), adds={'translations': (tf.string, 0)})
 
 
 def _register(name: str, language: str, kind: str, target: str = '') -> str:
     registry.speech_task(
-        name, seqio.TfdsDataSource(_dataset(language), splits=('train', 'validation', 'test')), kind,
-        before_cache=(preprocessors.canonical_map(functools.partial(_fields, language)),
-                      functools.partial(preprocessors.decode_samples, rate=16000)),
+        name,
+        seqio.TfdsDataSource(_dataset(language), splits=('train', 'validation', 'test')),
+        kind,
+        before_cache=(
+            preprocessors.canonical_map(functools.partial(_fields, language)),
+            functools.partial(preprocessors.decode_samples, rate=16000),
+        ),
         after_cache=(_translate(target),) if target else (),
-        target_lang=code(target), translated_only=True)
+        target_lang=code(target),
+        translated_only=True,
+    )
     return name
 
 

@@ -16,9 +16,9 @@ import functools
 import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before others load TensorFlow
 
 import seqio
+from slm_jax.tasks import registry
 
 from slm_jax.data import preprocessors
-from slm_jax.tasks import registry
 
 tf = tensorflow_cpu.tf
 
@@ -34,14 +34,23 @@ SUBSETS = {
 
 def _fields(example):
     name = tf.strings.join(['librispeech/', example['id']])
-    return {'id': name, 'origin': name, 'lang': tf.constant('en'), 'samples': example['speech'],
-            'text': tf.strings.lower(example['text'])}  # printed in capitals
+    return {
+        'id': name,
+        'origin': name,
+        'lang': tf.constant('en'),
+        'samples': example['speech'],
+        'text': tf.strings.lower(example['text']),
+    }  # printed in capitals
 
 
 for _subset, _splits in SUBSETS.items():
     for _kind in ('asr', 'ctc'):
         registry.speech_task(
             f'librispeech_{_kind}{_subset}',
-            seqio.TfdsDataSource('librispeech/default:2.1.1', splits=_splits), _kind,
-            before_cache=(preprocessors.canonical_map(_fields),
-                          functools.partial(preprocessors.decode_samples, rate=16000)))
+            seqio.TfdsDataSource('librispeech/default:2.1.1', splits=_splits),
+            _kind,
+            before_cache=(
+                preprocessors.canonical_map(_fields),
+                functools.partial(preprocessors.decode_samples, rate=16000),
+            ),
+        )

@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 
-import gin
 import seqio
-
-from slm_jax.data import manifests, preprocessors, vocabularies
 from slm_jax.tasks import instructions
+
+import gin
+from slm_jax.data import manifests, preprocessors, vocabularies
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -55,8 +55,11 @@ def speech_task(
             seqio.CacheDatasetPlaceholder(),
             *after_cache,
             preprocessors.to_text(
-                kind, tuple(TEMPLATES[kind] if templates is None else templates), target_lang,
-                translated_only),
+                kind,
+                tuple(TEMPLATES[kind] if templates is None else templates),
+                target_lang,
+                translated_only,
+            ),
             preprocessors.tokenize,
             preprocessors.check,
         ],
@@ -99,7 +102,10 @@ def manifest(
     registered = speech_task(
         name,
         seqio.FunctionDataSource(source, splits=list(paths)),
-        task, target_lang=target_lang, templates=templates)
+        task,
+        target_lang=target_lang,
+        templates=templates,
+    )
     registered.manifest_definition = definition
     return name
 

@@ -10,7 +10,12 @@ import pytest
 
 TEXTS = {
     'en': ['Please hold the line.', 'You have three new messages.', 'Goodbye!', "It isn't here."],
-    'fr': ['Ne quittez pas.', 'Vous avez trois nouveaux messages.', 'Au revoir !', "Ce n'est pas là."],
+    'fr': [
+        'Ne quittez pas.',
+        'Vous avez trois nouveaux messages.',
+        'Au revoir !',
+        "Ce n'est pas là.",
+    ],
 }
 
 
@@ -22,8 +27,17 @@ def sentencepiece_model(tmp_path_factory) -> str:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter([text for texts in TEXTS.values() for text in texts] * 5),
-        model_writer=model, vocab_size=330, model_type='unigram', byte_fallback=True,
-        hard_vocab_limit=False, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+        model_writer=model,
+        vocab_size=330,
+        model_type='unigram',
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     path = tmp_path_factory.mktemp('vocabulary') / 'tokenizer.model'
     path.write_bytes(model.getvalue())
     return str(path)
@@ -32,9 +46,9 @@ def sentencepiece_model(tmp_path_factory) -> str:
 @pytest.fixture
 def vocabulary(sentencepiece_model, monkeypatch):
     """The SeqIO vocabulary that all foundations have in the test."""
-    from slm_jax.data import vocabularies
-
     import seqio
+
+    from slm_jax.data import vocabularies
 
     vocabulary = seqio.SentencePieceVocabulary(sentencepiece_model)
     monkeypatch.setattr(vocabularies, '_load', lambda name: vocabulary)
@@ -51,6 +65,7 @@ def write_wav():
         samples = (1000 * rng.standard_normal(int(seconds * rate))).astype(np.int16)
         soundfile.write(path, samples, rate, subtype='PCM_16')
         return samples
+
     return write
 
 
@@ -63,9 +78,17 @@ def manifest(tmp_path, write_wav):
         seconds = round(0.3 + 0.11 * ((7 * number) % 24), 3)
         write_wav(tmp_path / f'clip{number:02d}.wav', seconds)
         which = number % 4
-        lines.append({'audio': f'clip{number:02d}.wav', 'text': TEXTS[lang][which], 'lang': lang,
-                      'translation': {other: TEXTS[other][which]}, 'duration': seconds,
-                      'instruction': f'Say number {number}.', 'target': f'number {number}'})
+        lines.append(
+            {
+                'audio': f'clip{number:02d}.wav',
+                'text': TEXTS[lang][which],
+                'lang': lang,
+                'translation': {other: TEXTS[other][which]},
+                'duration': seconds,
+                'instruction': f'Say number {number}.',
+                'target': f'number {number}',
+            }
+        )
     path = tmp_path / 'manifest.jsonl'
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     return path

@@ -64,7 +64,10 @@ def describe(thing) -> object:
         return thing.fingerprint
     text = repr(thing)
     if re.search(r' at 0x[0-9a-f]+', text):  # an object without a repr of its own
-        return [type(thing).__qualname__, describe(vars(thing) if hasattr(thing, '__dict__') else {})]
+        return [
+            type(thing).__qualname__,
+            describe(vars(thing) if hasattr(thing, '__dict__') else {}),
+        ]
     return text
 
 
@@ -72,8 +75,13 @@ def _describe_source(task: seqio.Task, split: str) -> object:
     source = task.source
     if isinstance(source, seqio.TfdsDataSource):
         loader = source.tfds_dataset
-        return ['tfds', loader.name, loader.data_dir, source._splits if hasattr(source, '_splits')
-                else split, getattr(loader, '_split_map', None)]
+        return [
+            'tfds',
+            loader.name,
+            loader.data_dir,
+            source._splits if hasattr(source, '_splits') else split,
+            getattr(loader, '_split_map', None),
+        ]
     if isinstance(source, seqio.FunctionDataSource):
         function = source._dataset_fn  # SeqIO gives no public way to it
         if hasattr(function, 'fingerprint'):
@@ -85,7 +93,7 @@ def _describe_source(task: seqio.Task, split: str) -> object:
 def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None) -> pathlib.Path:
     """Where the store of a task's split is, or will be."""
     _check_placeholder(task)
-    steps = list(task.preprocessors[:task._cache_step_idx])
+    steps = list(task.preprocessors[: task._cache_step_idx])
     description = [FORMAT, split, _describe_source(task, split), describe(steps)]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
     label = task.name
@@ -100,19 +108,26 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
 
 def _check_placeholder(task: seqio.Task) -> None:
     if not task.supports_caching:
-        raise ValueError(f'task {task.name!r} has no seqio.CacheDatasetPlaceholder: put one after '
-                         'the steps that are the same in every epoch')
+        raise ValueError(
+            f'task {task.name!r} has no seqio.CacheDatasetPlaceholder: put one after '
+            'the steps that are the same in every epoch'
+        )
 
 
 def fetch_source(task: seqio.Task) -> None:
     """Downloads what the task reads, where it is a TFDS data set that is not there yet."""
     if isinstance(task.source, seqio.TfdsDataSource):
         task.source.tfds_dataset.builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
 
 
-def open_store(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None = None,
-               on_bad_example: str = 'raise') -> 'Store':
+def open_store(
+    task: seqio.Task,
+    split: str,
+    cache_dir: str | os.PathLike | None = None,
+    on_bad_example: str = 'raise',
+) -> 'Store':
     """Opens the store of a task's split; builds it first where it is missing or was cut.
 
     Args:
@@ -158,11 +173,15 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     done = sorted(directory.glob('*.json'))
     start = json.loads(done[-1].read_text())['next_source_index'] if done else 0
     dataset = _source_examples(task, split, start)
-    spec = {name: [s.dtype.name, s.shape.rank] for name, s in dataset.element_spec.items()
-            if name != 'source_index'}
+    spec = {
+        name: [s.dtype.name, s.shape.rank]
+        for name, s in dataset.element_spec.items()
+        if name != 'source_index'
+    }
     if 'source_index' not in dataset.element_spec and start:
-        dataset = _source_examples(task, split, 0).skip(sum(
-            len(json.loads(path.read_text())['ids']) for path in done))
+        dataset = _source_examples(task, split, 0).skip(
+            sum(len(json.loads(path.read_text())['ids']) for path in done)
+        )
     logging.info('Preparing %s %s in %s', task.name, split, directory)
     shards = len(done)
     bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)
@@ -184,8 +203,9 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
         shards += 1
     bar.close()
     partial = directory / 'store.json.part'
-    partial.write_text(json.dumps({'task': task.name, 'split': split, 'shards': shards,
-                                   'spec': spec}))
+    partial.write_text(
+        json.dumps({'task': task.name, 'split': split, 'shards': shards, 'spec': spec})
+    )
     partial.rename(directory / 'store.json')
 
 
@@ -202,7 +222,8 @@ class _ShardWriter:
             return
         if self._writer is None:
             self._writer = array_record_module.ArrayRecordWriter(
-                f'{self._path}.part', 'group_size:1,uncompressed')
+                f'{self._path}.part', 'group_size:1,uncompressed'
+            )
         speech = example.pop('speech', np.zeros(0, np.int16))
         self.ids.append(name)
         self.samples.append(len(speech))
@@ -215,9 +236,16 @@ class _ShardWriter:
             os.rename(f'{self._path}.part', self._path)
         index = self._path.with_suffix('.json')
         partial = index.with_suffix('.part')
-        partial.write_text(json.dumps({'ids': self.ids, 'samples': self.samples,
-                                       'skipped': self.skipped,
-                                       'next_source_index': next_source_index}))
+        partial.write_text(
+            json.dumps(
+                {
+                    'ids': self.ids,
+                    'samples': self.samples,
+                    'skipped': self.skipped,
+                    'next_source_index': next_source_index,
+                }
+            )
+        )
         partial.rename(index)
 
 
@@ -242,7 +270,7 @@ def _unpack(record: bytes) -> dict[str, np.ndarray | bytes]:
     position = 4 + int.from_bytes(record[:4], 'little')
     example = {}
     for name, (dtype, shape, size) in json.loads(record[4:position]).items():
-        value = record[position:position + size]
+        value = record[position : position + size]
         example[name] = value if dtype == 'string' else np.frombuffer(value, dtype).reshape(shape)
         position += size
     return example
@@ -275,8 +303,10 @@ class Store:
         self._starts = np.array(starts)
         self._readers = {}
         if not self.ids:
-            raise ValueError(f'{about["task"]}: split {about["split"]!r} holds no usable example '
-                             f'({len(self.skipped)} were skipped). See {self.directory}')
+            raise ValueError(
+                f'{about["task"]}: split {about["split"]!r} holds no usable example '
+                f'({len(self.skipped)} were skipped). See {self.directory}'
+            )
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -286,7 +316,8 @@ class Store:
         if shard not in self._readers:
             self._readers[shard] = array_record_module.ArrayRecordReader(
                 str(self.directory / f'{shard:05d}.arrayrecord'),
-                'readahead_buffer_size:0,max_parallelism:0')
+                'readahead_buffer_size:0,max_parallelism:0',
+            )
         return self._readers[shard].read([2 * (index - int(self._starts[shard])) + offset])[0]
 
     def features(self, index: int) -> dict[str, np.ndarray | bytes]:

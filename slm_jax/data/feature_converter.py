@@ -9,7 +9,6 @@ from collections.abc import Mapping
 import numpy as np
 import seqio
 
-
 _Spec = seqio.FeatureConverter.FeatureSpec
 
 
@@ -33,13 +32,15 @@ def model_features(
         if len(value) > lengths[name]:
             raise ValueError(f'{name}: {len(value)} do not fit into {lengths[name]}')
         padded[name] = np.zeros(lengths[name], dtype)
-        padded[name][:len(value)] = value
+        padded[name][: len(value)] = value
     targets = padded['targets']
     return {
         'speech_samples': padded['speech'],
         'speech_lengths': np.int32(len(example.get('speech', ()))),
         'encoder_input_tokens': padded['inputs'],
-        'decoder_input_tokens': np.concatenate([[bos_id], targets[:-1]])[:len(targets)].astype(np.int32),
+        'decoder_input_tokens': np.concatenate([[bos_id], targets[:-1]])[: len(targets)].astype(
+            np.int32
+        ),
         'decoder_target_tokens': targets,
         'decoder_loss_weights': (targets != 0).astype(np.float32),
     }
@@ -81,17 +82,23 @@ class SpeechTextFeatureConverter(seqio.FeatureConverter):
 
     def _convert_features(self, ds, task_feature_lengths: Mapping[str, int]):
         def convert(*values):
-            features = model_features(dict(zip(self.TASK_FEATURES, values)), task_feature_lengths,
-                                      self.bos_id)
+            features = model_features(
+                dict(zip(self.TASK_FEATURES, values)), task_feature_lengths, self.bos_id
+            )
             return [features[name] for name in self.MODEL_FEATURES]
 
         def convert_example(example):
             values = tf.numpy_function(
-                convert, [example[name] for name in self.TASK_FEATURES],
-                [spec.dtype for spec in self.MODEL_FEATURES.values()], stateful=False)
+                convert,
+                [example[name] for name in self.TASK_FEATURES],
+                [spec.dtype for spec in self.MODEL_FEATURES.values()],
+                stateful=False,
+            )
             lengths = self.get_model_feature_lengths(task_feature_lengths)
-            return {name: tf.ensure_shape(value, [lengths[name]] if spec.rank else [])
-                    for value, (name, spec) in zip(values, self.MODEL_FEATURES.items())}
+            return {
+                name: tf.ensure_shape(value, [lengths[name]] if spec.rank else [])
+                for value, (name, spec) in zip(values, self.MODEL_FEATURES.items())
+            }
 
         return ds.map(convert_example, num_parallel_calls=tf.data.AUTOTUNE)
 

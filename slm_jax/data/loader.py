@@ -16,11 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-import gin
 import numpy as np
 import seqio
 from absl import logging
 
+import gin
 from slm_jax.data import cache, feature_converter, preprocessors
 from slm_jax.data import plan as plan_lib
 
@@ -101,7 +101,9 @@ class SpeechTextLoader:
         self._lengths = {**DEFAULT_LENGTHS, **(task_feature_lengths or {})}
         self._shard, self._prefetch = (shard_index, num_shards), prefetch
         if row_multiple % num_shards:
-            raise ValueError(f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts')
+            raise ValueError(
+                f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts'
+            )
         self.skipped: list[tuple[str, str]] = []
         stores, self._stores, self._planned = {}, [], []
         for task, rate in zip(self._tasks, rates):
@@ -112,38 +114,63 @@ class SpeechTextLoader:
             store = stores[directory]
             self._stores.append(store)
             self._planned.append(self._measure(task, store, rate, on_bad_example))
-        self.plan = plan_lib.Plan(self._planned, seconds_per_batch, num_buckets, seed, row_multiple,
-                                  tokens_per_batch, self._lengths)
+        self.plan = plan_lib.Plan(
+            self._planned,
+            seconds_per_batch,
+            num_buckets,
+            seed,
+            row_multiple,
+            tokens_per_batch,
+            self._lengths,
+        )
         self.speech_fill = self.plan.speech_fill
-        self._steps = [_postcache(task, store.spec)
-                       for task, store in zip(self._tasks, self._stores)]
+        self._steps = [
+            _postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)
+        ]
         self._seed = seed
         self._waited = self._elapsed = 0.0
         hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
         logging.info(
-            '%s %s: %d examples, %.2f h; %d shapes; %.1f%% of the samples sent are speech', self.name,
-            split, sum(len(task.index) for task in self._planned), hours, len(self.plan.buckets),
-            100 * self.speech_fill)
+            '%s %s: %d examples, %.2f h; %d shapes; %.1f%% of the samples sent are speech',
+            self.name,
+            split,
+            sum(len(task.index) for task in self._planned),
+            hours,
+            len(self.plan.buckets),
+            100 * self.speech_fill,
+        )
         if self.speech_fill < 0.9:
-            logging.warning('num_buckets=%d leaves %.0f%% of the samples to padding: a larger one, or '
-                            "a smaller task_feature_lengths['speech'], leaves less", num_buckets,
-                            100 * (1 - self.speech_fill))
+            logging.warning(
+                'num_buckets=%d leaves %.0f%% of the samples to padding: a larger one, or '
+                "a smaller task_feature_lengths['speech'], leaves less",
+                num_buckets,
+                100 * (1 - self.speech_fill),
+            )
         self.report_skipped()
 
     def report_skipped(self) -> None:
         """Logs how many examples were skipped, and which."""
         if self.skipped:
-            logging.warning('%s %s: %d bad examples skipped:\n%s', self.name, self.split,
-                            len(self.skipped), '\n'.join(error for _, error in self.skipped))
+            logging.warning(
+                '%s %s: %d bad examples skipped:\n%s',
+                self.name,
+                self.split,
+                len(self.skipped),
+                '\n'.join(error for _, error in self.skipped),
+            )
 
     # ------------------------------------------------------------------ lengths
 
-    def _measure(self, task: seqio.Task, store: cache.Store, rate: float,
-                 on_bad_example: str) -> plan_lib.TaskLengths:
+    def _measure(
+        self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str
+    ) -> plan_lib.TaskLengths:
         """Runs the task's later steps over all texts, in every wording; remembers their lengths."""
-        description = [cache.FORMAT, task.name,
-                       cache.describe(list(task.preprocessors[task._cache_step_idx + 1:])),
-                       {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()}]
+        description = [
+            cache.FORMAT,
+            task.name,
+            cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
+            {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
+        ]
         digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
         path = store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
         if not path.exists():
@@ -154,18 +181,27 @@ class SpeechTextLoader:
         with np.load(path) as file:
             measured = dict(file)
         good = measured['used'].copy()
-        lengths = {'speech': store.samples, 'inputs': measured['inputs'],
-                   'targets': measured['targets']}
+        lengths = {
+            'speech': store.samples,
+            'inputs': measured['inputs'],
+            'targets': measured['targets'],
+        }
         errors = {int(i): str(e) for i, e in zip(measured['bad'], measured['errors'])}
         for feature in _FEATURES:
             for i in np.nonzero(good & (lengths[feature] > self._lengths[feature]))[0]:
                 features = store.features(int(i))
                 name = next(filter(None, map(features.get, ('audio', 'origin', 'id')))).decode()
-                errors.setdefault(int(i), preprocessors.too_long(
-                    name, feature, int(lengths[feature][i]), self._lengths[feature]))
+                errors.setdefault(
+                    int(i),
+                    preprocessors.too_long(
+                        name, feature, int(lengths[feature][i]), self._lengths[feature]
+                    ),
+                )
         if errors and on_bad_example == 'raise':
-            raise preprocessors.BadExampleError(f"{task.name}: {next(iter(errors.values()))}\n"
-                                        "(on_bad_example='skip' leaves such examples out.)")
+            raise preprocessors.BadExampleError(
+                f'{task.name}: {next(iter(errors.values()))}\n'
+                "(on_bad_example='skip' leaves such examples out.)"
+            )
         for i, error in errors.items():
             good[i] = False
             self.skipped.append((store.ids[i], error))
@@ -196,41 +232,59 @@ class SpeechTextLoader:
         """This host's rows of a batch."""
         index, count = self._shard
         share = len(batch.rows) // count
-        return batch.rows[index * share:(index + 1) * share]
+        return batch.rows[index * share : (index + 1) * share]
 
     def _batch(self, batch: plan_lib.Batch) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         bucket = self.plan.buckets[batch.bucket]
         lengths = {'speech': bucket.samples, 'inputs': bucket.inputs, 'targets': bucket.targets}
-        examples = [None if row[0] < 0 else self._fitting(bucket, *map(int, row))
-                    for row in self._rows(batch)]
+        examples = [
+            None if row[0] < 0 else self._fitting(bucket, *map(int, row))
+            for row in self._rows(batch)
+        ]
         rows = [feature_converter.model_features(example or {}, lengths) for example in examples]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, examples
 
     def batches(self, start_step: int = 0) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(step, batch) for ever, from `start_step`; made ahead by a thread."""
+
         def make():
             step = start_step
             while True:
                 yield step, self._batch(self.plan.batch(step))[0]
                 step += 1
+
         return self._ahead(make())
 
     def examples(self) -> Iterator[tuple[dict[str, np.ndarray], list[ExampleInfo | None]]]:
         """Every example once: (batch, what each of its rows is; None for a row of padding)."""
+
         def make():
             for batch in self.plan.evaluation():
                 arrays, examples = self._batch(batch)
-                yield arrays, [example and self._info(int(row[0]), example)
-                               for row, example in zip(self._rows(batch), examples)]
+                yield (
+                    arrays,
+                    [
+                        example and self._info(int(row[0]), example)
+                        for row, example in zip(self._rows(batch), examples)
+                    ],
+                )
+
         return self._ahead(make())
 
     def _info(self, task: int, example: Mapping) -> ExampleInfo:
         def text(name: str) -> str:
             return example.get(name, b'').decode()
-        return ExampleInfo(id=text('id'), task=self._tasks[task].name, lang=text('lang'),
-                           target_lang=text('target_lang'), instruction=text('inputs_pretokenized'),
-                           reference=text('targets_pretokenized'), audio=text('audio') or None,
-                           seconds=len(example.get('speech', ())) / 16000)
+
+        return ExampleInfo(
+            id=text('id'),
+            task=self._tasks[task].name,
+            lang=text('lang'),
+            target_lang=text('target_lang'),
+            instruction=text('inputs_pretokenized'),
+            reference=text('targets_pretokenized'),
+            audio=text('audio') or None,
+            seconds=len(example.get('speech', ())) / 16000,
+        )
 
     def _ahead(self, items: Iterator) -> Iterator:
         """Runs an iterator in a thread, `prefetch` items ahead; times how long we wait for it."""
@@ -289,13 +343,16 @@ class SpeechTextLoader:
         """Per bucket {name: (shape of the global batch, dtype)}."""
         shapes = []
         for b in self.plan.buckets:
-            shapes.append({
-                'speech_samples': ((b.rows, b.samples), np.dtype(np.int16)),
-                'speech_lengths': ((b.rows,), np.dtype(np.int32)),
-                'encoder_input_tokens': ((b.rows, b.inputs), np.dtype(np.int32)),
-                'decoder_input_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
-                'decoder_target_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
-                'decoder_loss_weights': ((b.rows, b.targets), np.dtype(np.float32))})
+            shapes.append(
+                {
+                    'speech_samples': ((b.rows, b.samples), np.dtype(np.int16)),
+                    'speech_lengths': ((b.rows,), np.dtype(np.int32)),
+                    'encoder_input_tokens': ((b.rows, b.inputs), np.dtype(np.int32)),
+                    'decoder_input_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
+                    'decoder_target_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
+                    'decoder_loss_weights': ((b.rows, b.targets), np.dtype(np.float32)),
+                }
+            )
         return shapes
 
     def state(self) -> dict:
@@ -305,8 +362,12 @@ class SpeechTextLoader:
             for array in (task.index, task.samples, task.inputs, task.targets):
                 digest.update(np.ascontiguousarray(array, np.int64).tobytes())
             digest.update(repr(task.rate).encode())
-        return {'seed': self._seed, 'split': self.split,
-                'tasks': [task.name for task in self._tasks], 'plan': digest.hexdigest()}
+        return {
+            'seed': self._seed,
+            'split': self.split,
+            'tasks': [task.name for task in self._tasks],
+            'plan': digest.hexdigest(),
+        }
 
 
 def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], list[float]]:
@@ -319,13 +380,17 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
     """
     if isinstance(name, Mapping):
         parts = [(tasks_and_rates(part), float(rate)) for part, rate in name.items()]
-        return ([task for (tasks, _), _ in parts for task in tasks],
-                [rate * r / sum(rates) for (_, rates), rate in parts for r in rates])
+        return (
+            [task for (tasks, _), _ in parts for task in tasks],
+            [rate * r / sum(rates) for (_, rates), rate in parts for r in rates],
+        )
     known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=3)
-        raise ValueError(f'no task or mixture is called {name!r}'
-                         + (f'; did you mean {" or ".join(near)}?' if near else ''))
+        raise ValueError(
+            f'no task or mixture is called {name!r}'
+            + (f'; did you mean {" or ".join(near)}?' if near else '')
+        )
     provider = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(provider)
     if isinstance(provider, seqio.Task):
@@ -349,7 +414,9 @@ def _measure_tokens(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarra
     steps = _postcache(task, store.spec)
     for i, features in enumerate(store.all_features()):
         for seed in range(_seeds(store)):
-            example = steps(dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed)))
+            example = steps(
+                dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed))
+            )
             if example is None:
                 break
             result['used'][i] = True
@@ -370,16 +437,19 @@ def _postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]
     by TensorFlow over a dataset of that one example: right, but milliseconds instead of
     microseconds.
     """
-    steps = task.preprocessors[task._cache_step_idx + 1:]
+    steps = task.preprocessors[task._cache_step_idx + 1 :]
     if all(isinstance(step, preprocessors.ExampleStep) for step in steps):
+
         def call(example):
             for step in steps:
-                added = step.function({k: example[k] for k in step.reads if k in example},
-                                      task.output_features, None)
+                added = step.function(
+                    {k: example[k] for k in step.reads if k in example}, task.output_features, None
+                )
                 if added is None:
                     return None
                 example = {**example, **added}
             return example
+
         return call
 
     signature = {name: tf.TensorSpec([None] * rank, dtype) for name, (dtype, rank) in spec.items()}
@@ -398,4 +468,5 @@ def _postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]
                 return None
             raise
         return {k: v.numpy() for k, v in result.items()}
+
     return call_tensorflow

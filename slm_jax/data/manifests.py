@@ -21,13 +21,29 @@ from collections.abc import Iterator, Mapping
 
 from slm_jax.data import languages
 
-FIELDS = ('id', 'origin', 'audio', 'text', 'lang', 'translations', 'target_lang', 'instruction',
-          'target', 'error')
+FIELDS = (
+    'id',
+    'origin',
+    'audio',
+    'text',
+    'lang',
+    'translations',
+    'target_lang',
+    'instruction',
+    'target',
+    'error',
+)
 # field of ours <- names it goes by, best first (ours, NeMo's, SLAM-LLM's)
-_NAMES = {'audio': ('audio', 'audio_filepath', 'source'), 'id': ('id', 'key'), 'text': ('text',),
-          'lang': ('lang', 'source_lang'), 'translation': ('translation',),
-          'target_lang': ('target_lang',), 'instruction': ('instruction', 'prompt'),
-          'target': ('target',)}
+_NAMES = {
+    'audio': ('audio', 'audio_filepath', 'source'),
+    'id': ('id', 'key'),
+    'text': ('text',),
+    'lang': ('lang', 'source_lang'),
+    'translation': ('translation',),
+    'target_lang': ('target_lang',),
+    'instruction': ('instruction', 'prompt'),
+    'target': ('target',),
+}
 
 
 class ManifestError(ValueError):
@@ -47,8 +63,10 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f'{path}: cannot be read ({error}). Give the path of a JSONL file in '
-                            'UTF-8 that you may read.') from error
+        raise ManifestError(
+            f'{path}: cannot be read ({error}). Give the path of a JSONL file in '
+            'UTF-8 that you may read.'
+        ) from error
     if not any(line.strip() for line in lines):
         raise ManifestError(f'{path}: the manifest is empty. Write one JSON object a line.')
     for number, line in enumerate(lines, 1):
@@ -70,8 +88,10 @@ def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
     if not isinstance(row, dict):
         raise ManifestError(f'a JSON object was expected, this is {line[:40]!r}.')
     if row.get('offset'):
-        raise ManifestError('field "offset": segments of a recording are not read. Cut the segment '
-                            'into a file of its own.')
+        raise ManifestError(
+            'field "offset": segments of a recording are not read. Cut the segment '
+            'into a file of its own.'
+        )
     fields = {}
     for field, names in _NAMES.items():
         value = next((row[name] for name in names if row.get(name) is not None), '')
@@ -89,8 +109,10 @@ def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
         translation = {fields['target_lang']: translation} if translation else {}
     for code in (fields['lang'], fields['target_lang'], *translation):
         if code and languages.name(code) is None:
-            raise ManifestError(f'unknown language {code!r}. Use an ISO 639 code such as "en", or '
-                                'add its name to slm_jax/data/languages.py.')
+            raise ManifestError(
+                f'unknown language {code!r}. Use an ISO 639 code such as "en", or '
+                'add its name to slm_jax/data/languages.py.'
+            )
     fields['translations'] = json.dumps({k: v for k, v in translation.items() if v})
     return fields
 
@@ -105,8 +127,9 @@ class Source:
         from slm_jax.data.tensorflow_cpu import tf
 
         signature = {field: tf.TensorSpec((), tf.string) for field in FIELDS}
-        dataset = tf.data.Dataset.from_generator(lambda: self.examples(split),
-                                                 output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(
+            lambda: self.examples(split), output_signature=signature
+        )
         return dataset.shuffle(10_000, seed=seed) if shuffle_files else dataset
 
     def label(self, split: str) -> str:

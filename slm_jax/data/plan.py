@@ -64,8 +64,9 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-int(value) // multiple) * multiple
 
 
-def boundaries(lengths: Int[np.ndarray, 'n'], weights: Float[np.ndarray, 'n'],
-               count: int, enough: float = 1.0) -> list[int]:
+def boundaries(
+    lengths: Int[np.ndarray, 'n'], weights: Float[np.ndarray, 'n'], count: int, enough: float = 1.0
+) -> list[int]:
     """The upper bounds that minimise the padding of `lengths`, by dynamic program.
 
     Args:
@@ -120,35 +121,48 @@ class Plan:
       limits: {'inputs': n, 'targets': n}: token lengths are not rounded up beyond these.
     """
 
-    def __init__(self, tasks: Sequence[TaskLengths], seconds_per_batch: float, num_buckets: int = 24,
-                 seed: int = 0, row_multiple: int = 1, tokens_per_batch: int | None = None,
-                 limits: dict[str, int] | None = None, enough: float = 0.91,
-                 sample_rate: int = 16000):
+    def __init__(
+        self,
+        tasks: Sequence[TaskLengths],
+        seconds_per_batch: float,
+        num_buckets: int = 24,
+        seed: int = 0,
+        row_multiple: int = 1,
+        tokens_per_batch: int | None = None,
+        limits: dict[str, int] | None = None,
+        enough: float = 0.91,
+        sample_rate: int = 16000,
+    ):
         self._tasks, self._seed = list(tasks), seed
         self._limits = limits or {}
         sizes = np.array([len(task.index) for task in self._tasks])
         rates = np.array([task.rate for task in self._tasks], float)
         self._shares = rates / rates.sum()
         task = np.repeat(np.arange(len(sizes)), sizes)
-        samples, inputs, targets = (np.concatenate([getattr(t, name) for t in self._tasks])
-                                    for name in ('samples', 'inputs', 'targets'))
+        samples, inputs, targets = (
+            np.concatenate([getattr(t, name) for t in self._tasks])
+            for name in ('samples', 'inputs', 'targets')
+        )
         weights = (self._shares / sizes)[task]
         self._bucket = np.zeros(len(task), int)
         self.buckets: list[Bucket] = []
         speech = samples > 0
         tokens = tokens_per_batch or int(40 * seconds_per_batch)
         for mask, lengths, count in (
-                (~speech, inputs + targets, num_buckets if not speech.any() else num_buckets // 4),
-                (speech, samples, num_buckets)):
+            (~speech, inputs + targets, num_buckets if not speech.any() else num_buckets // 4),
+            (speech, samples, num_buckets),
+        ):
             if not mask.any():
                 continue
             bounds = np.array(boundaries(lengths[mask], weights[mask], max(count, 1), enough))
             which = np.searchsorted(bounds, lengths)
             for number in range(len(bounds)):
                 here = mask & (which == number)
-                shape = {'samples': _round_up(samples[here].max(), SAMPLE_MULTIPLE),
-                         'inputs': self._tokens(inputs[here], 'inputs'),
-                         'targets': self._tokens(targets[here], 'targets')}
+                shape = {
+                    'samples': _round_up(samples[here].max(), SAMPLE_MULTIPLE),
+                    'inputs': self._tokens(inputs[here], 'inputs'),
+                    'targets': self._tokens(targets[here], 'targets'),
+                }
                 rows = tokens // max(shape['inputs'] + shape['targets'], 1)
                 if shape['samples']:
                     rows = min(rows, int(seconds_per_batch * sample_rate // shape['samples']))
@@ -202,7 +216,9 @@ class Plan:
         """The batch of a step, counted from 0. The first call for a late step counts through the
         chunks before it, milliseconds each."""
         while self._first_step[-1] <= step:
-            self._first_step.append(self._first_step[-1] + len(self._chunk(len(self._first_step) - 1)))
+            self._first_step.append(
+                self._first_step[-1] + len(self._chunk(len(self._first_step) - 1))
+            )
         chunk = int(np.searchsorted(self._first_step, step, 'right')) - 1
         return self._chunk(chunk)[step - self._first_step[chunk]]
 

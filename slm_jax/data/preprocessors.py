@@ -29,6 +29,7 @@ from slm_jax.audio import waveforms
 from slm_jax.data import languages, text_corpora
 from slm_jax.data.manifests import FIELDS
 
+
 class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
@@ -49,17 +50,23 @@ def canonical(example: Mapping[str, tf.Tensor], **fields) -> dict[str, tf.Tensor
 
 def canonical_map(fields: Callable[[Mapping[str, tf.Tensor]], Mapping[str, tf.Tensor]]):
     """A preprocessor that lays examples out by `fields(example) -> {field: tensor}`."""
+
     def preprocess(dataset: tf.data.Dataset) -> tf.data.Dataset:
-        return dataset.map(lambda example: canonical(example, **fields(example)),
-                           num_parallel_calls=tf.data.AUTOTUNE)
+        return dataset.map(
+            lambda example: canonical(example, **fields(example)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+
     preprocess.fields = fields
     return preprocess
 
 
 def json_object(names: Sequence[str], texts: Sequence[tf.Tensor]) -> tf.Tensor:
     """A JSON object {name: text} as a string tensor, without the texts that are empty."""
+
     def write(*values):
         return json.dumps({k: v.decode() for k, v in zip(names, values) if v}).encode()
+
     result = tf.numpy_function(write, texts, tf.string, stateful=False)
     result.set_shape([])
     return result
@@ -67,6 +74,7 @@ def json_object(names: Sequence[str], texts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Reads the file at `audio` into `speech`; without one, `speech` is empty (a text example)."""
+
     def read(path: bytes, error: bytes):
         if error or not path:
             return np.zeros(0, np.int16), error
@@ -74,11 +82,13 @@ def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return waveforms.read_waveform(path.decode()), b''
         except waveforms.AudioError as problem:
             return np.zeros(0, np.int16), str(problem).encode()
+
     return _with_speech(dataset, read, ('audio', 'error'))
 
 
 def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Reads `content`, the bytes of an audio file, into `speech`."""
+
     def read(content: bytes, origin: bytes):
         file = io.BytesIO(content)
         file.name = origin.decode()
@@ -86,27 +96,32 @@ def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
             return waveforms.read_waveform(file), b''
         except waveforms.AudioError as problem:
             return np.zeros(0, np.int16), str(problem).encode()
+
     return _with_speech(dataset, read, ('content', 'origin'))
 
 
 def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
     """Turns `samples` (integers on int16's scale at `rate` per second) into `speech`."""
+
     def convert(samples: np.ndarray, origin: bytes):
         try:
             return waveforms.to_int16(samples, rate), b''
         except waveforms.AudioError as problem:
             return np.zeros(0, np.int16), origin + b': ' + str(problem).encode()
+
     return _with_speech(dataset, convert, ('samples', 'origin'))
 
 
 def _with_speech(dataset, function, arguments):
     def add(example):
-        speech, error = tf.numpy_function(function, [example[a] for a in arguments],
-                                          (tf.int16, tf.string), stateful=False)
+        speech, error = tf.numpy_function(
+            function, [example[a] for a in arguments], (tf.int16, tf.string), stateful=False
+        )
         speech.set_shape([None])
         error.set_shape([])
         rest = {k: v for k, v in example.items() if k not in ('samples', 'content')}
         return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error}
+
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
 
@@ -135,18 +150,24 @@ class ExampleStep:
         names = [name for name in self.reads if name in dataset.element_spec]
 
         def call(*values):
-            added = self.function(dict(zip(names, values)), self.output_features,
-                                  self.sequence_length)
+            added = self.function(
+                dict(zip(names, values)), self.output_features, self.sequence_length
+            )
             if added is None:
-                added = {k: b'' if dtype == tf.string else np.zeros([0] * rank, dtype.as_numpy_dtype)
-                         for k, (dtype, rank) in self.adds.items()}
+                added = {
+                    k: b'' if dtype == tf.string else np.zeros([0] * rank, dtype.as_numpy_dtype)
+                    for k, (dtype, rank) in self.adds.items()
+                }
                 return [False, *added.values()]
             return [True, *(added[name] for name in self.adds)]
 
         def add(example):
             keep, *values = tf.numpy_function(
-                call, [example[name] for name in names],
-                (tf.bool, *(dtype for dtype, _ in self.adds.values())), stateful=False)
+                call,
+                [example[name] for name in names],
+                (tf.bool, *(dtype for dtype, _ in self.adds.values())),
+                stateful=False,
+            )
             for value, (_, rank) in zip(values, self.adds.values()):
                 value.set_shape([None] * rank)
             keep.set_shape([])
@@ -158,8 +179,7 @@ class ExampleStep:
         def without_keep(unused_keep, example):
             return example
 
-        return (dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE).filter(kept)
-                .map(without_keep))
+        return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE).filter(kept).map(without_keep)
 
 
 _STRING = (tf.string, 0)
@@ -196,24 +216,42 @@ def to_text(
         seed = example.get('template_seed')
         if seed is None:
             seed = zlib.crc32(example['id'])
-        inputs, targets, error = _request(kind, templates, texts, int(seed),
-                                          int(example['speech_length']))
+        inputs, targets, error = _request(
+            kind, templates, texts, int(seed), int(example['speech_length'])
+        )
         if translated_only and kind == 'ast' and not targets:
             return None
-        return {'inputs': inputs.encode(), 'targets': targets.encode(),
-                'error': (texts['error'] or error).encode(),
-                'target_lang': texts['target_lang'].encode()}
+        return {
+            'inputs': inputs.encode(),
+            'targets': targets.encode(),
+            'error': (texts['error'] or error).encode(),
+            'target_lang': texts['target_lang'].encode(),
+        }
 
     return ExampleStep(
         write,
-        reads=('id', 'error', 'origin', 'text', 'lang', 'translations', 'target_lang',
-               'instruction', 'target', 'template_seed', 'speech_length'),
-        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang'), _STRING))
+        reads=(
+            'id',
+            'error',
+            'origin',
+            'text',
+            'lang',
+            'translations',
+            'target_lang',
+            'instruction',
+            'target',
+            'template_seed',
+            'speech_length',
+        ),
+        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang'), _STRING),
+    )
 
 
-def _request(kind: str, templates, example: Mapping[str, str], seed: int,
-             speech_length: int) -> tuple[str, str, str]:
+def _request(
+    kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int
+) -> tuple[str, str, str]:
     """(inputs, targets, error) of one example."""
+
     def lacks(field: str, remedy: str) -> tuple[str, str, str]:
         return '', '', f'{example["origin"]}: field "{field}" is missing. {remedy}'
 
@@ -231,8 +269,11 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int,
         translations = json.loads(example['translations'] or '{}')
         targets = translations.get(to) or translations.get('')
         if not targets:
-            return lacks('translation', f'There is none into {to!r}: add it, or leave the line out '
-                                        '(`langs` of the task chooses lines).')
+            return lacks(
+                'translation',
+                f'There is none into {to!r}: add it, or leave the line out '
+                '(`langs` of the task chooses lines).',
+            )
     else:
         targets = example['text']
         if not targets:
@@ -242,8 +283,10 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int,
     usable = [t for t in templates if example['lang'] or '{language}' not in t]
     if not usable:
         return lacks('lang', 'Every wording of this task names the language of the speech.')
-    names = {'language': languages.name(example['lang']),
-             'target_language': languages.name(example['target_lang'])}
+    names = {
+        'language': languages.name(example['lang']),
+        'target_language': languages.name(example['target_lang']),
+    }
     return usable[seed % len(usable)].format(**names), targets, ''
 
 
@@ -259,9 +302,15 @@ def _tokenize(example, output_features, unused_sequence_length):
 
 # Encodes `inputs` and `targets`, keeps the texts as `…_pretokenized`, and appends EOS.
 tokenize = ExampleStep(
-    _tokenize, reads=('inputs', 'targets'),
-    adds={'inputs': _TOKENS, 'targets': _TOKENS,
-          'inputs_pretokenized': _STRING, 'targets_pretokenized': _STRING})
+    _tokenize,
+    reads=('inputs', 'targets'),
+    adds={
+        'inputs': _TOKENS,
+        'targets': _TOKENS,
+        'inputs_pretokenized': _STRING,
+        'targets_pretokenized': _STRING,
+    },
+)
 
 
 def _check(example, unused_output_features, sequence_length):
@@ -270,8 +319,9 @@ def _check(example, unused_output_features, sequence_length):
             raise BadExampleError(example['error'].decode())
         for feature, limit in (sequence_length or {}).items():
             if limit is not None and feature in example and len(example[feature]) > limit:
-                raise BadExampleError(too_long(example['origin'].decode(), feature,
-                                               len(example[feature]), limit))
+                raise BadExampleError(
+                    too_long(example['origin'].decode(), feature, len(example[feature]), limit)
+                )
     return {}
 
 
@@ -279,14 +329,19 @@ def _check(example, unused_output_features, sequence_length):
 # would trim in silence. The loader marks its examples by `index` and looks at them itself, since it
 # may have been told to skip what is bad.
 check = ExampleStep(
-    _check, reads=('index', 'error', 'origin', 'speech', 'inputs', 'targets'), adds={})
+    _check, reads=('index', 'error', 'origin', 'speech', 'inputs', 'targets'), adds={}
+)
 
 
 def too_long(name: str, feature: str, length: int, limit: int) -> str:
     """What is wrong with an example of which a feature is longer than allowed."""
     if feature == 'speech':
-        return (f'{name}: {length / waveforms.SAMPLE_RATE:.1f} s of speech where '
-                f'{limit / waveforms.SAMPLE_RATE:.1f} s are allowed. Raise '
-                "task_feature_lengths['speech'] (in samples), or split the recording.")
-    return (f'{name}: {length} tokens of {feature} where {limit} are allowed. Raise '
-            f"task_feature_lengths['{feature}'], or split the example.")
+        return (
+            f'{name}: {length / waveforms.SAMPLE_RATE:.1f} s of speech where '
+            f'{limit / waveforms.SAMPLE_RATE:.1f} s are allowed. Raise '
+            "task_feature_lengths['speech'] (in samples), or split the recording."
+        )
+    return (
+        f'{name}: {length} tokens of {feature} where {limit} are allowed. Raise '
+        f"task_feature_lengths['{feature}'], or split the example."
+    )

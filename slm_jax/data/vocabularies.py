@@ -15,9 +15,9 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 import functools
 import hashlib
 
-import gin
 import seqio
 
+import gin
 from slm_jax import foundations
 
 

@@ -1,4 +1,4 @@
-"""Reading recordings: formats, rates and channels come out alike; nothing broken passes, and messages name the file."""
+"""Reading recordings: formats, rates, channels come out alike; what is broken is named."""
 
 import io
 import os
@@ -30,6 +30,7 @@ def write(tmp_path):
         path = tmp_path / name
         path.write_bytes(content)
         return path
+
     return write_bytes
 
 
@@ -43,7 +44,9 @@ def test_16_bit_16_khz_mono_is_returned_bit_for_bit(write):
 @pytest.mark.parametrize('kind', FORMATS)
 @pytest.mark.parametrize('rate', [8000, 16000, 48000])
 def test_formats_and_rates(write, kind, rate):
-    read = waveforms.read_waveform(write(encoded(tone(rate), rate, kind))).astype(np.float32) / 32768
+    read = (
+        waveforms.read_waveform(write(encoded(tone(rate), rate, kind))).astype(np.float32) / 32768
+    )
     assert abs(len(read) - 16000) <= 300  # lossy codecs pad
     middle = read[4000:12000] * np.hanning(8000)
     assert np.argmax(np.abs(np.fft.rfft(middle))) * 2 == 440
@@ -65,7 +68,10 @@ def test_file_object_is_read_like_its_path(write):
 def test_integers_and_floats_on_their_scales():
     samples = np.array([-32768, -1, 0, 1, 32767], np.int64)
     np.testing.assert_array_equal(waveforms.to_int16(samples, 16000), samples.astype(np.int16))
-    np.testing.assert_array_equal(waveforms.to_int16(np.array([2.0, -2.0], np.float32), 16000), [32767, -32768])
+    np.testing.assert_array_equal(waveforms.to_int16(samples << 16, 16000), samples)  # 32-bit
+    np.testing.assert_array_equal(
+        waveforms.to_int16(np.array([2.0, -2.0], np.float32), 16000), [32767, -32768]
+    )
 
 
 def _nan_wav() -> bytes:
@@ -82,7 +88,10 @@ BAD = {
     'header_only': (lambda: encoded(tone(16000), 16000)[:20], 'truncated'),
     'truncated_wav': (lambda: encoded(tone(16000), 16000)[:-1000], 'truncated'),
     'truncated_flac': (lambda: encoded(tone(16000), 16000, ('FLAC', 'PCM_16'))[:-1000], 'flac'),
-    'truncated_mp3': (lambda: (lambda b: b[:len(b) // 2])(encoded(tone(16000, 3), 16000, ('MP3', None))), 'truncated'),
+    'truncated_mp3': (
+        lambda: (lambda b: b[: len(b) // 2])(encoded(tone(16000, 3), 16000, ('MP3', None))),
+        'truncated',
+    ),
     'truncated_ogg': (lambda: encoded(tone(16000), 16000, ('OGG', 'VORBIS'))[:-50], 'truncated'),
     'truncated_opus': (lambda: encoded(tone(16000), 16000, ('OGG', 'OPUS'))[:-50], 'truncated'),
 }
@@ -112,5 +121,5 @@ def test_missing_directory_and_forbidden(tmp_path, write):
 def test_a_wav_from_a_pipe_has_no_length_and_is_whole(write):
     content = bytearray(encoded(tone(16000), 16000))
     position = content.index(b'data') + 4
-    content[4:8] = content[position:position + 4] = b'\xff\xff\xff\xff'
+    content[4:8] = content[position : position + 4] = b'\xff\xff\xff\xff'
     assert len(waveforms.read_waveform(write(bytes(content)))) == 16000

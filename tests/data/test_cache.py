@@ -1,19 +1,18 @@
 # Copyright 2026 The slm_jax Authors.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""The store: what was put in comes out in any order; builds resume; bad examples stop or are listed."""
+"""The store: what was put in comes out in any order; builds resume; bad examples are named."""
 
 import json
 
 import numpy as np
 import pytest
+import seqio
+import soundfile
+from slm_jax.tasks import registry
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.audio import waveforms
 from slm_jax.data import cache, preprocessors
-from slm_jax.tasks import registry
-
-import seqio
-import soundfile
 
 
 @pytest.fixture(autouse=True)
@@ -39,16 +38,21 @@ def test_random_access(manifest, tmp_path):
         assert features['audio'].decode() == str(path)
         assert features['speech_length'] == store.samples[index]
     assert [f['target'] for f in store.all_features()] == [
-        f'number {n}'.encode() for n in range(24)]
+        f'number {n}'.encode() for n in range(24)
+    ]
 
 
 def test_tasks_on_one_corpus_share_a_store(manifest, tmp_path):
-    directories = {cache.store_dir(task(manifest, kind), 'train', tmp_path)
-                   for kind in ('asr', 'ctc', 'instruct')}
+    directories = {
+        cache.store_dir(task(manifest, kind), 'train', tmp_path)
+        for kind in ('asr', 'ctc', 'instruct')
+    }
     assert len(directories) == 1
     assert cache.store_dir(task(manifest), 'test', tmp_path) not in directories
-    assert cache.store_dir(task(manifest, name='fr', langs=['fr']), 'train', tmp_path
-                           ) not in directories
+    assert (
+        cache.store_dir(task(manifest, name='fr', langs=['fr']), 'train', tmp_path)
+        not in directories
+    )
 
 
 def test_a_changed_manifest_gets_a_new_store(manifest, tmp_path):
@@ -74,9 +78,11 @@ def test_a_cut_build_goes_on_where_it_stopped(manifest, tmp_path, monkeypatch):
     assert sorted(p.name for p in directory.glob('*.json')) == [f'0000{n}.json' for n in range(3)]
 
     written = []
-    monkeypatch.setattr(cache._ShardWriter, 'add',
-                        lambda self, example, error: (written.append(example['id']),
-                                                      add(self, example, error)))
+    monkeypatch.setattr(
+        cache._ShardWriter,
+        'add',
+        lambda self, example, error: (written.append(example['id']), add(self, example, error)),
+    )
     store = cache.open_store(asr, 'train', tmp_path / 'cache')
     assert len(written) == 24 - 15 and len(store) == 24
     whole = cache.open_store(asr, 'train', tmp_path / 'another')
@@ -120,8 +126,12 @@ def test_wrong_names_are_said(manifest, tmp_path):
 
 
 def test_features_of_any_type_survive():
-    example = {'text': 'né'.encode(), 'empty': b'', 'number': np.int64(-3),
-               'vector': np.arange(6, dtype=np.float32).reshape(2, 3)}
+    example = {
+        'text': 'né'.encode(),
+        'empty': b'',
+        'number': np.int64(-3),
+        'vector': np.arange(6, dtype=np.float32).reshape(2, 3),
+    }
     unpacked = cache._unpack(cache._pack(example))
     assert unpacked['text'] == example['text'] and unpacked['empty'] == b''
     assert unpacked['number'] == -3 and unpacked['number'].dtype == np.int64
@@ -130,11 +140,13 @@ def test_features_of_any_type_survive():
 
 def test_decoding_reports_faults_of_content_and_samples():
     wrong = preprocessors.tf.data.Dataset.from_tensors(
-        {'content': b'not audio', 'origin': 'corpus/17', 'error': ''})
-    example, = preprocessors.decode_content(wrong).as_numpy_iterator()
+        {'content': b'not audio', 'origin': 'corpus/17', 'error': ''}
+    )
+    (example,) = preprocessors.decode_content(wrong).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/17: not audio') and len(example['speech']) == 0
     empty = preprocessors.tf.data.Dataset.from_tensors(
-        {'samples': np.zeros(0, np.int64), 'origin': 'corpus/18', 'error': ''})
-    example, = preprocessors.decode_samples(empty, 16000).as_numpy_iterator()
+        {'samples': np.zeros(0, np.int64), 'origin': 'corpus/18', 'error': ''}
+    )
+    (example,) = preprocessors.decode_samples(empty, 16000).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/18: holds no samples')
     assert waveforms.SAMPLE_RATE == 16000

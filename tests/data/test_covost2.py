@@ -1,25 +1,25 @@
 # Copyright 2026 The slm_jax Authors.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""CoVoST 2 on three clips: the tables are joined, splits follow CoVoST, the manual part is asked for."""
+"""CoVoST 2 on three clips: tables are joined, splits are CoVoST's, the manual part is asked for."""
 
 import pytest
 import tensorflow_datasets as tfds
 
 from slm_jax.data import covost2
 
-VALIDATED = '''client_id\tpath\tsentence\tup_votes
+VALIDATED = """client_id\tpath\tsentence\tup_votes
 s1\ta.mp3\tIl dit "bonjour\t2
 s2\tb.mp3\tAu revoir.\t2
 s3\tc.mp3\tMerci.\t2
 s4\td.mp3\tJamais traduit.\t2
 s5\te.mp3\tOui.\t2
-'''
-TABLE = '''path\ttranslation\tsplit\tclient_id
+"""
+TABLE = """path\ttranslation\tsplit\tclient_id
 a.mp3\tHe says "hello\ttrain\ts1
 b.mp3\tGoodbye.\tdev\ts2
 c.mp3\tThanks.\ttrain_covost\ts3
 e.mp3\tYes.\ttest\ts5
-'''
+"""
 
 
 @pytest.fixture
@@ -27,14 +27,16 @@ def table(tmp_path, monkeypatch):
     unpacked = tmp_path / 'unpacked'
     unpacked.mkdir()
     (unpacked / 'covost_v2.fr_en.tsv').write_text(TABLE, encoding='utf-8')
-    monkeypatch.setattr(tfds.download.DownloadManager, 'download_and_extract',
-                        lambda self, url: unpacked)
+    monkeypatch.setattr(
+        tfds.download.DownloadManager, 'download_and_extract', lambda self, url: unpacked
+    )
 
 
 def prepare(tmp_path):
     builder = covost2.Covost2(config='fr_en', data_dir=tmp_path / 'data')
     builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
+        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual')
+    )
     return builder
 
 
@@ -45,14 +47,21 @@ def test_builder(table, tmp_path):
     for name in 'abcde':
         (clips / f'{name}.mp3').write_bytes(name.encode())
     builder = prepare(tmp_path)
-    found = {split: sorted(
-        (e['id'], e['audio'], e['text'].decode(), e['translation'].decode(), e['client_id'])
-        for e in builder.as_dataset(split=split).as_numpy_iterator()) for split in builder.info.splits}
+    found = {
+        split: sorted(
+            (e['id'], e['audio'], e['text'].decode(), e['translation'].decode(), e['client_id'])
+            for e in builder.as_dataset(split=split).as_numpy_iterator()
+        )
+        for split in builder.info.splits
+    }
     assert found == {
-        'train': [(b'a.mp3', b'a', 'Il dit "bonjour', 'He says "hello', b's1'),
-                  (b'c.mp3', b'c', 'Merci.', 'Thanks.', b's3')],
+        'train': [
+            (b'a.mp3', b'a', 'Il dit "bonjour', 'He says "hello', b's1'),
+            (b'c.mp3', b'c', 'Merci.', 'Thanks.', b's3'),
+        ],
         'validation': [(b'b.mp3', b'b', 'Au revoir.', 'Goodbye.', b's2')],
-        'test': [(b'e.mp3', b'e', 'Oui.', 'Yes.', b's5')]}
+        'test': [(b'e.mp3', b'e', 'Oui.', 'Yes.', b's5')],
+    }
 
 
 def test_the_manual_download_is_asked_for(table, tmp_path):

@@ -4,15 +4,17 @@
 
 import numpy as np
 import pytest
+import seqio
 
 from slm_jax.data import feature_converter
 from slm_jax.data.tensorflow_cpu import tf
 
-import seqio
-
 LENGTHS = {'speech': 6, 'inputs': 4, 'targets': 5}
-EXAMPLE = {'speech': np.array([5, -6, 7], np.int16), 'inputs': np.array([8, 9, 1], np.int32),
-           'targets': np.array([3, 4, 1], np.int32)}
+EXAMPLE = {
+    'speech': np.array([5, -6, 7], np.int16),
+    'inputs': np.array([8, 9, 1], np.int32),
+    'targets': np.array([3, 4, 1], np.int32),
+}
 EXPECTED = {
     'speech_samples': [5, -6, 7, 0, 0, 0],
     'speech_lengths': 3,
@@ -21,21 +23,23 @@ EXPECTED = {
     'decoder_target_tokens': [3, 4, 1, 0, 0],
     'decoder_loss_weights': [1, 1, 1, 0, 0],
 }
-DTYPES = {name: np.int32 for name in EXPECTED} | {'speech_samples': np.int16,
-                                                  'decoder_loss_weights': np.float32}
+DTYPES = {name: np.int32 for name in EXPECTED} | {
+    'speech_samples': np.int16,
+    'decoder_loss_weights': np.float32,
+}
 
 
 def dataset(example):
-    return tf.data.Dataset.from_tensors(
-        {k: tf.constant(v) for k, v in example.items()}).map(
-            lambda e: {k: tf.ensure_shape(tf.reshape(v, [-1]), [None]) for k, v in e.items()})
+    return tf.data.Dataset.from_tensors({k: tf.constant(v) for k, v in example.items()}).map(
+        lambda e: {k: tf.ensure_shape(tf.reshape(v, [-1]), [None]) for k, v in e.items()}
+    )
 
 
 def test_seqio_converter():
     converted = feature_converter.SpeechTextFeatureConverter()(dataset(EXAMPLE), LENGTHS)
     seqio.test_utils.assert_dataset(
-        converted, EXPECTED,
-        expected_dtypes={k: tf.as_dtype(v) for k, v in DTYPES.items()})
+        converted, EXPECTED, expected_dtypes={k: tf.as_dtype(v) for k, v in DTYPES.items()}
+    )
     assert converted.element_spec['speech_samples'].shape == [6]
 
 
@@ -51,7 +55,8 @@ def test_a_row_of_padding_and_a_text_only_example():
     padding = feature_converter.model_features({}, LENGTHS)
     assert not any(np.any(value) for value in padding.values())
     text = feature_converter.model_features(
-        {'inputs': EXAMPLE['inputs'], 'targets': EXAMPLE['targets']}, LENGTHS | {'speech': 0})
+        {'inputs': EXAMPLE['inputs'], 'targets': EXAMPLE['targets']}, LENGTHS | {'speech': 0}
+    )
     assert text['speech_samples'].shape == (0,) and text['speech_lengths'] == 0
 
 

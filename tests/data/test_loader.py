@@ -7,15 +7,14 @@ import json
 
 import numpy as np
 import pytest
+import seqio
+import soundfile
+from slm_jax.tasks import registry
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.data import loader as loader_lib
 from slm_jax.data import preprocessors
 from slm_jax.data.tensorflow_cpu import tf
-from slm_jax.tasks import registry
-
-import seqio
-import soundfile
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +35,9 @@ def make(manifest, tmp_path):
 
     def loader(name='m_asr', **kwargs):
         return loader_lib.SpeechTextLoader(
-            name, **{'seconds_per_batch': 8.0, 'cache_dir': tmp_path / 'cache', **kwargs})
+            name, **{'seconds_per_batch': 8.0, 'cache_dir': tmp_path / 'cache', **kwargs}
+        )
+
     return loader
 
 
@@ -52,8 +53,10 @@ def assert_equal(one, other):
 
 def test_batches_keep_the_contract(make, vocabulary, manifest):
     loader = make()
-    spoken = {soundfile.read(p, dtype='int16')[0].tobytes(): json.loads(line) for p, line in zip(
-        sorted(manifest.parent.glob('*.wav')), manifest.read_text().splitlines())}
+    spoken = {
+        soundfile.read(p, dtype='int16')[0].tobytes(): json.loads(line)
+        for p, line in zip(sorted(manifest.parent.glob('*.wav')), manifest.read_text().splitlines())
+    }
     shapes = [{k: shape for k, (shape, _) in s.items()} for s in loader.batch_shapes()]
     for step, batch in take(loader, 12):
         assert {k: v.shape for k, v in batch.items()} in shapes
@@ -66,12 +69,15 @@ def test_batches_keep_the_contract(make, vocabulary, manifest):
             targets = batch['decoder_target_tokens'][row]
             assert vocabulary.decode(targets.tolist()) == line['text']
             assert targets[int((targets > 0).sum()) - 1] == 1  # EOS
-            np.testing.assert_array_equal(batch['decoder_input_tokens'][row],
-                                          np.append(0, targets[:-1]))
+            np.testing.assert_array_equal(
+                batch['decoder_input_tokens'][row], np.append(0, targets[:-1])
+            )
             np.testing.assert_array_equal(batch['decoder_loss_weights'][row], targets > 0)
             asked = vocabulary.decode(batch['encoder_input_tokens'][row].tolist())
-            assert asked in [t.format(language={'en': 'English', 'fr': 'French'}[line['lang']])
-                             for t in registry.TEMPLATES['asr']]
+            assert asked in [
+                t.format(language={'en': 'English', 'fr': 'French'}[line['lang']])
+                for t in registry.TEMPLATES['asr']
+            ]
 
 
 def test_a_resume_gives_what_would_have_come(make):
@@ -90,8 +96,9 @@ def test_hosts_share_one_plan(make):
     alone = take(make(row_multiple=4), 10)
     hosts = [take(make(row_multiple=4, num_shards=4, shard_index=h), 10) for h in range(4)]
     for step in range(10):
-        together = {name: np.concatenate([host[step][1][name] for host in hosts])
-                    for name in alone[0][1]}
+        together = {
+            name: np.concatenate([host[step][1][name] for host in hosts]) for name in alone[0][1]
+        }
         assert_equal(together, alone[step][1])
     with pytest.raises(ValueError, match='row_multiple=1 is no multiple of the 4 hosts'):
         make(num_shards=4)
@@ -105,23 +112,30 @@ def test_evaluation_gives_every_example_once_with_what_a_report_needs(make, mani
             if info is None:
                 assert all(not batch[name][row].any() for name in batch)
             else:
-                assert vocabulary.decode(batch['decoder_target_tokens'][row].tolist()
-                                         ) == info.reference
+                assert (
+                    vocabulary.decode(batch['decoder_target_tokens'][row].tolist())
+                    == info.reference
+                )
         infos += [info for info in rows if info]
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     infos.sort(key=lambda info: info.audio)
     assert [info.reference for info in infos] == [line['text'] for line in lines]
     assert [info.lang for info in infos] == [line['lang'] for line in lines]
-    assert {info.instruction for info in infos} == {'Transcribe the English speech.',
-                                                    'Transcribe the French speech.'}
+    assert {info.instruction for info in infos} == {
+        'Transcribe the English speech.',
+        'Transcribe the French speech.',
+    }
     assert {info.task for info in infos} == {'m_asr'}
-    np.testing.assert_allclose([info.seconds for info in infos],
-                               [line['duration'] for line in lines], atol=1e-3)
+    np.testing.assert_allclose(
+        [info.seconds for info in infos], [line['duration'] for line in lines], atol=1e-3
+    )
 
 
 def test_translation_instruction_and_ctc(make, manifest, vocabulary):
-    lines = {str(manifest.parent / line['audio']): line
-             for line in map(json.loads, manifest.read_text().splitlines())}
+    lines = {
+        str(manifest.parent / line['audio']): line
+        for line in map(json.loads, manifest.read_text().splitlines())
+    }
     for _, infos in make('m_fr_en').examples():
         for info in filter(None, infos):
             assert info.reference == lines[info.audio]['translation']['en']
@@ -137,12 +151,17 @@ def test_translation_instruction_and_ctc(make, manifest, vocabulary):
         for row, info in enumerate(infos):
             if info:
                 assert vocabulary.decode(batch['decoder_target_tokens'][row].tolist()) == (
-                    info.reference.lower().strip(' .!'))
+                    info.reference.lower().strip(' .!')
+                )
 
 
 def test_a_mixture_on_the_spot(make):
-    names = [info.task for _, infos in make({'m_asr': 3.0, 'm_fr_en': 1.0}).examples()
-             for info in infos if info]
+    names = [
+        info.task
+        for _, infos in make({'m_asr': 3.0, 'm_fr_en': 1.0}).examples()
+        for info in infos
+        if info
+    ]
     assert sorted(set(names)) == ['m_asr', 'm_fr_en'] and len(names) == 24 + 8
     loader = make({registry.mixture({'m_asr': 1, 'm_instruct': 1}): 3.0, 'm_fr_en': 1.0})
     np.testing.assert_allclose(loader.plan._shares, [3 / 8, 3 / 8, 1 / 4])
@@ -152,13 +171,24 @@ def test_a_mixture_on_the_spot(make):
 
 def test_speech_beside_text_only_examples(make):
     seqio.TaskRegistry.add(
-        'text', source=seqio.FunctionDataSource(
+        'text',
+        source=seqio.FunctionDataSource(
             lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(
-                {'id': [b'a', b'b', b'c'], 'inputs': ['say one', 'say two', 'say three'],
-                 'targets': ['one', 'two', 'three']}), splits=['train']),
-        preprocessors=[seqio.CacheDatasetPlaceholder(), seqio.preprocessors.tokenize,
-                       seqio.preprocessors.append_eos],
-        output_features=preprocessors_features())
+                {
+                    'id': [b'a', b'b', b'c'],
+                    'inputs': ['say one', 'say two', 'say three'],
+                    'targets': ['one', 'two', 'three'],
+                }
+            ),
+            splits=['train'],
+        ),
+        preprocessors=[
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.tokenize,
+            seqio.preprocessors.append_eos,
+        ],
+        output_features=preprocessors_features(),
+    )
     loader = make({'m_asr': 1.0, 'text': 1.0})
     kinds = set()
     for _, batch in take(loader, 30):
@@ -174,13 +204,16 @@ def preprocessors_features():
     return {k: f for k, f in vocabularies.output_features().items() if k != 'speech'}
 
 
-@pytest.mark.parametrize('change, limits, said', [
-    ({'text': None}, {}, 'field "text" is missing'),
-    ({'audio': None}, {}, 'field "audio" is missing'),
-    ({'lang': 'xx'}, {}, "unknown language 'xx'"),
-    ({}, {'speech': 16000 * 2}, r's of speech where 2\.0 s are allowed'),
-    ({'text': 'word ' * 50}, {'targets': 40}, 'tokens of targets where 40 are allowed'),
-])
+@pytest.mark.parametrize(
+    'change, limits, said',
+    [
+        ({'text': None}, {}, 'field "text" is missing'),
+        ({'audio': None}, {}, 'field "audio" is missing'),
+        ({'lang': 'xx'}, {}, "unknown language 'xx'"),
+        ({}, {'speech': 16000 * 2}, r's of speech where 2\.0 s are allowed'),
+        ({'text': 'word ' * 50}, {'targets': 40}, 'tokens of targets where 40 are allowed'),
+    ],
+)
 def test_bad_examples_stop_or_are_listed(make, manifest, change, limits, said):
     lines = manifest.read_text().splitlines()
     if change:
@@ -189,14 +222,18 @@ def test_bad_examples_stop_or_are_listed(make, manifest, change, limits, said):
     registry.manifest('spoilt', manifest, 'asr')
     with pytest.raises(preprocessors.BadExampleError, match=said) as error:
         make('spoilt', task_feature_lengths=limits)
-    assert 'clip05.wav' in str(error.value) or f'{manifest}:6' in str(error.value) or (
-        not change and str(manifest.parent) in str(error.value))
+    assert (
+        'clip05.wav' in str(error.value)
+        or f'{manifest}:6' in str(error.value)
+        or (not change and str(manifest.parent) in str(error.value))
+    )
     assert "on_bad_example='skip'" in str(error.value)
     loader = make('spoilt', task_feature_lengths=limits, on_bad_example='skip')
     kept = sum(info is not None for _, infos in loader.examples() for info in infos)
     assert kept + len(loader.skipped) == 24
-    assert len(loader.skipped) == (1 if change else sum(
-        json.loads(line)['duration'] > 2 for line in lines))
+    assert len(loader.skipped) == (
+        1 if change else sum(json.loads(line)['duration'] > 2 for line in lines)
+    )
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(make, monkeypatch):
@@ -217,12 +254,11 @@ def test_waiting_is_measured(make, monkeypatch):
 
 
 def test_gin_names_manifests_and_rates(manifest, tmp_path):
+    import gin
     from slm_jax import configuration
 
-    import gin
-
     path = tmp_path / 'run.gin'
-    path.write_text(f'''
+    path.write_text(f"""
 from __gin__ import dynamic_registration
 from slm_jax import tasks
 from slm_jax.data import loader
@@ -239,7 +275,7 @@ loader.SpeechTextLoader:
   mixture_or_task_name = %MIXTURE_OR_TASK_NAME
   seconds_per_batch = 8.0
   cache_dir = '{tmp_path / 'cache'}'
-''')
+""")
     try:
         configuration.parse_gin([str(path)])
         for _ in range(2):  # registering is idempotent

@@ -11,24 +11,47 @@ from slm_jax.data import manifests
 
 def read(tmp_path, *rows) -> list[dict]:
     path = tmp_path / 'm.jsonl'
-    path.write_text('\n'.join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False)
-                              for r in rows) + '\n', encoding='utf-8')
+    path.write_text(
+        '\n'.join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows)
+        + '\n',
+        encoding='utf-8',
+    )
     return list(manifests.read(path))
 
 
 def test_our_fields(tmp_path):
-    example, = read(tmp_path, {
-        'audio': 'a/b.wav', 'text': 'Ciao.', 'lang': 'it', 'translation': {'en': 'Hi.', 'de': None},
-        'instruction': 'Which word?', 'target': 'ciao', 'duration': 1.0, 'speaker': 'x', 'id': 'u1'})
+    (example,) = read(
+        tmp_path,
+        {
+            'audio': 'a/b.wav',
+            'text': 'Ciao.',
+            'lang': 'it',
+            'translation': {'en': 'Hi.', 'de': None},
+            'instruction': 'Which word?',
+            'target': 'ciao',
+            'duration': 1.0,
+            'speaker': 'x',
+            'id': 'u1',
+        },
+    )
     assert example == dict.fromkeys(manifests.FIELDS, '') | {
-        'id': 'u1', 'origin': f'{tmp_path}/m.jsonl:1', 'audio': f'{tmp_path}/a/b.wav',
-        'text': 'Ciao.', 'lang': 'it', 'translations': '{"en": "Hi."}',
-        'instruction': 'Which word?', 'target': 'ciao'}
+        'id': 'u1',
+        'origin': f'{tmp_path}/m.jsonl:1',
+        'audio': f'{tmp_path}/a/b.wav',
+        'text': 'Ciao.',
+        'lang': 'it',
+        'translations': '{"en": "Hi."}',
+        'instruction': 'Which word?',
+        'target': 'ciao',
+    }
 
 
 def test_nemo_and_slam_llm_fields(tmp_path):
-    nemo, slam = read(tmp_path, {'audio_filepath': '/x/a.wav', 'duration': 2.5, 'text': 'hi'},
-                      {'key': 'utt7', 'source': 'b.wav', 'target': 'hello'})
+    nemo, slam = read(
+        tmp_path,
+        {'audio_filepath': '/x/a.wav', 'duration': 2.5, 'text': 'hi'},
+        {'key': 'utt7', 'source': 'b.wav', 'target': 'hello'},
+    )
     assert (nemo['audio'], nemo['text'], nemo['error']) == ('/x/a.wav', 'hi', '')
     assert nemo['id'] == f'{tmp_path}/m.jsonl:1'
     assert (slam['id'], slam['audio'], slam['text']) == ('utt7', f'{tmp_path}/b.wav', 'hello')
@@ -36,21 +59,27 @@ def test_nemo_and_slam_llm_fields(tmp_path):
 
 
 def test_translation_as_a_string_and_numbers_as_text(tmp_path):
-    first, second = read(tmp_path, {'audio': 'a', 'translation': 'Hallo', 'target_lang': 'de'},
-                         {'audio': 'a', 'text': 7, 'id': 12})
+    first, second = read(
+        tmp_path,
+        {'audio': 'a', 'translation': 'Hallo', 'target_lang': 'de'},
+        {'audio': 'a', 'text': 7, 'id': 12},
+    )
     assert json.loads(first['translations']) == {'de': 'Hallo'}
     assert (second['text'], second['id']) == ('7', '12')
 
 
-@pytest.mark.parametrize('row, said', [
-    ('{"audio": "a.wav", ', 'not JSON'),
-    ('["a.wav"]', 'JSON object'),
-    ({'audio': 3}, '"audio"'),
-    ({'audio': 'a', 'text': ['x']}, '"text"'),
-    ({'audio': 'a', 'lang': 'xx'}, "unknown language 'xx'"),
-    ({'audio': 'a', 'translation': {'qqq': 'x'}}, "unknown language 'qqq'"),
-    ({'audio': 'a', 'offset': 3.0}, '"offset"'),
-])
+@pytest.mark.parametrize(
+    'row, said',
+    [
+        ('{"audio": "a.wav", ', 'not JSON'),
+        ('["a.wav"]', 'JSON object'),
+        ({'audio': 3}, '"audio"'),
+        ({'audio': 'a', 'text': ['x']}, '"text"'),
+        ({'audio': 'a', 'lang': 'xx'}, "unknown language 'xx'"),
+        ({'audio': 'a', 'translation': {'qqq': 'x'}}, "unknown language 'qqq'"),
+        ({'audio': 'a', 'offset': 3.0}, '"offset"'),
+    ],
+)
 def test_a_bad_line_is_named(tmp_path, row, said):
     good, bad = read(tmp_path, {'audio': 'a', 'lang': 'pt-BR'}, row)
     assert not good['error']
@@ -71,4 +100,5 @@ def test_a_source_gives_the_chosen_languages(manifest):
     manifest.write_text(manifest.read_text() + '\n')
     assert source.fingerprint('train') != before
     assert source.fingerprint('train') != manifests.ManifestSource(
-        {'train': str(manifest)}, ()).fingerprint('train')
+        {'train': str(manifest)}, ()
+    ).fingerprint('train')

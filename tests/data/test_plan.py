@@ -14,8 +14,9 @@ from slm_jax.data import plan as plan_lib
 def lengths(n: int, seed: int = 0, rate: float = 1.0, speech: bool = True) -> plan_lib.TaskLengths:
     rng = np.random.default_rng(seed)
     samples = np.clip(rng.lognormal(10.6, 0.7, n), 3000, 16000 * 20).astype(np.int64)
-    return plan_lib.TaskLengths(np.arange(n), samples * speech, rng.integers(3, 12, n),
-                                rng.integers(1, 60, n), rate)
+    return plan_lib.TaskLengths(
+        np.arange(n), samples * speech, rng.integers(3, 12, n), rng.integers(1, 60, n), rate
+    )
 
 
 def make(*tasks, **kwargs) -> plan_lib.Plan:
@@ -36,8 +37,10 @@ def test_boundaries_are_the_best_there_are(seed, count):
         bounds = np.array(sorted(bounds))
         return (weights * bounds[np.searchsorted(bounds, values)]).sum()
 
-    best = min(cost({*inner, values.max()})
-               for inner in itertools.combinations(np.unique(values), count - 1))
+    best = min(
+        cost({*inner, values.max()})
+        for inner in itertools.combinations(np.unique(values), count - 1)
+    )
     found = plan_lib.boundaries(values, weights, count)
     assert len(found) <= count and found[-1] == values.max()
     np.testing.assert_allclose(cost(found), best, rtol=1e-12)
@@ -66,8 +69,9 @@ def test_every_example_fits_its_bucket_and_batches_hold_what_the_knob_says():
     for bucket in plan.buckets:
         assert bucket.samples % 640 == 0 and bucket.targets % 8 == 0 and bucket.rows % 4 == 0
         assert bucket.rows == 4 or bucket.rows * bucket.samples <= 60 * 16000
-        assert (bucket.rows + 4) * bucket.samples > 60 * 16000 or (
-            bucket.rows + 4) * (bucket.inputs + bucket.targets) > 2400
+        assert (bucket.rows + 4) * bucket.samples > 60 * 16000 or (bucket.rows + 4) * (
+            bucket.inputs + bucket.targets
+        ) > 2400
 
 
 def test_at_least_nine_tenths_of_what_is_sent_is_speech():
@@ -84,8 +88,11 @@ def test_at_least_nine_tenths_of_what_is_sent_is_speech():
 def test_a_batch_depends_on_seed_and_step_only():
     first, second = make(lengths(500)), make(lengths(500))
     late = key(first.batch(1234))
-    assert [key(second.batch(s)) for s in (3, 0, 1234)] == [key(first.batch(3)), key(first.batch(0)),
-                                                            late]
+    assert [key(second.batch(s)) for s in (3, 0, 1234)] == [
+        key(first.batch(3)),
+        key(first.batch(0)),
+        late,
+    ]
     assert key(make(lengths(500), seed=1).batch(0)) != key(first.batch(0))
 
 
@@ -138,5 +145,6 @@ def test_evaluation_sees_every_example_once():
         assert batch.rows[0, 0] >= 0
         seen.update((t, e) for t, e, _ in batch.rows.tolist() if t >= 0)
         assert {seed for t, _, seed in batch.rows.tolist() if t >= 0} == {0}
-    assert seen == collections.Counter({(0, i): 1 for i in range(101)}
-                                       | {(1, i): 1 for i in range(57)})
+    assert seen == collections.Counter(
+        {(0, i): 1 for i in range(101)} | {(1, i): 1 for i in range(57)}
+    )

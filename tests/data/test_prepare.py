@@ -1,13 +1,13 @@
 # Copyright 2026 The slm_jax Authors.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""`slm-jax prepare`: what gin names is stored once, bad examples are reported, wrong names are said."""
+"""`slm-jax prepare`: what gin names is stored once, bad examples and wrong names are said."""
 
-import gin
 import pytest
 
+import gin
 from slm_jax import prepare
 
-RUN = '''
+RUN = """
 from __gin__ import dynamic_registration
 from slm_jax import tasks
 from slm_jax.data import loader
@@ -15,7 +15,7 @@ MIXTURE_OR_TASK_NAME = @tasks.manifest()
 tasks.manifest.name = 'prepared'
 tasks.manifest.path = {path}
 loader.SpeechTextLoader.mixture_or_task_name = %MIXTURE_OR_TASK_NAME
-'''
+"""
 
 
 @pytest.fixture
@@ -26,6 +26,7 @@ def run(manifest, tmp_path):
 
     def call(*arguments):
         return prepare.main([*arguments, '--cache_dir', str(tmp_path / 'cache')])
+
     call.gin_file = str(tmp_path / 'run.gin')
     yield call
     gin.clear_config()

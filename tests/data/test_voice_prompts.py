@@ -1,6 +1,6 @@
 # Copyright 2026 The slm_jax Authors.
 # Licensed under the Apache License, Version 2.0; see LICENSE.
-"""voice_prompts on a miniature release: fetching, checking, going on after a cut, and the builder."""
+"""voice_prompts on a miniature release: fetching, checking, going on after a cut, the builder."""
 
 import hashlib
 import io
@@ -15,8 +15,14 @@ from slm_jax.data import voice_prompts
 from slm_jax.data.voice_prompts import builder, fetch
 
 PROMPTS = {
-    'en': {'hello': 'Hello.', 'digits/1': 'one', 'beep': '[a beep]', 'letters/at': 'at [@]',
-           'gone': 'There is no recording.', 'silence/1': '(1 second of silence)'},
+    'en': {
+        'hello': 'Hello.',
+        'digits/1': 'one',
+        'beep': '[a beep]',
+        'letters/at': 'at [@]',
+        'gone': 'There is no recording.',
+        'silence/1': '(1 second of silence)',
+    },
     'es': {'hello': 'Hola', 'digits/1': 'uno', 'beep': '[tono simple]', 'digits/1F': 'una'},
     'fr': {'hello': 'Bonjour', 'digits/1': 'un', 'for': 'Pour (emphase)'},
     'it': {'hello': 'Il [suo] saluto', 'digits/1': 'uno'},
@@ -26,6 +32,7 @@ PROMPTS = {
 
 def archive(lang: str) -> bytes:
     """The publisher's tar of a language; `digits/1F` is stored as `digits/1f`."""
+
     def add(name, content):
         info = tarfile.TarInfo(name)
         info.size = len(content)
@@ -33,8 +40,11 @@ def archive(lang: str) -> bytes:
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode='w:gz') as tar:
-        text = '\ufeff; Core Asterisk Sounds\n\n' + ''.join(
-            f'{key}: {value}\n' for key, value in PROMPTS[lang].items()) + 'hello: again\n'
+        text = (
+            '\ufeff; Core Asterisk Sounds\n\n'
+            + ''.join(f'{key}: {value}\n' for key, value in PROMPTS[lang].items())
+            + 'hello: again\n'
+        )
         add(f'core-sounds-{lang}.txt', text.encode())
         for number, key in enumerate(PROMPTS[lang]):
             if key != 'gone':
@@ -52,33 +62,46 @@ def publisher(tmp_path, monkeypatch):
     for lang in fetch.LANGUAGES:
         (folder / f'{lang}.tar.gz').write_bytes(archive(lang))
     monkeypatch.setattr(fetch, 'PUBLISHER', f'file://{folder}/{{lang}}.tar.gz')
-    monkeypatch.setattr(fetch, 'EXPECTED', {
-        lang: (sum(key != 'gone' for key in prompts), len(prompts))
-        for lang, prompts in PROMPTS.items()})
+    monkeypatch.setattr(
+        fetch,
+        'EXPECTED',
+        {
+            lang: (sum(key != 'gone' for key in prompts), len(prompts))
+            for lang, prompts in PROMPTS.items()
+        },
+    )
     monkeypatch.setenv('PATH', str(tmp_path / 'no_programs_here'))
     return folder
 
 
-@pytest.mark.parametrize('line, spoken', [
-    ('Agent logged in.', 'Agent logged in.'),
-    ('That agent is  logged on.   Please hold', 'That agent is logged on. Please hold'),
-    ('[sound of monkeys screaming]', ''),
-    ('<beep ascending>', ''),
-    ('[ tono de error ]', ''),
-    ('(10 seconds of silence)', ''),
-    ('(beep).', ''),
-    ('', ''),
-    ('at [@]', 'at'),
-    ('[!] punto esclamativo', 'punto esclamativo'),
-    ('spazio []', 'spazio'),
-    ('Pour (emphase)', 'Pour'),
-    ('IAX (note: does not say "2")', 'IAX'),
-    ('Please leave your message after the tone. (simple tone sound plays)',
-     'Please leave your message after the tone.'),
-    ('La conferenza quando il nostro (enfatico) moderatore', 'La conferenza quando il nostro moderatore'),
-    ('Il [suo] messaggio è stato salvato.', 'Il suo messaggio è stato salvato.'),
-    ('menu poli (ne m\'appelez plus, jamais), 4.', "menu poli ne m'appelez plus, jamais, 4."),
-])
+@pytest.mark.parametrize(
+    'line, spoken',
+    [
+        ('Agent logged in.', 'Agent logged in.'),
+        ('That agent is  logged on.   Please hold', 'That agent is logged on. Please hold'),
+        ('[sound of monkeys screaming]', ''),
+        ('<beep ascending>', ''),
+        ('[ tono de error ]', ''),
+        ('(10 seconds of silence)', ''),
+        ('(beep).', ''),
+        ('', ''),
+        ('at [@]', 'at'),
+        ('[!] punto esclamativo', 'punto esclamativo'),
+        ('spazio []', 'spazio'),
+        ('Pour (emphase)', 'Pour'),
+        ('IAX (note: does not say "2")', 'IAX'),
+        (
+            'Please leave your message after the tone. (simple tone sound plays)',
+            'Please leave your message after the tone.',
+        ),
+        (
+            'La conferenza quando il nostro (enfatico) moderatore',
+            'La conferenza quando il nostro moderatore',
+        ),
+        ('Il [suo] messaggio è stato salvato.', 'Il suo messaggio è stato salvato.'),
+        ("menu poli (ne m'appelez plus, jamais), 4.", "menu poli ne m'appelez plus, jamais, 4."),
+    ],
+)
 def test_what_is_spoken(line, spoken):
     assert builder.spoken_text(line) == spoken
 
@@ -101,13 +124,31 @@ def test_builder(publisher, tmp_path):
             assert builder.split_of(key[1]) == split
             examples[key] = example
     assert {f'{lang}/{key}' for lang, key in examples} == {
-        'en/hello', 'en/digits/1', 'en/letters/at', 'es/hello', 'es/digits/1', 'es/digits/1F',
-        'fr/hello', 'fr/digits/1', 'fr/for', 'it/hello', 'it/digits/1', 'ru/hello', 'ru/digits/1',
-        'ru/digits/3', 'ru/digits/6'}
+        'en/hello',
+        'en/digits/1',
+        'en/letters/at',
+        'es/hello',
+        'es/digits/1',
+        'es/digits/1F',
+        'fr/hello',
+        'fr/digits/1',
+        'fr/for',
+        'it/hello',
+        'it/digits/1',
+        'ru/hello',
+        'ru/digits/1',
+        'ru/digits/3',
+        'ru/digits/6',
+    }
     hello = examples['it', 'hello']
     assert hello['text'].decode() == 'Il suo saluto'
     assert {k: v.decode() for k, v in hello['translations'].items()} == {
-        'en': 'Hello.', 'es': 'Hola', 'fr': 'Bonjour', 'it': 'Il suo saluto', 'ru': 'Привет'}
+        'en': 'Hello.',
+        'es': 'Hola',
+        'fr': 'Bonjour',
+        'it': 'Il suo saluto',
+        'ru': 'Привет',
+    }
     assert examples['fr', 'for']['translations']['en'] == b''
     assert hello['audio'].dtype == np.int16 and len(hello['audio']) == 80
     assert len(examples['es', 'digits/1F']['audio']) == 83
@@ -117,14 +158,19 @@ def test_without_any_source_the_message_says_how_to_go_on(publisher, tmp_path, m
     monkeypatch.setattr(fetch, 'PUBLISHER', f'file://{tmp_path}/nothing/{{lang}}')
     with pytest.raises(fetch.FetchError) as error:
         fetch.fetch(tmp_path / 'downloads')
-    for part in ('en, es, fr, it, ru', 'publisher: ', 'no apt-get', 'same command again',
-                 str(tmp_path / 'downloads')):
+    for part in (
+        'en, es, fr, it, ru',
+        'publisher: ',
+        'no apt-get',
+        'same command again',
+        str(tmp_path / 'downloads'),
+    ):
         assert part in str(error.value)
 
 
 def test_a_cut_fetch_goes_on(publisher, tmp_path, monkeypatch):
     whole = (publisher / 'it.tar.gz').read_bytes()
-    (publisher / 'it.tar.gz').write_bytes(whole[:len(whole) // 2])
+    (publisher / 'it.tar.gz').write_bytes(whole[: len(whole) // 2])
     with pytest.raises(fetch.FetchError, match='it, ru'):
         fetch.fetch(tmp_path / 'downloads')
     (publisher / 'it.tar.gz').write_bytes(whole)
@@ -147,8 +193,8 @@ def test_a_damaged_debian_package_is_removed(tmp_path, monkeypatch):
     name = 'asterisk-core-sounds-en_1.6.1-1_all.deb'
     debs = tmp_path / 'debian'
     debs.mkdir()
-    for package in fetch.DEBIAN_SHA256:
-        (debs / package).write_bytes(b'')
+    for key in fetch.DEBIAN_SHA256:
+        (debs / f'asterisk-core-sounds-{key}_1.6.1-1_all.deb').write_bytes(b'')
     (debs / name).write_bytes(b'damaged')
     monkeypatch.setattr(fetch, 'PUBLISHER', f'file://{tmp_path}/nothing/{{lang}}')
     with pytest.raises(fetch.FetchError, match=f'{name} came damaged'):

@@ -3,12 +3,11 @@
 """Registering by one call: repeated calls are harmless, contradictions are refused."""
 
 import pytest
+import seqio
+from slm_jax.tasks import instructions, registry
 
 from slm_jax import tasks
 from slm_jax.data import languages, preprocessors
-from slm_jax.tasks import instructions, registry
-
-import seqio
 
 
 @pytest.fixture(autouse=True)
@@ -59,16 +58,29 @@ def test_a_task_has_at_most_so_many_wordings():
         preprocessors.to_text('asr', tuple('abcdefghi'))
 
 
-@pytest.mark.parametrize('code, name', [('en', 'English'), ('pt-BR', 'Portuguese'), ('zh_CN', 'Chinese'),
-                                        ('cmn', 'Mandarin Chinese'), ('xx', None), ('', None)])
+@pytest.mark.parametrize(
+    'code, name',
+    [
+        ('en', 'English'),
+        ('pt-BR', 'Portuguese'),
+        ('zh_CN', 'Chinese'),
+        ('cmn', 'Mandarin Chinese'),
+        ('xx', None),
+        ('', None),
+    ],
+)
 def test_language_names(code, name):
     assert languages.name(code) == name
 
 
 def test_every_corpus_language_has_a_name():
-    from slm_jax.data.covost2 import builder
     from slm_jax.tasks import common_voice, fleurs
 
-    codes = [*common_voice.LANGUAGES, *map(fleurs.code, fleurs.LANGUAGES),
-             *(code for pair in builder.PAIRS for code in pair)]
+    from slm_jax.data.covost2 import builder
+
+    codes = [
+        *common_voice.LANGUAGES,
+        *map(fleurs.code, fleurs.LANGUAGES),
+        *(code for pair in builder.PAIRS for code in pair),
+    ]
     assert [code for code in codes if languages.name(code) is None] == []

@@ -16,10 +16,46 @@ import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before othe
 import tensorflow_datasets as tfds
 
 URL = 'https://dl.fbaipublicfiles.com/covost/covost_v2.{source}_{target}.tsv.tar.gz'
-TO_ENGLISH = ('fr', 'de', 'es', 'ca', 'it', 'ru', 'zh-CN', 'pt', 'fa', 'et', 'mn', 'nl', 'tr', 'ar',
-              'sv-SE', 'lv', 'sl', 'ta', 'ja', 'id', 'cy')
-FROM_ENGLISH = ('de', 'ca', 'zh-CN', 'fa', 'et', 'mn', 'tr', 'ar', 'sv-SE', 'lv', 'sl', 'ta', 'ja',
-                'id', 'cy')
+TO_ENGLISH = (
+    'fr',
+    'de',
+    'es',
+    'ca',
+    'it',
+    'ru',
+    'zh-CN',
+    'pt',
+    'fa',
+    'et',
+    'mn',
+    'nl',
+    'tr',
+    'ar',
+    'sv-SE',
+    'lv',
+    'sl',
+    'ta',
+    'ja',
+    'id',
+    'cy',
+)
+FROM_ENGLISH = (
+    'de',
+    'ca',
+    'zh-CN',
+    'fa',
+    'et',
+    'mn',
+    'tr',
+    'ar',
+    'sv-SE',
+    'lv',
+    'sl',
+    'ta',
+    'ja',
+    'id',
+    'cy',
+)
 PAIRS = (*((source, 'en') for source in TO_ENGLISH), *(('en', target) for target in FROM_ENGLISH))
 # split of ours -> `split` of the table; 'train_covost' are sentences that Common Voice held out
 _SPLITS = {'train': ('train', 'train_covost'), 'validation': ('dev',), 'test': ('test',)}
@@ -34,42 +70,56 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
     """One configuration a pair: `covost2/fr_en`."""
 
     VERSION = tfds.core.Version('1.0.0')
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f'{source}_{target}')
-                       for source, target in PAIRS]
+    BUILDER_CONFIGS = [
+        tfds.core.BuilderConfig(name=f'{source}_{target}') for source, target in PAIRS
+    ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         'Download the language from https://commonvoice.mozilla.org/datasets (Common Voice Corpus '
-        '4) and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.')
+        '4) and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
+    )
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             description='CoVoST 2: Common Voice with translations.',
             homepage='https://github.com/facebookresearch/covost',
-            features=tfds.features.FeaturesDict({
-                'audio': tensorflow_cpu.tf.string,  # the MP3 file as it is
-                'text': tfds.features.Text(),
-                'translation': tfds.features.Text(),
-                'id': tfds.features.Text(doc='name of the clip'),
-                'client_id': tfds.features.Text(doc='the speaker'),
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'audio': tensorflow_cpu.tf.string,  # the MP3 file as it is
+                    'text': tfds.features.Text(),
+                    'translation': tfds.features.Text(),
+                    'id': tfds.features.Text(doc='name of the clip'),
+                    'client_id': tfds.features.Text(doc='the speaker'),
+                }
+            ),
         )
 
     def _split_generators(self, dl_manager):
         source, target = self.builder_config.name.split('_')
         folder = pathlib.Path(dl_manager.manual_dir) / source
         if not (folder / 'validated.tsv').exists():
-            raise FileNotFoundError(f'{folder} holds no validated.tsv. '
-                                    + self.MANUAL_DOWNLOAD_INSTRUCTIONS)
+            raise FileNotFoundError(
+                f'{folder} holds no validated.tsv. ' + self.MANUAL_DOWNLOAD_INSTRUCTIONS
+            )
         unpacked = dl_manager.download_and_extract(URL.format(source=source, target=target))
         table = next(pathlib.Path(unpacked).rglob(f'covost_v2.{source}_{target}.tsv'))
-        return {split: self._generate_examples(folder, table, names)
-                for split, names in _SPLITS.items()}
+        return {
+            split: self._generate_examples(folder, table, names) for split, names in _SPLITS.items()
+        }
 
     def _generate_examples(self, folder: pathlib.Path, table: pathlib.Path, names: tuple[str, ...]):
-        translations = {row['path']: row['translation'] for row in _rows(table)
-                        if row['split'] in names}
+        translations = {
+            row['path']: row['translation'] for row in _rows(table) if row['split'] in names
+        }
         for row in _rows(folder / 'validated.tsv'):
             path = row['path']
             if path in translations:
-                yield path, {
-                    'audio': (folder / 'clips' / path).read_bytes(), 'text': row['sentence'],
-                    'translation': translations[path], 'id': path, 'client_id': row['client_id']}
+                yield (
+                    path,
+                    {
+                        'audio': (folder / 'clips' / path).read_bytes(),
+                        'text': row['sentence'],
+                        'translation': translations[path],
+                        'id': path,
+                        'client_id': row['client_id'],
+                    },
+                )

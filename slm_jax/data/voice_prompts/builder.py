@@ -51,25 +51,31 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
             description='Telephone prompts in English, Spanish, French, Italian and Russian, '
-                        'translated by people; 8 kHz. Licences: CC BY-SA 3.0 (en, es, fr, it), '
-                        'CC BY 3.0 (ru).',
+            'translated by people; 8 kHz. Licences: CC BY-SA 3.0 (en, es, fr, it), '
+            'CC BY 3.0 (ru).',
             homepage='https://www.asterisksounds.org',
-            features=tfds.features.FeaturesDict({
-                'audio': tfds.features.Audio(sample_rate=8000, dtype=np.int16),
-                'text': tfds.features.Text(),
-                'lang': tfds.features.Text(doc='ISO 639-1'),
-                'id': tfds.features.Text(doc='The prompt: shared by its translations.'),
-                'translations': {lang: tfds.features.Text(doc="'' where there is none")
-                                 for lang in fetch.LANGUAGES},
-            }),
+            features=tfds.features.FeaturesDict(
+                {
+                    'audio': tfds.features.Audio(sample_rate=8000, dtype=np.int16),
+                    'text': tfds.features.Text(),
+                    'lang': tfds.features.Text(doc='ISO 639-1'),
+                    'id': tfds.features.Text(doc='The prompt: shared by its translations.'),
+                    'translations': {
+                        lang: tfds.features.Text(doc="'' where there is none")
+                        for lang in fetch.LANGUAGES
+                    },
+                }
+            ),
             supervised_keys=('audio', 'text'),
             citation='',
         )
 
     def _split_generators(self, dl_manager):
         directories = fetch.fetch(pathlib.Path(dl_manager.download_dir) / 'voice_prompts')
-        return {split: self._generate_examples(directories, split)
-                for split in ('train', 'validation', 'test')}
+        return {
+            split: self._generate_examples(directories, split)
+            for split in ('train', 'validation', 'test')
+        }
 
     def _generate_examples(self, directories, split) -> Iterator[tuple[str, dict]]:
         texts = {}
@@ -84,15 +90,26 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
                     continue
                 samples, rate = soundfile.read(path, dtype='int16')
                 if rate != 8000 or samples.ndim != 1 or not len(samples):
-                    raise fetch.FetchError(f'{path}: {rate} Hz, shape {samples.shape}; mono speech '
-                                           'at 8000 Hz was expected. Remove its folder and rerun.')
-                yield f'{lang}/{prompt}', {
-                    'audio': samples, 'text': text, 'lang': lang, 'id': prompt,
-                    'translations': {to: texts[to].get(prompt, '') for to in texts}}
+                    raise fetch.FetchError(
+                        f'{path}: {rate} Hz, shape {samples.shape}; mono speech '
+                        'at 8000 Hz was expected. Remove its folder and rerun.'
+                    )
+                yield (
+                    f'{lang}/{prompt}',
+                    {
+                        'audio': samples,
+                        'text': text,
+                        'lang': lang,
+                        'id': prompt,
+                        'translations': {to: texts[to].get(prompt, '') for to in texts},
+                    },
+                )
 
 
 def _recordings(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """{id: file}. A few ids are printed in another case than their file's: both are keys."""
-    files = {path.relative_to(directory).with_suffix('').as_posix(): path
-             for path in sorted(directory.rglob('*.wav'))}
+    files = {
+        path.relative_to(directory).with_suffix('').as_posix(): path
+        for path in sorted(directory.rglob('*.wav'))
+    }
     return {key.lower(): path for key, path in files.items()} | files

@@ -23,34 +23,37 @@ from absl import logging
 
 LANGUAGES = ('en', 'es', 'fr', 'it', 'ru')
 RELEASE = '1.6.1'
-PUBLISHER = ('https://downloads.asterisk.org/pub/telephony/sounds/releases/'
-             'asterisk-core-sounds-{lang}-wav-{release}.tar.gz')
-DEBIAN_VOICES = {'en': 'en_US_f_Allison', 'es': 'es_MX_f_Allison', 'fr': 'fr_CA_f_June',
-                 'it': 'it_IT_m_Carlo', 'ru': 'ru_RU_f_IvrvoiceRU'}
+PUBLISHER = (
+    'https://downloads.asterisk.org/pub/telephony/sounds/releases/'
+    'asterisk-core-sounds-{lang}-wav-{release}.tar.gz'
+)
+DEBIAN_VOICES = {
+    'en': 'en_US_f_Allison',
+    'es': 'es_MX_f_Allison',
+    'fr': 'fr_CA_f_June',
+    'it': 'it_IT_m_Carlo',
+    'ru': 'ru_RU_f_IvrvoiceRU',
+}
 # What release 1.6.1 holds: recordings (2,831 in all), and ids in the transcript.
-EXPECTED = {'en': (568, 569), 'es': (527, 489), 'fr': (561, 525), 'it': (599, 599),
-            'ru': (576, 572)}
+EXPECTED = {
+    'en': (568, 569),
+    'es': (527, 489),
+    'fr': (561, 525),
+    'it': (599, 599),
+    'ru': (576, 572),
+}
+# of asterisk-core-sounds-{key}_1.6.1-1_all.deb
 DEBIAN_SHA256 = {
-    'asterisk-core-sounds-en-wav_1.6.1-1_all.deb':
-        '2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d',
-    'asterisk-core-sounds-en_1.6.1-1_all.deb':
-        '973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50',
-    'asterisk-core-sounds-es-wav_1.6.1-1_all.deb':
-        '9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903',
-    'asterisk-core-sounds-es_1.6.1-1_all.deb':
-        '9afdab7f559f036649fb406e625899306ca1004df8ebe39c30bfbd5912d66f74',
-    'asterisk-core-sounds-fr-wav_1.6.1-1_all.deb':
-        '8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e',
-    'asterisk-core-sounds-fr_1.6.1-1_all.deb':
-        '04c82c78c570c43a7136cbc5e2488d0c470b775468dff9fbce4a131b18cf1056',
-    'asterisk-core-sounds-it-wav_1.6.1-1_all.deb':
-        '5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb',
-    'asterisk-core-sounds-it_1.6.1-1_all.deb':
-        '3884d9457e12f21caa018c18f0d587df5d53ebea14b673d8453a134c5941ab3b',
-    'asterisk-core-sounds-ru-wav_1.6.1-1_all.deb':
-        'ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201',
-    'asterisk-core-sounds-ru_1.6.1-1_all.deb':
-        '28a61616bb0cd3345a7ea532dec4df9f071e5d0fa9f8c1a563ea9669002f39ab',
+    'en-wav': '2be3ea287d83299d143815fa804f11179a75b7affd4a758b98b55f5afc18a35d',
+    'en': '973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50',
+    'es-wav': '9283a09a6d56fccdcc2bcfe86c48f0f844289cfbd46a3184d8785a6f7f569903',
+    'es': '9afdab7f559f036649fb406e625899306ca1004df8ebe39c30bfbd5912d66f74',
+    'fr-wav': '8d4e1bc32ed5ba7fbda40841ca1825ed20cc6232724a473c90f8bb0e53e6073e',
+    'fr': '04c82c78c570c43a7136cbc5e2488d0c470b775468dff9fbce4a131b18cf1056',
+    'it-wav': '5a26638089e134b8ac39363fe249c5c93c50cd8bfdc9b2499ae61ec4a35e2fcb',
+    'it': '3884d9457e12f21caa018c18f0d587df5d53ebea14b673d8453a134c5941ab3b',
+    'ru-wav': 'ccbfaebfa450b7a9ddf644ae0f3d1e9017d5df7c0aebe816e946345589d38201',
+    'ru': '28a61616bb0cd3345a7ea532dec4df9f071e5d0fa9f8c1a563ea9669002f39ab',
 }
 
 
@@ -78,16 +81,24 @@ def fetch(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
             break
         try:
             way(directory, missing)
-        except (OSError, EOFError, tarfile.TarError, subprocess.SubprocessError, FetchError) as error:
+        except (
+            OSError,
+            EOFError,
+            tarfile.TarError,
+            subprocess.SubprocessError,
+            FetchError,
+        ) as error:
             answers.append(f'{name}: {_reason(error)}')
             logging.info('voice prompts, %s', answers[-1])
         missing = [lang for lang in LANGUAGES if not (directory / lang).is_dir()]
     if missing:
         raise FetchError(
-            f'The voice prompts ({", ".join(missing)}) could not be had.\n  ' + '\n  '.join(answers)
+            f'The voice prompts ({", ".join(missing)}) could not be had.\n  '
+            + '\n  '.join(answers)
             + '\nConnect to the network, make room on the disk, and give the same command again: '
             f'it goes on from {directory}.\nOr put the packages asterisk-core-sounds-XX and '
-            f'asterisk-core-sounds-XX-wav (.deb) into {directory / "debian"} yourself.')
+            f'asterisk-core-sounds-XX-wav (.deb) into {directory / "debian"} yourself.'
+        )
     return {lang: directory / lang for lang in LANGUAGES}
 
 
@@ -107,7 +118,9 @@ def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
             partial = archive.with_suffix('.part')
             with urllib.request.urlopen(url, timeout=30) as response, open(partial, 'wb') as file:
                 size = int(response.headers.get('Content-Length', 0)) or None
-                with tqdm.tqdm.wrapattr(file, 'write', desc=f'Downloading {url}', total=size) as out:
+                with tqdm.tqdm.wrapattr(
+                    file, 'write', desc=f'Downloading {url}', total=size
+                ) as out:
                     shutil.copyfileobj(response, out)
             partial.rename(archive)
         unpacked = _empty(directory / f'{lang}.part')
@@ -129,9 +142,9 @@ def _from_debian(directory: pathlib.Path, languages: list[str]) -> None:
         _apt_download(absent, debs)
     for lang in languages:
         unpacked = _empty(directory / f'{lang}.part')
-        for package in (f'asterisk-core-sounds-{lang}', f'asterisk-core-sounds-{lang}-wav'):
-            deb = max(debs.glob(f'{package}_*.deb'))
-            expected = DEBIAN_SHA256.get(deb.name)
+        for key in (lang, f'{lang}-wav'):
+            deb = max(debs.glob(f'asterisk-core-sounds-{key}_*.deb'))
+            expected = DEBIAN_SHA256[key] if f'_{RELEASE}-1_' in deb.name else None
             if expected and hashlib.sha256(deb.read_bytes()).hexdigest() != expected:
                 deb.unlink()
                 raise FetchError(f'{deb.name} came damaged (its SHA-256 is wrong) and was removed')
@@ -179,8 +192,10 @@ def _finish(unpacked: pathlib.Path, sounds: pathlib.Path, final: pathlib.Path, l
     recordings = sum(1 for _ in sounds.rglob('*.wav'))
     lines = len(read_transcript(transcript))
     if (recordings, lines) != EXPECTED[lang]:
-        raise FetchError(f'the {lang} archive holds {recordings} recordings and {lines} '
-                         f'transcripts where release {RELEASE} has {EXPECTED[lang]}')
+        raise FetchError(
+            f'the {lang} archive holds {recordings} recordings and {lines} '
+            f'transcripts where release {RELEASE} has {EXPECTED[lang]}'
+        )
     sounds.rename(final)
     if unpacked != sounds:
         shutil.rmtree(unpacked)
