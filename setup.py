@@ -33,6 +33,7 @@ setuptools.setup(
         'sentencepiece>=0.2.1',
         'gin-config>=0.5',
         'clu>=0.0.12',
+        'tensorboard>=2.19',  # clu's TensorBoard writer needs it and does not say so
         'jiwer>=4',
         'sacrebleu>=2.5',
         'absl-py>=2.1',
@@ -45,6 +46,8 @@ setuptools.setup(
     extras_require={
         'dev': ['pytest>=8', 'pytest-xdist>=3', 'typeguard>=4'],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5'],
+        # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS; ffmpeg has to be there as well.
+        'corpora': ['pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
     },
