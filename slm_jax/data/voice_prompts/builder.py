@@ -45,8 +45,8 @@ def split_of(prompt: str) -> str:
 class VoicePrompts(tfds.core.GeneratorBasedBuilder):
     """Asterisk's core sounds: telephone prompts, one professional voice a language."""
 
-    VERSION = tfds.core.Version('1.0.0')
-    RELEASE_NOTES = {'1.0.0': 'Asterisk core sounds 1.6.1.'}
+    VERSION = tfds.core.Version('1.1.0')
+    RELEASE_NOTES = {'1.1.0': 'Asterisk core sounds 1.6.1; samples as bytes.'}
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -56,7 +56,12 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
             homepage='https://www.asterisksounds.org',
             features=tfds.features.FeaturesDict(
                 {
-                    'audio': tfds.features.Audio(sample_rate=8000, dtype=np.int16),
+                    'audio': tfds.features.Tensor(
+                        shape=(None,),
+                        dtype=np.int16,
+                        encoding=tfds.features.Encoding.BYTES,
+                        doc='8000 samples per second',
+                    ),
                     'text': tfds.features.Text(),
                     'lang': tfds.features.Text(doc='ISO 639-1'),
                     'id': tfds.features.Text(doc='The prompt: shared by its translations.'),
