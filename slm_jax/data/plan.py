@@ -167,8 +167,10 @@ class Plan:
                 if shape['samples']:
                     rows = min(rows, int(seconds_per_batch * sample_rate // shape['samples']))
                 rows = max(rows // row_multiple, 1) * row_multiple
-                self._bucket[here] = len(self.buckets)
-                self.buckets.append(Bucket(rows=rows, **shape))
+                bucket = Bucket(rows=rows, **shape)
+                if bucket not in self.buckets:  # token lengths may round to the same shape
+                    self.buckets.append(bucket)
+                self._bucket[here] = self.buckets.index(bucket)
         padded = np.array([bucket.samples for bucket in self.buckets])[self._bucket]
         sent = (weights * padded).sum()
         self.speech_fill = float((weights * samples).sum() / sent) if sent else 1.0

@@ -135,6 +135,7 @@ def test_text_only_examples_have_buckets_of_their_own():
         assert bucket.rows == 1 or bucket.rows * (bucket.inputs + bucket.targets) <= 1000
     alone = make(lengths(300, speech=False))
     assert alone.speech_fill == 1.0 and all(b.samples == 0 for b in alone.buckets)
+    assert len(set(alone.buckets)) == len(alone.buckets)
 
 
 def test_evaluation_sees_every_example_once():
