@@ -127,6 +127,13 @@ def configured(function):
             return gin.external_configurable(function)
 
 
+def operative_config() -> str:
+    """All that is bound, as gin text that `gin.parse_config` takes: for cards."""
+    import gin
+
+    return gin.config_str()
+
+
 def _nearest(name: str, candidates) -> str:
     near = difflib.get_close_matches(name, sorted(candidates), n=1, cutoff=0.4)
     return f'. Did you mean {near[0]!r}?' if near else f'. There are: {", ".join(sorted(candidates)) or "none"}.'

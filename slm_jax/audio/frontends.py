@@ -44,7 +44,8 @@ class UsmFrontend:
     """128 log-mel bins, 125-7600 Hz, 32 ms Hann window, 10 ms hop, HTK pre-emphasis inside each frame.
 
     Reference: `Gemma3nAudioFeatureExtractor`, which zero-pads a clip to a multiple of 128 samples and takes
-    every whole window of 513 samples.
+    every whole window of 513 samples. `mean` and `stddev` normalise every bin alike (its `per_bin_mean` and
+    `per_bin_stddev`); Gemma 3n leaves them at 0 and 1.
     """
 
     num_mel_bins: int = 128
@@ -52,6 +53,8 @@ class UsmFrontend:
     max_frequency: float = 7600.0
     preemphasis: float = 0.97
     mel_floor: float = 1e-5
+    mean: float = 0.0
+    stddev: float = 1.0
 
     def num_frames(self, num_samples):
         """Frames of a clip of `num_samples`; works on ints and on arrays. A clip too short for one window has one."""
@@ -73,6 +76,7 @@ class UsmFrontend:
         points = 700.0 * (10.0 ** (np.linspace(*mel, self.num_mel_bins + 2) / 2595.0) - 1.0)
         filters = _triangles(points, 513, 1024).astype(np.float32)
         features = jnp.log(jnp.maximum(magnitude @ filters, self.mel_floor))
+        features = (features - self.mean) / self.stddev
         feature_lengths = self.num_frames(lengths)
         valid = jnp.arange(features.shape[1]) < feature_lengths[:, None]
         return jnp.where(valid[..., None], features, 0.0), feature_lengths

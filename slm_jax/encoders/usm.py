@@ -16,6 +16,11 @@ from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
 
+# The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
+# branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
+_BRANCH_SCALE = 0.1
+
+
 @dataclasses.dataclass(frozen=True)
 class UsmConfig:
     """Sizes and switches; the defaults are Gemma 3n's. Attention reaches `context_left - 1` frames back and
@@ -61,10 +66,11 @@ class RMSNorm(nn.Module):
     """Root-mean-square norm in float32 with a learned scale."""
 
     epsilon: float
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ('embed',))
+        init = nn.with_logical_partitioning(nn.initializers.constant(self.initial_scale), ('embed',))
         scale = self.param('scale', init, (x.shape[-1],), jnp.float32)
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
@@ -123,7 +129,7 @@ class _FeedForward(nn.Module):
         y = nn.silu(_Dense(4 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='ffw_layer_1')(y))
         y = nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
         y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='ffw_layer_2')(y)
-        y = RMSNorm(1e-6, name='post_layer_norm')(jnp.clip(y, -clip, clip))
+        y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_layer_norm')(jnp.clip(y, -clip, clip))
         return x + config.residual_weight * nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
 
 
@@ -229,7 +235,7 @@ class ConformerBlock(nn.Module):
         y = RMSNorm(1e-6, name='pre_attention_norm')(jnp.clip(x, -clip, clip))
         y = _LocalAttention(config, name='attention')(y, valid)
         y = _Dense(config.emb_dim, ('joined_kv', 'embed'), config.dtype, name='attention_out')(y)
-        y = RMSNorm(1e-6, name='post_attention_norm')(jnp.clip(y, -clip, clip))
+        y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_attention_norm')(jnp.clip(y, -clip, clip))
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=self.deterministic)
         x = jnp.where(valid[..., None], x, 0.0)
         x = _LightConv(config, name='lconv1d')(x, self.deterministic)

@@ -143,14 +143,21 @@ def fresh(init: Callable[[jax.Array], Params], rng: jax.Array, wanted: Params) -
     return unflatten(jax.jit(pick, out_shardings=shardings)(rng))
 
 
-def place(abstract: Params, shardings: Params, dtype: Any = None) -> Params:
-    """Abstract leaves with their shardings, floating-point ones in `dtype` (None: as they are)."""
+def place(abstract: Params, shardings: Params) -> Params:
+    """Abstract leaves with their shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
 
-    def one(leaf, sharding):
-        cast = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
-        return jax.ShapeDtypeStruct(leaf.shape, dtype if cast else leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(one, abstract, shardings)
+def cast(abstract: Params, dtype: Any) -> Params:
+    """The same abstract leaves, floating-point ones in `dtype`."""
+
+    def one(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype, sharding=leaf.sharding)
+
+    return jax.tree.map(one, abstract)
 
 
 def summary(paths: Sequence[str]) -> str:

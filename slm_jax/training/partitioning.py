@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import contextlib
 import dataclasses
 import math
+import os
 from typing import Any
 
 import flax.linen as nn
@@ -154,3 +155,19 @@ def like_params(tree: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def join_hosts() -> None:
+    """Makes this process one of several hosts, before JAX is used for anything else.
+
+    TPU pods and Slurm say by themselves who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID do.
+    """
+    if os.environ.get('JAX_COORDINATOR_ADDRESS'):
+        jax.distributed.initialize(
+            os.environ['JAX_COORDINATOR_ADDRESS'],
+            int(os.environ['JAX_NUM_PROCESSES']),
+            int(os.environ['JAX_PROCESS_ID']),
+        )
+    else:
+        jax.distributed.initialize()

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import flax
+import flax.linen as nn
 import jax
 from jaxtyping import Array, Int32
 
@@ -69,6 +70,11 @@ def merge(*parts: Params) -> Params:
             raise ValueError(f'merge: both parts have {sorted(common)[:3]}')
         leaves |= new
     return unflatten(leaves)
+
+
+def unboxed(params: Params) -> Params:
+    """A parameter tree without the boxes that name the axes of its leaves."""
+    return nn.unbox(params)
 
 
 def num_params(params: Params) -> int:

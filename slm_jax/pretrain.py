@@ -1,0 +1,114 @@
+"""Makes a foundation: `slm-jax pretrain usm_tiny OUT --tokenizer DIR --gin.SPEECH_MANIFEST=…`.
+
+Trains the stages of a recipe one after another in OUT/stages, each a training like any other (`slm_jax.train`), the
+next from what the last one left; then writes OUT/NAME, a foundation's directory in bfloat16. The same command goes
+on where it was stopped.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+import pathlib
+import sys
+
+from slm_jax import configuration
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Stages are (name, gin file); `part` is the entry of the last stage's parameters that is kept."""
+
+    part: str
+    stages: tuple[tuple[str, str], ...]
+    data: str
+    licence: str
+
+
+RECIPES = {
+    'usm_tiny': Recipe(
+        part='speech_encoder',
+        stages=(('best_rq', 'runs/pretrain_usm_tiny_best_rq.gin'), ('ctc', 'runs/pretrain_usm_tiny_ctc.gin')),
+        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0) and SPEECH_MANIFEST",
+        licence='CC BY-SA 4.0',
+    ),
+    't5_tiny': Recipe(
+        part='llm',
+        stages=(('text', 'runs/pretrain_t5_tiny.gin'),),
+        data='the text corpora in TEXT_CORPORA',
+        licence='CC BY-SA 4.0',
+    ),
+}
+
+
+def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bindings: Sequence[str]) -> pathlib.Path:
+    """Trains a recipe and writes its foundation.
+
+    Args:
+        name: of `RECIPES`.
+        out: directory for the stages and the foundation.
+        tokenizer: directory with `tokenizer.model` and a `card.json` that may give `extra_ids`.
+        gin_files, bindings: parsed after each stage's own.
+
+    Returns:
+        The foundation's directory.
+    """
+    from slm_jax import foundations, train
+    from slm_jax.training import checkpoints
+
+    recipe, out = RECIPES[name], pathlib.Path(out).absolute()
+    previous = {}
+    for stage, gin_file in recipe.stages:
+        model_dir = out / 'stages' / stage
+        configuration.parse_gin(
+            [gin_file, *gin_files],
+            [
+                f"slm_jax.data.vocabularies.names.{recipe.part}='{tokenizer}'",
+                f'FOUNDATIONS={previous!r}',
+                f"MODEL_DIR='{model_dir}'",
+                *bindings,
+            ],
+        )
+        result = configuration.configured(train.train)()
+        if result['terminated']:
+            raise SystemExit(train.EXIT_TERMINATED)
+        previous = {recipe.part: str(model_dir)}
+    params, card = checkpoints.load_for_inference(model_dir)
+    tokenizer_dir = pathlib.Path(tokenizer)
+    foundations.save(
+        out / name,
+        params[recipe.part],
+        {
+            'name': name,
+            'kind': recipe.part,
+            'data': recipe.data,
+            'licence': recipe.licence,
+            'extra_ids': json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0),
+            'recipe': card['config'],
+            'scores': card['evaluation'],
+            'versions': card['versions'],
+        },
+        [tokenizer_dir / foundations.TOKENIZER],
+        dtype='bfloat16',
+    )
+    return out / name
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns the exit status."""
+    parser = configuration.parser(__doc__)
+    parser.prog = 'slm-jax pretrain'
+    parser.add_argument('name', choices=sorted(RECIPES))
+    parser.add_argument('out')
+    parser.add_argument('--tokenizer', required=True, metavar='DIR', help='as slm_jax.data.tokenizers writes them')
+    args = parser.parse_args(argv)
+    try:
+        path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)
+    except ValueError as error:
+        print(f'slm-jax pretrain: {error}', file=sys.stderr)
+        return 2
+    print(f'wrote {path}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""The promises of training: what is trained, what a checkpoint holds, resuming, refusing, and devices."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from slm_jax import foundations
+from slm_jax.training import checkpoints, loop
+from slm_jax.training.logs import read_losses
+from slm_jax.training.state import merge, split
+import toy
+
+TOY = pathlib.Path(toy.__file__)
+
+
+@pytest.fixture
+def model_dir(tmp_path):
+    toy.save_frozen(tmp_path / 'frozen')
+    return tmp_path / 'model'
+
+
+def start(model_dir, steps, devices=1):
+    environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}', 'JAX_PLATFORMS': 'cpu'}
+    return subprocess.Popen(
+        [sys.executable, str(TOY), str(model_dir), str(steps)], env=environment, stdout=subprocess.DEVNULL
+    )
+
+
+def losses(model_dir):
+    """One loss a step; where a step was repeated, both must be the same to the last bit."""
+    record = read_losses(model_dir)
+    for step, values in record.items():
+        assert len(set(values)) == 1, (step, values)
+    return [record[step][0] for step in sorted(record)]
+
+
+def test_split_and_merge():
+    params = {'adapter': {'a': 1, 'b': 2}, 'llm': {'c': 3}}
+    trained, frozen = split(params, ['adapter/.*'])
+    assert trained == {'adapter': {'a': 1, 'b': 2}} and frozen == {'llm': {'c': 3}}
+    assert merge(trained, frozen) == params
+    with pytest.raises(ValueError, match="adaptor.*'adapter/a'"):
+        split(params, ['adaptor/.*'])
+
+
+def test_only_the_adapter_is_trained_and_saved(model_dir):
+    result = toy.train(model_dir, 90)
+    params, card = checkpoints.load_for_inference(model_dir)
+    assert list(params) == ['adapter'] and card['step'] == 90
+    assert card['foundations']['speech_encoder']['fingerprint'] == foundations.card(model_dir.parent / 'frozen')['fingerprint']
+    assert result['evaluation']['dev/loss'] == card['evaluation']['dev/loss']
+    assert np.mean(losses(model_dir)[-30:]) < np.mean(losses(model_dir)[:30])
+
+
+def test_resumed_losses_are_those_of_an_unbroken_run(model_dir, tmp_path):
+    toy.train(tmp_path / 'whole', 20)
+    toy.train(model_dir, 7)
+    toy.train(model_dir, 20)
+    assert losses(model_dir) == losses(tmp_path / 'whole')
+
+
+def killed_again_and_again(model_dir, whole, kills, seed):
+    toy.train(whole, 60)
+    rng = random.Random(seed)
+    for _ in range(kills):
+        process = start(model_dir, 60)
+        time.sleep(rng.uniform(1, 14))
+        process.kill()
+        process.wait()
+    assert start(model_dir, 60).wait() == 0
+    assert losses(model_dir) == losses(whole)
+
+
+def test_kill_9(model_dir, tmp_path):
+    killed_again_and_again(model_dir, tmp_path / 'whole', 2, seed=0)
+
+
+@pytest.mark.slow
+def test_kill_9_at_20_instants(model_dir, tmp_path):
+    killed_again_and_again(model_dir, tmp_path / 'whole', 20, seed=1)
+
+
+def test_sigterm_saves_first(model_dir):
+    process = start(model_dir, 10**6)
+    while not (model_dir / 'losses.jsonl').exists() or len(read_losses(model_dir)) < 5:
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    saved = int(checkpoints.newest(model_dir).name)
+    assert saved == max(read_losses(model_dir)) + 1
+
+
+def test_another_foundation_is_refused(model_dir):
+    toy.train(model_dir, 5)
+    old = foundations.card(model_dir.parent / 'frozen')['fingerprint']['content']
+    toy.save_frozen(model_dir.parent / 'frozen', seed=1)
+    new = foundations.card(model_dir.parent / 'frozen')['fingerprint']['content']
+    with pytest.raises(checkpoints.CheckpointError, match=f'{old[:16]}.*{new[:16]}'):
+        toy.train(model_dir, 10)
+
+
+def test_nan_stops_at_its_step_and_keeps_what_was_trained(model_dir):
+    with pytest.raises(loop.NonFiniteError, match='step 2: the loss is nan'):
+        toy.train(model_dir, 20, system=toy.ToySystem(nan_at=3))
+    batch = np.load(model_dir / 'bad_batch_2.npz')
+    assert batch['decoder_target_tokens'][0, 0] == 3
+    params, card = checkpoints.load_for_inference(model_dir)
+    assert card['step'] == 2
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_a_half_written_checkpoint_does_not_count(model_dir):
+    toy.train(model_dir, 10)
+    # Orbax renames a checkpoint to its number when it is whole.
+    (model_dir / 'checkpoints/15.orbax-checkpoint-tmp-1').mkdir()
+    assert checkpoints.newest(model_dir).name == '10'
+    toy.train(model_dir, 15)
+    assert checkpoints.newest(model_dir).name == '15'
+
+
+def test_frozen_parameters_cost_no_gradient():
+    system, batch = toy.ToySystem(), next(toy.ToyLoader(rows=512).batches(0))[1]
+    params = jax.tree.map(lambda leaf: leaf.value, system.init(jax.random.key(0), batch), is_leaf=lambda x: hasattr(x, 'value'))
+
+    def flops(trained):
+        trainable, frozen = split(params, trained)
+        gradient = jax.grad(lambda t: system.loss(merge(t, frozen), batch, None)[0])
+        return jax.jit(gradient).lower(trainable).compile().cost_analysis()['flops']
+
+    matrix = 2 * 512 * toy.WIDTH**2
+    assert flops(('.*',)) - flops(('adapter/.*',)) > 0.9 * matrix
+
+
+@pytest.mark.parametrize('devices', [2, 4, 8])
+def test_loss_is_the_same_on_many_devices(model_dir, tmp_path, devices):
+    toy.train(model_dir, 6)
+    many = tmp_path / 'many'
+    assert start(many, 6, devices).wait() == 0
+    np.testing.assert_allclose(losses(many), losses(model_dir), rtol=1e-5)
+
+
+def test_card_is_readable(model_dir):
+    toy.train(model_dir, 5)
+    card = json.loads((model_dir / 'card.json').read_text())
+    assert card['num_params'] == {'trained': toy.WIDTH**2, 'frozen': toy.WIDTH**2}
+    assert re.fullmatch(r'[\d.]+', card['versions']['jax'])
