@@ -12,7 +12,7 @@ import seqio
 from slm_jax.tasks import instructions
 
 import gin
-from slm_jax.data import manifests, preprocessors, vocabularies
+from slm_jax.data import languages, manifests, preprocessors, vocabularies
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -90,8 +90,14 @@ def manifest(
       templates: wordings instead of those of tasks/instructions.py.
 
     Raises:
-      ValueError: the name is taken by something else.
+      ValueError: the name is taken by something else, or a language is not known.
     """
+    for code in (*langs, *([target_lang] if target_lang else [])):
+        if languages.name(code) is None:
+            raise ValueError(
+                f'task {name!r}: unknown language {code!r}; use an ISO 639 code such as "en", or '
+                'add its name to slm_jax/data/languages.py'
+            )
     splits = ('train', 'validation', 'test')
     paths = dict(path) if isinstance(path, Mapping) else dict.fromkeys(splits, str(path))
     source = manifests.ManifestSource({k: str(v) for k, v in paths.items()}, tuple(langs))

@@ -28,6 +28,8 @@ def test_manifest_is_idempotent_and_guards_its_name():
         tasks.manifest('voice_prompts_asr_en', 'a.jsonl')
     with pytest.raises(ValueError, match="kind 'asq'"):
         tasks.manifest('other', 'a.jsonl', task='asq')
+    with pytest.raises(ValueError, match="unknown language 'klingon'"):
+        tasks.manifest('other', 'a.jsonl', task='ast', target_lang='klingon')
 
 
 def test_mixture_is_idempotent_and_guards_its_name():
