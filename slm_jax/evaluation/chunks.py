@@ -59,7 +59,7 @@ def cut(
     Raises:
         ValueError: seconds is not positive, or overlap not between 0 and half of it.
     """
-    _check(seconds, overlap)
+    check(seconds, overlap)
     longest, back = int(seconds * SAMPLE_RATE), int(overlap * SAMPLE_RATE)
     pieces, start = [], 0
     while len(samples) - start > longest:
@@ -79,7 +79,7 @@ def cut_stream(
             the end, as the `read` of a pipe does. Ctrl-C ends the stream, not the program.
         seconds, overlap: as `cut`.
     """
-    _check(seconds, overlap)
+    check(seconds, overlap)
     longest, back = int(seconds * SAMPLE_RATE), int(overlap * SAMPLE_RATE)
     held, start, more = b'', 0, True
     while more:
@@ -99,7 +99,8 @@ def cut_stream(
         yield start / SAMPLE_RATE, np.frombuffer(held, '<i2', count=len(held) // 2)
 
 
-def _check(seconds: float, overlap: float) -> None:
+def check(seconds: float, overlap: float) -> None:
+    """Refuses lengths of pieces that make no sense, with a ValueError."""
     if seconds <= 0 or not 0 <= overlap < seconds / 2:
         raise ValueError(
             f'chunk_seconds is {seconds:g} and overlap {overlap:g}; chunk_seconds must be above 0 '
@@ -126,11 +127,11 @@ def join(texts: Sequence[str], overlapping: bool = False) -> str:
     return ' '.join(words)
 
 
-def srt(chunks: Sequence[Chunk]) -> str:
-    """SubRip subtitles, one cue a chunk; chunks without text have none."""
+def srt(chunks: Sequence[Chunk], first: int = 1) -> str:
+    """SubRip subtitles, one cue a chunk, numbered from `first`; none for chunks without text."""
     cues = [
         f'{number}\n{_time(chunk.start, ",")} --> {_time(chunk.end, ",")}\n{_lines(chunk.text)}\n'
-        for number, chunk in enumerate(_said(chunks), start=1)
+        for number, chunk in enumerate(_said(chunks), start=first)
     ]
     return '\n'.join(cues)
 

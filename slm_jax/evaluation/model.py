@@ -139,6 +139,7 @@ def load(
         ValueError: not found, a damaged or foreign foundation, or a configuration that does not
             fit; names what and the remedy.
     """
+    from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
     import jax
     import jax.numpy as jnp
 
@@ -262,7 +263,7 @@ def configured_system() -> Any:
         ModelError: it names none.
     """
     for key in ('%MODEL', 'slm_jax.train.train.system'):
-        value = _query(key)
+        value = query(key)
         if value is not None:
             return value
     raise ModelError('the configuration names no system; bind one, as in MODEL = @slm.SLM().')
@@ -290,7 +291,7 @@ def abstract_params(system: Any) -> dict[str, Any]:
     return jax.eval_shape(init, jax.random.key(0))
 
 
-def _query(key: str) -> Any:
+def query(key: str) -> Any:
     """A macro or parameter of the parsed configuration; None if it is not set."""
     import gin
 
@@ -302,7 +303,7 @@ def _query(key: str) -> Any:
 
 
 def _max_seconds() -> float:
-    lengths = _query('%TASK_FEATURE_LENGTHS')
+    lengths = query('%TASK_FEATURE_LENGTHS')
     speech = lengths.get('speech') if isinstance(lengths, Mapping) else None
     return speech / 16000 if speech else DEFAULT_MAX_SECONDS
 
