@@ -81,11 +81,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args) -> int:
+    import slm_jax.tasks  # isort: skip  first: it loads TensorFlow quietly  # noqa: F401
+
+    import gin
     import seqio
     import tensorflow_datasets as tfds
 
-    import gin
-    import slm_jax.tasks  # noqa: F401  first: it registers the tasks, quietly
     from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
 
     configuration.parse_gin(args.gin_file, args.gin_bindings)
