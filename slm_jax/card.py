@@ -111,7 +111,7 @@ def size_text(found: Mapping[str, Any], title: str) -> str:
         *table(rows),
         '',
         f'{whole["trained"]:,} parameters train: {share:.2f}% of the whole.',
-        'Parameters only: gradients and optimizer come on top for what trains, activations for all.',
+        'Parameters only: what trains needs gradients and optimizer as well, all need activations.',
         *(f'note: {note}' for note in found['notes']),
     ]
     return '\n'.join(lines)

@@ -229,15 +229,14 @@ def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Seque
     """
     from slm_jax import configuration
 
-    texts, files = [_DECODING_GIN], list(gin_files)
-    if 'config' in card:
-        texts.insert(0, card['config'])
-    else:
+    files, last = list(gin_files), ''
+    if 'config' not in card:
         if card.get('kind') not in _FOUNDATION_GIN:
             raise ModelError(
                 f'card of {card.get("name")!r}: its kind is {card.get("kind")!r} and it has no '
                 f'config; kinds that need none are {sorted(_FOUNDATION_GIN)}.'
             )
+        last = _FOUNDATION_GIN[card['kind']]
         if not files:
             with contextlib.suppress(configuration.ConfigurationError):
                 files = [str(configuration.find_gin_file(f'models/{card["name"]}.gin'))]
@@ -246,14 +245,18 @@ def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Seque
                 f'foundation {card.get("name")!r}: which system is it? Give --gin_file with the '
                 'model file that it was made with.'
             )
-        texts.append(_FOUNDATION_GIN[card['kind']])
     with tempfile.TemporaryDirectory() as folder:
-        written = []
-        for number, text in enumerate(texts):
-            path = pathlib.Path(folder, f'config_{number}.gin')
+
+        def written(name, text):
+            path = pathlib.Path(folder, name)
             path.write_text(text, encoding='utf-8')
-            written.append(str(path))
-        configuration.parse_gin([*written, *files], list(bindings))
+            return str(path)
+
+        first = [
+            written('card.gin', card.get('config', '')),
+            written('decoding.gin', _DECODING_GIN),
+        ]
+        configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
 
 
 def configured_system() -> Any:
