@@ -1,0 +1,159 @@
+"""SLM: positions and masks of its prompt, invariances, and the sizes of the paper's configuration."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax import configuration
+from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
+from slm_jax.audio.frontends import UsmFrontend
+from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.decoding import DecodeConfig
+from slm_jax.encoders.usm import UsmConfig, UsmEncoder
+from slm_jax.llms.t5 import T5, T5Config
+from slm_jax.systems.encoder_ctc import EncoderCtc
+from slm_jax.systems.slm import SLM
+from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.systems.text_to_text import TextToText
+
+SPEECH = SpeechEncoder(
+    UsmFrontend(),
+    UsmEncoder(UsmConfig(num_layers=2, emb_dim=32, num_heads=2, context_right=4, subsample_channels=(4, 4))),
+    ctc_vocab_size=20,
+    augmentation=SpecAugmentConfig(),
+)
+LLM = T5(
+    T5Config(
+        vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=16, mlp_dim=64
+    )
+)
+ADAPTER = SlmAdapter(SlmAdapterConfig(output_dim=32, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64))
+SYSTEM = SLM(SPEECH, ADAPTER, LLM)
+
+
+def batch(lengths=(16_000, 9_000, 4_321), samples=16_000, inputs=5, targets=4):
+    """Rows of noise; row i has 2 + i % 2 instruction tokens and 1 + i % 3 target tokens, before their ends."""
+    rng = np.random.default_rng(0)
+    waves = rng.integers(-2000, 2000, (len(lengths), 20_000)).astype(np.int16)
+    instruction, target = np.zeros((2, len(lengths), 12), np.int32)
+    for i in range(len(lengths)):
+        instruction[i, : 3 + i % 2] = [*rng.integers(3, 40, 2 + i % 2), 1]
+        target[i, : 2 + i % 3] = [*rng.integers(3, 40, 1 + i % 3), 1]
+    valid = np.arange(samples) < np.array(lengths)[:, None]
+    target = target[:, :targets]
+    return {
+        'speech_samples': np.where(valid, waves[:, :samples], 0).astype(np.int16),
+        'speech_lengths': np.array(lengths, np.int32),
+        'encoder_input_tokens': instruction[:, :inputs],
+        'decoder_input_tokens': np.pad(target, ((0, 0), (1, 0)))[:, :targets],
+        'decoder_target_tokens': target,
+        'decoder_loss_weights': (target > 0).astype(np.float32),
+    }
+
+
+PARAMS = nn.unbox(jax.jit(SYSTEM.init)(jax.random.key(0), batch()))
+
+
+def loss(data, system=SYSTEM, rng=None):
+    return jax.jit(system.loss)(PARAMS, data, rng)[0]
+
+
+def answers(data, system=SYSTEM):
+    return np.asarray(jax.jit(lambda p, b: system.predict(p, b, DecodeConfig(max_decode_length=6)))(PARAMS, data))
+
+
+def row(data, i):
+    return {name: array[i : i + 1] for name, array in data.items()}
+
+
+@pytest.mark.parametrize('first', [True, False])
+def test_padding_of_every_kind_changes_nothing(first):
+    system = dataclasses.replace(SYSTEM, speech_first=first)
+    wide = batch(samples=20_000, inputs=9, targets=7)
+    noise = np.random.default_rng(9).integers(-9000, 9000, wide['speech_samples'].shape)
+    padding = np.arange(20_000) >= wide['speech_lengths'][:, None]
+    wide['speech_samples'] = np.where(padding, noise, wide['speech_samples']).astype(np.int16)
+    np.testing.assert_allclose(loss(wide, system), loss(batch(), system), rtol=1e-5)
+    np.testing.assert_array_equal(answers(wide, system), answers(batch(), system))
+
+
+def test_one_alone_as_in_a_batch():
+    together = answers(batch())
+    for i, length in enumerate(batch()['speech_lengths']):
+        alone = row(batch(), i)
+        alone['speech_samples'] = alone['speech_samples'][:, :length]
+        np.testing.assert_array_equal(answers(alone)[0], together[i])
+
+
+def test_rows_of_padding_do_not_count():
+    data = batch()
+    padded = {name: np.pad(array, [(0, 2)] + [(0, 0)] * (array.ndim - 1)) for name, array in data.items()}
+    np.testing.assert_allclose(loss(padded), loss(data), rtol=1e-5)
+    np.testing.assert_array_equal(answers(padded)[:3], answers(data))
+
+
+def test_text_passes_as_through_the_language_model_alone():
+    text = batch(lengths=(0, 0, 0), samples=0)
+    alone = TextToText(LLM)
+    assert loss(text) == jax.jit(alone.loss)({'llm': PARAMS['llm']}, text, None)[0]
+    np.testing.assert_array_equal(answers(text), answers(text, alone))
+
+
+def test_text_among_speech_is_answered_as_alone():
+    mixed = batch(lengths=(16_000, 0, 4_321))
+    text = row(mixed, 1) | {'speech_samples': np.zeros((1, 0), np.int16)}
+    np.testing.assert_array_equal(answers(mixed)[1], answers(text)[0])
+
+
+def test_the_order_matters_and_speech_is_heard():
+    data = batch()
+    other = data | {'speech_samples': data['speech_samples'][::-1]}
+    assert abs(loss(data) - loss(other)) > 1e-4
+    assert abs(loss(data) - loss(data, dataclasses.replace(SYSTEM, speech_first=False))) > 1e-4
+
+
+def test_augmentation_only_with_a_key():
+    assert loss(batch()) == loss(batch())
+    assert loss(batch(), rng=jax.random.key(0)) != loss(batch(), rng=jax.random.key(1))
+
+
+def test_metrics():
+    data = batch()
+    value, metrics = jax.jit(SYSTEM.loss)(PARAMS, data, None)
+    assert metrics['loss'][1] == data['decoder_loss_weights'].sum()
+    np.testing.assert_allclose(metrics['loss'][0] / metrics['loss'][1], value, rtol=1e-6)
+    assert -1 <= metrics['speech_text_cosine'][0] / metrics['speech_text_cosine'][1] <= 1
+
+
+def test_ctc_leaves_out_what_cannot_be_spelt():
+    system = EncoderCtc(SPEECH)
+    data = batch() | {'decoder_target_tokens': np.array([[3, 4, 0], [3, 0, 0], [5, 5, 5]], np.int32)}
+    data['speech_lengths'] = np.array([16_000, 9_000, 1_500], np.int32)  # the last has three frames, for five
+    value, metrics = jax.jit(system.loss)({'speech_encoder': PARAMS['speech_encoder']}, data, None)
+    assert metrics['too_many_labels'] == (1, 3) and metrics['loss'][1] == 3
+    first_two = {name: array[:2] for name, array in data.items()}
+    np.testing.assert_allclose(
+        value, jax.jit(system.loss)({'speech_encoder': PARAMS['speech_encoder']}, first_two, None)[0], rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    'model, sizes',
+    [
+        # (arXiv 2310.00230): 156M trained, 1%; USM 2B; mT5-XXL has 12.9B.
+        ('slm_xxl', {'speech_encoder': (2.0e9, 0.1), 'adapter': (156e6, 0.02), 'llm': (12.9e9, 0.01)}),
+        ('slm_tiny', {'speech_encoder': (10e6, 1), 'adapter': (1e6, 0.1), 'llm': (10e6, 1)}),
+    ],
+)
+def test_sizes(model, sizes):
+    from slm_jax.evaluation.model import abstract_params, configured_system
+
+    configuration.parse_gin([f'models/{model}.gin'])
+    params = abstract_params(configured_system())
+    for part, (expected, tolerance) in sizes.items():
+        count = sum(leaf.size for leaf in jax.tree.leaves(params[part]))
+        assert abs(count / expected - 1) <= tolerance, (part, count)
