@@ -8,15 +8,6 @@ meets the same request with a transcript in the place of the speech, so that an 
 on these kinds alone reaches the others (SLM, arXiv 2310.00230, section on zero-shot instructions).
 """
 
-LANGUAGE_NAMES = {
-    'ar': 'Arabic', 'ca': 'Catalan', 'cs': 'Czech', 'cy': 'Welsh', 'de': 'German',
-    'en': 'English', 'es': 'Spanish', 'et': 'Estonian', 'fa': 'Persian', 'fr': 'French',
-    'hi': 'Hindi', 'id': 'Indonesian', 'it': 'Italian', 'ja': 'Japanese', 'lv': 'Latvian',
-    'mn': 'Mongolian', 'nl': 'Dutch', 'pl': 'Polish', 'pt': 'Portuguese', 'ru': 'Russian',
-    'sl': 'Slovenian', 'sv': 'Swedish', 'ta': 'Tamil', 'tr': 'Turkish', 'vi': 'Vietnamese',
-    'zh': 'Chinese',
-}
-
 TEMPLATES = {
     # The adapter is trained on these.
     'asr': (
@@ -91,19 +82,6 @@ TEMPLATES = {
 }
 SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswith('slot/'))
 NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
-
-
-def language_name(code: str) -> str:
-    """'pt-BR' -> 'Portuguese'.
-
-    Raises:
-      ValueError: the language has no name here.
-    """
-    name = LANGUAGE_NAMES.get(code.split('-')[0].split('_')[0])
-    if name is None:
-        raise ValueError(f'no name for language {code!r}; add it to LANGUAGE_NAMES in '
-                         f'tasks/instructions.py (it has {", ".join(LANGUAGE_NAMES)})')
-    return name
 
 
 def instruction(kind: str, number: int, **fields: str) -> str:

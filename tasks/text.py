@@ -8,43 +8,57 @@ EOS. The corpora are the files of slm_jax.data.text_corpora; gin names their fol
 recogniser's errors fall is a function of the example and of its `template_seed`, so it is another
 one in each epoch and the same one after a restart.
 
-    text_span_corruption   T5's objective on sentences in 19 languages
+    text_span_corruption   T5's objective on sentences in 17 languages
     text_transcription     "Transcribe the speech.", of clean text and of text as CTC would write it
     text_translation       sentence pairs of the prompts, of NTREX, of Common Voice
     text_slots             "Which size was ordered?", of coffee orders; 'none' where none was
     text_requests          the first word, the number of words, the language, the next digit …
     text_pretraining       all of them
+
+These are mixtures of one task per kind of text (`text_transcription_prompts`, `…_news`, …).
 """
 
+import dataclasses
 import functools
+import hashlib
+import inspect
 import json
 import pathlib
 import random
 import re
+import zlib
 from collections.abc import Callable
 
 import gin
 import numpy as np
 import seqio
-import tensorflow as tf
 
-from slm_jax.data import numerals, text_corpora, text_noise, vocabularies
-from slm_jax.tasks import instructions
+from slm_jax.data import (
+    languages, numerals, preprocessors, text_corpora, text_noise, tokenizers, vocabularies)
+from slm_jax.data.tensorflow_cpu import tf
+from slm_jax.tasks import instructions, registry
 
 # Characters. What is longer is left to span corruption, which may cut its text.
 LONGEST = 180
-RATES = {
-    'text_span_corruption': 2.0,
-    'text_transcription': 4.0,
-    'text_translation': 5.0,
-    'text_slots': 2.0,
-    'text_requests': 2.0,
-}
-# How often an epoch meets each line of a source: small corpora that matter, often.
-REPEATS = {'voice_prompts': 6, 'prompts': 3, 'common_voice': 2, 'clips': 3, 'numerals': 2}
-# The languages with little speech lend breadth, not bulk: one of so many lines is kept.
-_THINNED = 4
 _MAIN = ('en', 'es', 'fr', 'it', 'ru')
+# Kind of text: the file, the sources in it, and one of how many lines is taken in the languages
+# that are spoken most and in the others, which lend breadth and not bulk.
+TEXTS = {
+    'prompts': ('text', ('voice_prompts', 'common_voice', 'coffee_commands'), 1, 1),
+    'numerals': ('text', ('numerals',), 1, 1),
+    'news': ('text', ('ntrex', 'phrases'), 3, 12),
+    'orders': ('orders', (None,), 1, 1),
+    'prompt_pairs': ('pairs', ('prompts', 'clips'), 1, 1),
+    'numeral_pairs': ('pairs', ('numerals',), 1, 1),
+    'news_pairs': ('pairs', ('ntrex',), 1, 4),
+}
+RATES = {
+    'text_span_corruption': {'prompts': 1.0, 'news': 1.0},
+    'text_transcription': {'prompts': 2.0, 'numerals': 0.5, 'news': 1.0, 'orders': 0.5},
+    'text_translation': {'prompt_pairs': 2.5, 'numeral_pairs': 0.5, 'news_pairs': 1.5},
+    'text_slots': {'orders': 2.0},
+    'text_requests': {'prompts': 0.7, 'numerals': 0.7, 'news': 0.6},
+}
 
 Asked = tuple[str, str, str]  # what is said, the instruction, the answer
 
@@ -74,15 +88,15 @@ def _noisy(text: str, rng: random.Random, share: float) -> str:
 def transcription(row: dict, rng: random.Random) -> Asked:
     kind = rng.choice(['asr', 'asr_language'])
     request = instructions.instruction(
-        kind, rng.randrange(99), language=instructions.language_name(row['lang']))
+        kind, rng.randrange(99), language=languages.name(row['lang']))
     return _noisy(row['text'], rng, 0.75), request, row['text']
 
 
 def translation(row: dict, rng: random.Random) -> Asked:
     kind = rng.choice(['ast', 'ast_language'])
     request = instructions.instruction(
-        kind, rng.randrange(99), language=instructions.language_name(row['lang']),
-        target_language=instructions.language_name(row['target_lang']))
+        kind, rng.randrange(99), language=languages.name(row['lang']),
+        target_language=languages.name(row['target_lang']))
     return _noisy(row['text'], rng, 0.35), request, row['translation']
 
 
@@ -99,7 +113,7 @@ def requests(row: dict, rng: random.Random) -> Asked:
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text) or text.split()
     answers = {
         'first_word': words[0], 'last_word': words[-1],
-        'language': instructions.language_name(row['lang']),
+        'language': languages.name(row['lang']),
     }
     if len(words) < 20:
         answers['count_words'] = numerals.number(len(words), 'en')
@@ -128,73 +142,115 @@ _ABSENT = ('coffee number press please time conference numero mot appel conferen
            'chiamata messaggio номер звонок сообщение year people world').split()
 
 
-def _random(row: dict) -> random.Random:
-    return random.Random(f'{row["template_seed"]}/{row["id"]}')
+@dataclasses.dataclass(frozen=True)
+class _Ask:
+    """Tokens of what is said and asked, and of the answer."""
+
+    make: Callable[[dict, random.Random], Asked]
+
+    def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
+        said, request, answer = self.make(row, rng)
+        return (vocabulary.encode(said) + vocabulary.encode(request), vocabulary.encode(answer),
+                f'{said} {request}', answer)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that decides the tokens: lengths are measured once for each."""
+        parts = [self.make.__name__, str(instructions.TEMPLATES)]
+        parts += [inspect.getsource(inspect.getmodule(part)) for part in (_noisy, text_noise)]
+        return hashlib.sha256(''.join(parts).encode()).hexdigest()
 
 
-def _ask(make: Callable[[dict, random.Random], Asked], row: dict, vocabulary) -> tuple:
-    said, request, answer = make(row, _random(row))
-    return vocabulary.encode(said) + vocabulary.encode(request), vocabulary.encode(answer)
+@dataclasses.dataclass(frozen=True)
+class _Corrupt:
+    """Span corruption of at most `longest` tokens, cut out where the text is longer."""
+
+    longest: int
+
+    def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
+        tokens = vocabulary.encode(row['text'])
+        start = rng.randrange(max(1, len(tokens) - self.longest + 1))
+        pair = text_noise.corrupt_spans(
+            tokens[start:start + self.longest], vocabulary.vocab_size, rng)
+        return *pair, row['text'], row['text']
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f'{self}{inspect.getsource(text_noise)}'.encode()).hexdigest()
 
 
-def _corrupt(row: dict, vocabulary, longest: int) -> tuple:
-    rng, tokens = _random(row), vocabulary.encode(row['text'])
-    start = rng.randrange(max(1, len(tokens) - longest + 1))
-    return text_noise.corrupt_spans(
-        np.array(tokens[start:start + longest], np.int32), vocabulary.vocab_size, rng)
-
-
-def prepare(dataset: tf.data.Dataset, output_features, make) -> tf.data.Dataset:
-    """{'row': JSON, 'id', 'template_seed'} -> tokens of `inputs` and `targets`, without EOS."""
+def _tokens(example, output_features, unused_sequence_length, make):
+    """Tokens of `inputs` and `targets`, EOS at the end, and the texts they came from."""
+    key = example['id'].decode()
+    seed = int(example.get('template_seed', zlib.crc32(example['id'])))
     vocabulary = output_features['inputs'].vocabulary
-
-    def tokens(row, id_, seed):
-        pair = make({**json.loads(row), 'id': id_.decode(), 'template_seed': int(seed)}, vocabulary)
-        return [np.asarray(ids, np.int32) for ids in pair]
-
-    def one(example):
-        seed = tf.cast(example.get('template_seed', 0), tf.int64)
-        inputs, targets = tf.numpy_function(
-            tokens, [example['row'], example['id'], seed], [tf.int32, tf.int32])
-        return {**example, 'inputs': tf.ensure_shape(inputs, [None]),
-                'targets': tf.ensure_shape(targets, [None])}
-
-    return dataset.map(one, num_parallel_calls=tf.data.AUTOTUNE)
+    # The vocabulary may stand for a foundation that is looked for at each use.
+    vocabulary = getattr(vocabulary, 'vocabulary', vocabulary)
+    inputs, targets, said, answer = make(
+        json.loads(example['row']), random.Random(f'{seed}/{key}'), vocabulary)
+    eos = vocabulary.eos_id
+    return {'inputs': np.array([*inputs, eos], np.int32),
+            'targets': np.array([*targets, eos], np.int32),
+            'inputs_pretokenized': said.encode(), 'targets_pretokenized': answer.encode()}
 
 
-def _rows(split: str, names: tuple[str, ...], longest: int | None) -> list[str]:
-    kept, seen = [], 0
-    for name in names:
-        for row in text_corpora.read_jsonl(corpora() / f'{name}_{split}.jsonl'):
-            if longest and max(len(row['text']), len(row.get('translation', ''))) > longest:
-                continue
-            seen += 1
-            if {row['lang'], row.get('target_lang', 'en')} <= set(_MAIN) or seen % _THINNED == 0:
-                repeats = REPEATS.get(row.get('source'), 1) if split == 'train' else 1
-                kept += [json.dumps(row, ensure_ascii=False)] * repeats
-    return kept
+def prepare(make) -> preprocessors.ExampleStep:
+    """The step after the store: what `make` asks and answers, another time in each epoch."""
+    return preprocessors.ExampleStep(
+        functools.partial(_tokens, make=make),
+        reads=('id', 'row', 'template_seed'),
+        adds={'inputs': (tf.int32, 1), 'targets': (tf.int32, 1),
+              'inputs_pretokenized': (tf.string, 0), 'targets_pretokenized': (tf.string, 0)})
 
 
-def _register(name: str, files: tuple[str, ...], make, longest: int | None = LONGEST) -> None:
-    def dataset(split, shuffle_files=False, seed=None):
-        rows = _rows(split, files, longest)
-        return tf.data.Dataset.from_tensor_slices({'row': rows, 'id': [
-            f'{name}/{split}/{number}' for number in range(len(rows))]})
+class _Lines:
+    """The lines of one kind of text as examples: `row` (JSON), `id`, `lang`, `target_lang`."""
 
+    def __init__(self, name: str, text: str, longest: int | None):
+        self._name, self._text, self._longest = name, text, longest
+
+    def fingerprint(self, split: str) -> list:
+        file = corpora() / f'{TEXTS[self._text][0]}_{split}.jsonl'
+        return [self._name, TEXTS[self._text], self._longest,
+                hashlib.sha256(file.read_bytes()).hexdigest()]
+
+    def __call__(self, split: str, shuffle_files: bool = False, seed: int | None = None):
+        file, sources, main, others = TEXTS[self._text]
+        kept, seen = [], 0
+        for row in text_corpora.read_jsonl(corpora() / f'{file}_{split}.jsonl'):
+            longest = max(len(row['text']), len(row.get('translation', '')))
+            if (row.get('source') in sources and row['lang'] not in tokenizers.UNSPELT
+                    and not (self._longest and longest > self._longest)):
+                seen += 1
+                if seen % (main if {row['lang'], row.get('target_lang', 'en')} <= {*_MAIN}
+                           else others) == 0:
+                    kept.append(row)
+        return tf.data.Dataset.from_tensor_slices({
+            'id': [f'{self._name}/{split}/{number}' for number in range(len(kept))],
+            'row': [json.dumps(row, ensure_ascii=False) for row in kept],
+            'lang': [row['lang'] for row in kept],
+            'target_lang': [row.get('target_lang', '') for row in kept]})
+
+
+def _register(name: str, text: str, make, longest: int | None) -> str:
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(dataset, splits=('train', 'validation')),
-        preprocessors=[
-            seqio.CacheDatasetPlaceholder(),
-            functools.partial(prepare, make=make),
-            seqio.preprocessors.append_eos,
-        ],
+        source=seqio.FunctionDataSource(
+            _Lines(name, text, longest), splits=('train', 'validation')),
+        preprocessors=[seqio.CacheDatasetPlaceholder(), prepare(make)],
         output_features=vocabularies.output_features())
+    return name
 
 
-_register('text_span_corruption', ('text',), functools.partial(_corrupt, longest=100), None)
-_register('text_transcription', ('text', 'orders'), functools.partial(_ask, transcription))
-_register('text_translation', ('pairs',), functools.partial(_ask, translation))
-_register('text_slots', ('orders',), functools.partial(_ask, slots))
-_register('text_requests', ('text',), functools.partial(_ask, requests))
-seqio.MixtureRegistry.add('text_pretraining', list(RATES.items()))
+_MAKERS = {
+    'text_span_corruption': _Corrupt(longest=100),
+    'text_transcription': _Ask(transcription),
+    'text_translation': _Ask(translation),
+    'text_slots': _Ask(slots),
+    'text_requests': _Ask(requests),
+}
+for _name, _rates in RATES.items():
+    _longest = None if _name == 'text_span_corruption' else LONGEST
+    registry.mixture({_register(f'{_name}_{text}', text, _MAKERS[_name], _longest): rate
+                      for text, rate in _rates.items()}, _name)
+registry.mixture({name: sum(rates.values()) for name, rates in RATES.items()}, 'text_pretraining')

@@ -4,15 +4,18 @@
 
     python -m slm_jax.data.synthetic_speech CORPORA OUT --hours 4 --seed 0
 
-says sentences of CORPORA (written by slm_jax.data.text_corpora) with espeak-ng and, in English,
-flite; each voice is changed in rate, pitch and size, and put into a room, noise and sometimes
-a telephone. OUT gets audio/*.flac (16 kHz) and manifest.jsonl. Clip n depends on the seed and n
-alone, so that a program cut short goes on where it stopped.
+says sentences of CORPORA (written by slm_jax.data.text_corpora) with espeak-ng, flite and festival,
+and takes the recordings of its speech.jsonl too; each voice is changed in rate, pitch and size, and
+put into a room, noise and sometimes a telephone. OUT gets audio/*.flac (16 kHz) and manifest.jsonl.
+Clip n depends on the corpora, the seed and n alone.
+
+Debian's packages: espeak-ng flite festival festvox-italp16k festvox-itapc16k festvox-ru
+festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k festvox-ca-ona-hts festival-czech
+festvox-czech-ph festvox-czech-machac festvox-czech-dita festival-hi festvox-hi-nsk
 """
 
 import argparse
 import collections
-import io
 import os
 import pathlib
 import random
@@ -22,6 +25,7 @@ import subprocess
 from collections.abc import Iterator
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float
 
 from slm_jax.data import text_corpora
@@ -30,7 +34,8 @@ SAMPLE_RATE = 16_000
 # Relative amounts of speech: the five languages of the voice prompts, and a little of the others.
 LANGUAGES = {'en': 20, 'es': 15, 'fr': 15, 'it': 15, 'ru': 15, 'de': 2, 'pt': 2, 'nl': 2, 'pl': 2,
              'ca': 2, 'cs': 2, 'sv-SE': 2, 'tr': 2, 'id': 2, 'vi': 1, 'hi': 1, 'ar': 1}
-SOURCES = {'voice_prompts': 4, 'phrases': 4, 'numerals': 2, 'orders': 3, 'common_voice': 1}
+SOURCES = {'voice_prompts': 4, 'phrases': 4, 'numerals': 2, 'orders': 3, 'common_voice': 1,
+           'recordings': 3}
 _ESPEAK = {'en': 'en-us en-us en-gb en-gb-x-rp en-gb-scotland en-029', 'es': 'es es-419',
            'fr': 'fr-fr fr-be fr-ch', 'pt': 'pt pt-br', 'sv-SE': 'sv'}
 _VARIANTS = ('m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Alicia Andrea Andy '
@@ -38,15 +43,32 @@ _VARIANTS = ('m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Al
              'adam anika antonio belinda benjamin caleb david edward michel pablo paul pedro '
              'quincy rob robert sandro shelby steph travis victor').split()
 _FLITE = ('awb', 'kal16', 'rms', 'slt')
+# The share that festival speaks, the encoding that it reads, its voices.
+_FESTIVAL = {
+    'en': (0.15, 'ascii', ('cmu_us_slt_arctic_hts', 'kal_diphone', 'ked_diphone')),
+    'it': (0.4, 'latin-1', ('lp_diphone', 'pc_diphone')),
+    'ru': (0.4, 'utf-8', ('msu_ru_nsh_clunits',)),
+    'ca': (0.5, 'latin-1', ('upc_ca_ona_hts',)),
+    'cs': (0.6, 'iso-8859-2', ('czech_dita', 'czech_machac', 'czech_ph')),
+    'hi': (0.5, 'utf-8', ('hindi_NSK_diphone',)),
+}
 
 
 def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarray, 'samples']]:
     """One reading of the text by a voice drawn from `rng`: (its name, samples at 16 kHz).
 
     Raises:
-      RuntimeError: the synthesiser is not installed, or failed.
+      RuntimeError: the synthesiser is not installed.
+      ValueError: it did not read this text.
     """
-    if lang == 'en' and rng.random() < 0.4 and shutil.which('flite'):
+    engine, encoding = rng.random(), 'utf-8'
+    share, festival_encoding, festival_voices = _FESTIVAL.get(lang, (0, '', ()))
+    if engine < share:
+        voice, encoding = f'festival/{rng.choice(festival_voices)}', festival_encoding
+        text = re.sub(r"[^\w\s.,?!'-]|\.{2,}", ' ', text)  # Other signs stop some of its voices.
+        command = ['text2wave', '-otype', 'riff', '-eval', f'(voice_{voice[9:]})', '-eval',
+                   f"(Parameter.set 'Duration_Stretch {rng.uniform(0.75, 1.2):.2f})"]
+    elif lang == 'en' and engine < share + 0.3:
         voice = f'flite/{rng.choice(_FLITE)}'
         command = ['flite', '-voice', voice[6:],
                    '--setf', f'duration_stretch={rng.uniform(0.8, 1.3):.2f}',
@@ -59,21 +81,30 @@ def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarr
                    '-p', str(rng.randint(20, 80)), '-g', str(rng.choice([0, 0, 1, 3])),
                    '--stdin', '--stdout']
     if not shutil.which(command[0]):
-        raise RuntimeError(f'{command[0]} is not installed; apt-get install {command[0]}')
+        raise RuntimeError(f'{command[0]} is not installed; apt-get install '
+                           f'{voice.split("/")[0]} and the voices that --help names')
+    said = text.replace('’', "'").encode(encoding, errors='ignore')
     try:
-        done = subprocess.run(command, input=text.encode(), capture_output=True, timeout=60)
+        done = subprocess.run(command, input=said, capture_output=True, timeout=60)
     except subprocess.TimeoutExpired:
-        raise RuntimeError(f'{" ".join(command)} did not end within a minute') from None
+        raise ValueError(f'{" ".join(command)} did not end within a minute') from None
     samples, rate = _read_wav(done.stdout)
     if done.returncode or not samples.size:
-        raise RuntimeError(f'{" ".join(command)}: {done.stderr.decode(errors="replace")[:200]}')
-    # Playing at another rate moves pitch and formants together: a smaller or larger speaker.
+        raise ValueError(f'{" ".join(command)} did not read {text!r}: '
+                           f'{done.stderr.decode(errors="replace")[:200]}')
+    return voice, _resize(samples, rate, rng)
+
+
+def _resize(samples: Float[np.ndarray, 'samples'], rate: int, rng: random.Random
+            ) -> Float[np.ndarray, 'resampled']:
+    """At 16 kHz, played too fast or too slow: pitch and formants move as with another body."""
     import soxr
-    return voice, soxr.resample(samples, rate * rng.uniform(0.88, 1.12), SAMPLE_RATE)
+
+    return soxr.resample(samples, rate * rng.uniform(0.88, 1.12), SAMPLE_RATE)
 
 
 def _read_wav(data: bytes) -> tuple[Float[np.ndarray, 'samples'], int]:
-    # Written to a pipe, the header cannot name the length: take what follows `data`.
+    # In a pipe the header cannot name the length, and readers refuse it: take what follows `data`.
     start = data.find(b'data')
     if start < 0:
         return np.zeros(0, np.float32), SAMPLE_RATE
@@ -137,29 +168,31 @@ def _coloured(size: int, slope: float, noise: np.random.Generator) -> np.ndarray
 def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
     """An endless sequence of {'text', 'lang', 'source'} in the proportions given above.
 
-    A sentence comes back only when its source has no other left. Digits are left to the recorded
-    prompts: what a synthesiser makes of '1,5' is not what is written.
+    Recordings have `audio` as well. A line comes back only when its source has no other left.
+    Digits are left to the prompts: what a synthesiser makes of '1,5' is not what is written.
     """
     pools = collections.defaultdict(list)
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
         if row['source'] in SOURCES and row['lang'] in LANGUAGES and 2 <= len(row['text']) <= 160 \
                 and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text'])):
-            pools[row['lang'], row['source']].append(row['text'])
+            pools[row['lang'], row['source']].append({**row, 'source': f'synthetic/{row["source"]}'})
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl')):
-        pools['en', 'orders'].append(row['text'])
+        pools['en', 'orders'].append({'text': row['text'], 'lang': 'en',
+                                      'source': 'synthetic/orders'})
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl')):
+        if row['lang'] in LANGUAGES:
+            pools[row['lang'], 'recordings'].append({**row, 'source': f'altered/{row["source"]}'})
     rng = random.Random(seed)
-    positions = collections.Counter()
-    for pool in pools.values():
-        rng.shuffle(pool)
-    weights = {key: LANGUAGES[key[0]] * SOURCES[key[1]] for key in sorted(pools)}
     share = collections.Counter()
-    for (lang, source), weight in weights.items():
+    for (lang, source), pool in sorted(pools.items()):
+        rng.shuffle(pool)
         share[lang] += SOURCES[source]
-    weights = {key: weight / share[key[0]] for key, weight in weights.items()}
+    weights = {(lang, source): LANGUAGES[lang] * SOURCES[source] / share[lang]
+               for lang, source in sorted(pools)}
+    positions = collections.Counter()
     while True:
         key, = rng.choices(list(weights), list(weights.values()))
-        yield {'text': pools[key][positions[key] % len(pools[key])], 'lang': key[0],
-               'source': f'synthetic/{key[1]}'}
+        yield pools[key][positions[key] % len(pools[key])]
         positions[key] += 1
 
 
@@ -167,30 +200,42 @@ def synthesise(corpora: str | os.PathLike, out: str | os.PathLike, hours: float,
                longest: float = 16.0) -> dict[str, float]:
     """Writes audio/*.flac and manifest.jsonl until `hours` are reached; returns hours by language.
 
+    Sentences that a voice cannot read are left out and logged, up to one in a hundred.
+
     Args:
       longest: seconds; a longer clip is left out.
+
+    Raises:
+      RuntimeError: a synthesiser is missing, or fails more often.
     """
     import soundfile
 
     out = pathlib.Path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
-    total = collections.Counter()
+    total, unread = collections.Counter(), 0
     with open(out / 'manifest.jsonl', 'w', encoding='utf-8') as manifest:
         for number, row in enumerate(sentences(corpora, seed)):
             rng = random.Random(f'{seed}/{number}')
-            voice, samples = speak(row['text'], row['lang'], rng)
-            if 0.2 < samples.size / SAMPLE_RATE <= longest:
-                name = f'audio/{seed}_{number:06d}.flac'
-                samples = place(samples, rng)
-                if not (out / name).exists():
-                    flac = io.BytesIO()
-                    soundfile.write(flac, samples, SAMPLE_RATE, format='FLAC', subtype='PCM_16')
-                    (out / f'{name}.part').write_bytes(flac.getvalue())
-                    (out / f'{name}.part').rename(out / name)
-                seconds = samples.size / SAMPLE_RATE
-                text_corpora.append_jsonl(manifest, {
-                    'audio': name, **row, 'duration': round(seconds, 3), 'speaker': voice})
-                total[row['lang']] += seconds / 3600
+            if 'audio' in row:
+                samples, rate = soundfile.read(row['audio'], dtype='float32', always_2d=True)
+                voice, samples = row['source'], _resize(samples.mean(axis=1), rate, rng)
+            else:
+                try:
+                    voice, samples = speak(row['text'], row['lang'], rng)
+                except ValueError as error:
+                    logging.warning('left out: %s', error)
+                    unread += 1
+                    if unread > 5 + number / 100:
+                        raise RuntimeError(f'{unread} sentences were not read; {error}') from None
+                    continue
+            if not 0.2 < samples.size / SAMPLE_RATE <= longest:
+                continue
+            samples = place(samples, rng)
+            row = {**row, 'audio': f'audio/{seed}_{number:06d}.flac', 'speaker': voice,
+                   'duration': round(samples.size / SAMPLE_RATE, 3)}
+            soundfile.write(out / row['audio'], samples, SAMPLE_RATE, subtype='PCM_16')
+            text_corpora.append_jsonl(manifest, row)
+            total[row['lang']] += row['duration'] / 3600
             if total.total() >= hours:
                 return dict(total)
 

@@ -187,13 +187,14 @@ def build(
                             'text': text, 'lang': source, 'translation': translation,
                             'target_lang': target, 'source': 'ntrex'})
     rng = random.Random(seed)
-    for _ in range(num_numerals):
-        words = numerals.sample(rng)
-        texts['train'] += [{'text': text, 'lang': lang, 'source': 'numerals'}
-                           for lang, text in words.items() if allowed(text)]
-        lang, target = rng.sample(numerals.LANGUAGES, 2)
-        pairs['train'].append({'text': words[lang], 'lang': lang, 'translation': words[target],
-                               'target_lang': target, 'source': 'numerals'})
+    for split, count, draw in (('train', num_numerals, rng),
+                               ('validation', num_numerals // 10, random.Random(seed + 1))):
+        for words in (numerals.sample(draw) for _ in range(count)):
+            texts[split] += [{'text': text, 'lang': lang, 'source': 'numerals'}
+                             for lang, text in words.items() if allowed(text)]
+            lang, target = draw.sample(numerals.LANGUAGES, 2)
+            pairs[split].append({'text': words[lang], 'lang': lang, 'translation': words[target],
+                                 'target_lang': target, 'source': 'numerals'})
     made = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)

@@ -8,18 +8,20 @@ reads what slm_jax.data.text_corpora wrote and writes
     OUT/t5_tiny/tokenizer.model   unigram, 1,504 pieces with byte fallback: any text round-trips.
                                   Read it with 32 extra ids (sentinels), as SeqIO appends them.
     OUT/usm_tiny/tokenizer.model  one piece a character of `text_corpora.normalize`d text.
-In both, id 0 is padding (the CTC blank), 1 ends a text, 2 is the unknown piece. Sorted input and
+and beside each a card.json, so that the folder can stand for the foundation while that is made. In
+both, id 0 is padding (the CTC blank), 1 ends a text, 2 is the unknown piece. Sorted input and
 a fixed seed: the same corpora give the same bytes.
 """
 
 import argparse
 import collections
 import io
+import json
 import os
 import pathlib
 import random
 
-from slm_jax.data import text_corpora
+from slm_jax.data import languages, text_corpora
 
 LLM_PIECES = 1504  # With the 32 sentinels 1,536 = 12 · 128, whole tiles for a matrix unit.
 EXTRA_IDS = 32
@@ -84,8 +86,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('corpora')
     parser.add_argument('out')
     args = parser.parse_args(argv)
-    names = instructions.LANGUAGE_NAMES
-    requests = [wording.format(word='', language=names[lang], target_language=names[target])
+    requests = [wording.format(word='', language=languages.name(lang),
+                               target_language=languages.name(target))
                 for wordings in instructions.TEMPLATES.values() for wording in wordings
                 for lang, target in zip(_MAIN, _MAIN[1:] + _MAIN[:1])]
     try:
@@ -97,6 +99,9 @@ def main(argv: list[str] | None = None) -> None:
         path = pathlib.Path(args.out, name, 'tokenizer.model')
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model)
+        kind, extra_ids = ('llm', EXTRA_IDS) if name == 't5_tiny' else ('speech_encoder', 0)
+        path.with_name('card.json').write_text(
+            json.dumps({'name': name, 'kind': kind, 'extra_ids': extra_ids}) + '\n')
         print(f'{path}: {len(model)} bytes')
 
 
