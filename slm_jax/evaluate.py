@@ -20,6 +20,8 @@ The third and fourth are a cascade: what CTC heard is put to the language model 
 """
 
 import argparse
+import contextlib
+import dataclasses
 import datetime
 import importlib
 import json
@@ -201,10 +203,9 @@ def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
     return model.directory / 'evaluations' / label(args)
 
 
-def _queries(
-    args: argparse.Namespace, model: Any, skipped: list[str]
-) -> tuple[Iterator[Any], int | None]:
-    """What is put to the model, and how many they are if that is known."""
+def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Iterator[Any], int]:
+    """What is put to the model, and how many they are (faulty ones included)."""
+    from slm_jax.evaluation import model as model_lib
     from slm_jax.evaluation import queries
     from slm_jax.tasks import instructions
 
@@ -220,6 +221,9 @@ def _queries(
             raise ValueError('--text_field: with a --task, give --text_from as well.')
         from slm_jax.data import loader
 
+        # A run's own tasks, such as those over manifests, are registered when gin makes them.
+        with contextlib.suppress(ValueError):
+            model_lib.query('%MIXTURE_OR_TASK_NAME')
         data = loader.SpeechTextLoader(
             args.task,
             args.split,
@@ -282,13 +286,14 @@ def _decode(
     from slm_jax.evaluation import queries
 
     stream, total = _queries(args, model, skipped)
+    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, fine=total > 2000)
     answered: dict[int, dict[str, Any]] = {}
     kept = 0
     with (
         tqdm.tqdm(total=total, unit='example', disable=None) as bar,
         (out / 'predictions.jsonl').open('w', encoding='utf-8') as file,
     ):
-        for group, batch in queries.batched(stream, args.batch_seconds, model.row_multiple):
+        for group, batch in batches:
             for (position, query), text in zip(group, model.texts(batch), strict=False):
                 answered[position] = {**query.info, 'prediction': text}
                 file.write(json.dumps(answered[position], ensure_ascii=False) + '\n')
@@ -307,8 +312,6 @@ def _about(
     skipped: Sequence[str],
     seconds: float,
 ) -> dict[str, Any]:
-    import dataclasses
-
     from slm_jax.evaluation import report
 
     audio = sum(prediction.get('duration') or 0.0 for prediction in predictions)

@@ -299,10 +299,10 @@ def query(key: str) -> Any:
     import gin
 
     try:
-        # Copying is what makes gin call what a reference refers to.
-        return copy.deepcopy(gin.query_parameter(key))
+        value = gin.query_parameter(key)
     except ValueError:
         return None
+    return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
 
 
 def _max_seconds() -> float:

@@ -30,15 +30,18 @@ def spoken(seconds, value=1, **info):
     [(0, 0), (0.1, 1), (1, 1), (1.01, 1.5), (1.6, 2), (2.5, 3), (3.01, 4), (11.9, 12), (13, 16)],
 )
 def test_bounds(seconds, bound):
-    assert queries.seconds_bound(seconds) == bound
+    assert queries.seconds_bound(seconds, fine=True) == bound
+    coarse = queries.seconds_bound(seconds)
+    assert coarse in (0, 2, 4, 8, 16) and seconds <= coarse <= max(2 * seconds, 2)
 
 
-def test_every_query_is_in_one_batch_and_whole():
+@pytest.mark.parametrize('fine', [False, True])
+def test_every_query_is_in_one_batch_and_whole(fine):
     rng = np.random.default_rng(0)
     given = [spoken(s, 1 + i % 100) for i, s in enumerate(rng.uniform(0.1, 9, 200))]
     given += [queries.Query((7,) * n + (1,)) for n in (3, 40, 3)]
     seen, shapes = {}, {}
-    for group, batch in queries.batched(iter(given), seconds_per_batch=30):
+    for group, batch in queries.batched(iter(given), seconds_per_batch=30, fine=fine):
         rows = batch['speech_samples'].shape[0]
         assert rows >= len(group)
         assert rows * batch['speech_samples'].shape[1] <= 30 * RATE
@@ -62,7 +65,7 @@ def test_every_query_is_in_one_batch_and_whole():
 
 def test_a_single_query_is_a_batch_of_one_and_rows_keep_their_multiple():
     [(group, batch)] = queries.batched([spoken(3)])
-    assert (len(group), batch['speech_samples'].shape) == (1, (1, 3 * RATE))
+    assert (len(group), batch['speech_samples'].shape) == (1, (1, 4 * RATE))
     for _, batch in queries.batched([spoken(s) for s in (3, 3, 3, 50)], 30, row_multiple=4):
         assert batch['speech_samples'].shape[0] % 4 == 0
 
