@@ -188,6 +188,7 @@ def load(
         checkpoints.check_foundations(directory, needed, used)
         own = foundations_lib.restore(trained_dir, own)
     part = 'llm' if 'llm' in boxed else 'speech_encoder'
+    first = card.get('initialised_from') or {}
     return Model(
         directory=directory,
         card=card,
@@ -198,7 +199,7 @@ def load(
         decode=dataclasses.replace(
             configuration.configured(decoding.DecodeConfig)(), **(decode or {})
         ),
-        vocabulary=_vocabulary(part, names),
+        vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
         max_seconds=_max_seconds(),
         mesh=devices,
         _partitioner=partitioner,
@@ -311,12 +312,15 @@ def _max_seconds() -> float:
     return speech / 16000 if speech else DEFAULT_MAX_SECONDS
 
 
-def _vocabulary(part: str, names: Mapping[str, str]) -> Any:
+def _vocabulary(part: str, names: Sequence[str | None]) -> Any:
+    """The vocabulary of the first of these foundations that has one, else the data's."""
     import gin
     from slm_jax import foundations as foundations_lib
 
-    if part not in names:  # Trained from nothing: the data's configuration says how text is spelt.
-        with gin.unlock_config():
-            from slm_jax.data import vocabularies
-        names = vocabularies.names()
-    return foundations_lib.vocabulary(names[part])
+    for name in filter(None, names):
+        # What a part was initialised from may be gone, or have no text (BEST-RQ).
+        with contextlib.suppress(foundations_lib.FoundationError):
+            return foundations_lib.vocabulary(name)
+    with gin.unlock_config():
+        from slm_jax.data import vocabularies
+    return foundations_lib.vocabulary(vocabularies.names()[part])
