@@ -208,6 +208,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 
 def vocabulary(name_or_dir: str | os.PathLike):
     """The foundation's `seqio.SentencePieceVocabulary`; `extra_ids` of the card are its sentinels (0 if unsaid)."""
+    import slm_jax.data.tensorflow_cpu  # noqa: F401  before seqio, which imports TensorFlow
     import seqio
 
     path = find(name_or_dir)

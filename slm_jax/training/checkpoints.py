@@ -140,11 +140,15 @@ class Checkpoints:
         self.write_card(card)
 
     def write_card(self, card: Mapping[str, Any]) -> None:
-        """Puts the card where a person and `foundations.find` look for it."""
+        """Puts the card where a person and `foundations.find` look for it; keeps what `evaluate` wrote into it."""
         if jax.process_index() == 0:
+            path = self.model_dir / foundations_lib.CARD
+            if path.exists():
+                old = json.loads(path.read_text(encoding='utf-8'))
+                card = {**card, **{key: old[key] for key in ('evaluations',) if key in old}}
             temporary = self.model_dir / f'.{foundations_lib.CARD}'
             temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-            temporary.replace(self.model_dir / foundations_lib.CARD)
+            temporary.replace(path)
 
     def read_card(self, step: int) -> dict[str, Any]:
         """The card of one checkpoint."""
