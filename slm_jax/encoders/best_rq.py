@@ -61,6 +61,7 @@ class BestRqHead(nn.Module):
 
     @nn.compact
     def __call__(self, frames: Float[Array, 'b t d']) -> Float[Array, 'b t n k']:
-        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'codebooks', 'vocab'))
+        init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'vocab'))
         shape = (self.config.num_codebooks, self.config.codebook_size)
-        return nn.DenseGeneral(shape, use_bias=False, dtype=jnp.float32, kernel_init=init)(frames)
+        logits = nn.Dense(shape[0] * shape[1], use_bias=False, dtype=jnp.float32, kernel_init=init)(frames)
+        return logits.reshape(*frames.shape[:-1], *shape)
