@@ -114,6 +114,8 @@ def save(
         temporary.chmod(0o755)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
             checkpointer.save(temporary / PARAMS, args=ocp.args.PyTreeSave(params))
+        # Orbax notes the temporary path there, and the rename below says what it says.
+        (temporary / PARAMS / 'commit_success.txt').unlink(missing_ok=True)
         for file in tokenizer_files:
             shutil.copyfile(file, temporary / pathlib.Path(file).name)
         (temporary / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
