@@ -6,17 +6,19 @@ import random
 
 DIGITS = ('zero', 'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine')
 _UNITS = {
-    'en': (*DIGITS, *'ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen '
-           'nineteen'.split()),
+    'en': (
+        *DIGITS,
+        *'ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen'.split(),
+    ),
     'es': 'cero uno dos tres cuatro cinco seis siete ocho nueve diez once doce trece catorce '
-          'quince dieciséis diecisiete dieciocho diecinueve'.split(),
+    'quince dieciséis diecisiete dieciocho diecinueve'.split(),
     'fr': 'zéro un deux trois quatre cinq six sept huit neuf dix onze douze treize quatorze '
-          'quinze seize dix-sept dix-huit dix-neuf'.split(),
+    'quinze seize dix-sept dix-huit dix-neuf'.split(),
     'it': 'zero uno due tre quattro cinque sei sette otto nove dieci undici dodici tredici '
-          'quattordici quindici sedici diciassette diciotto diciannove'.split(),
+    'quattordici quindici sedici diciassette diciotto diciannove'.split(),
     'ru': 'ноль один два три четыре пять шесть семь восемь девять десять одиннадцать двенадцать '
-          'тринадцать четырнадцать пятнадцать шестнадцать семнадцать восемнадцать '
-          'девятнадцать'.split(),
+    'тринадцать четырнадцать пятнадцать шестнадцать семнадцать восемнадцать '
+    'девятнадцать'.split(),
 }
 _TENS = {
     'en': 'twenty thirty forty fifty sixty seventy eighty ninety'.split(),
@@ -25,8 +27,10 @@ _TENS = {
     'it': 'venti trenta quaranta cinquanta sessanta settanta ottanta novanta'.split(),
     'ru': 'двадцать тридцать сорок пятьдесят шестьдесят семьдесят восемьдесят девяносто'.split(),
 }
-_VEINTI = 'veinte veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete ' \
-          'veintiocho veintinueve'.split()
+_VEINTI = (
+    'veinte veintiuno veintidós veintitrés veinticuatro veinticinco veintiséis veintisiete '
+    'veintiocho veintinueve'.split()
+)
 LANGUAGES = tuple(_UNITS)
 
 

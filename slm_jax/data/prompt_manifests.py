@@ -31,9 +31,15 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
         for prompt, line in fetch.read_transcript(folder / f'core-sounds-{lang}.txt').items():
             path = recordings.get(prompt) or recordings.get(prompt.lower())
             if path and (text := builder.spoken_text(line)):
-                rows[builder.split_of(prompt)].append({
-                    'id': prompt, 'audio': str(path.resolve()), 'text': text, 'lang': lang,
-                    'duration': round(soundfile.info(path).duration, 3)})
+                rows[builder.split_of(prompt)].append(
+                    {
+                        'id': prompt,
+                        'audio': str(path.resolve()),
+                        'text': text,
+                        'lang': lang,
+                        'duration': round(soundfile.info(path).duration, 3),
+                    }
+                )
     out.mkdir(parents=True, exist_ok=True)
     for split, part in rows.items():
         text_corpora.write_jsonl(out / f'{split}.jsonl', part)
@@ -41,9 +47,11 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.prompt_manifests',
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.data.prompt_manifests',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('out')
     parser.add_argument('--downloads', help='folder of earlier downloads')
     args = parser.parse_args(argv)

@@ -59,7 +59,8 @@ def split_manifest(
             raise ValueError(f'{manifest}:{number}: not JSON ({error}); fix the line') from None
         if row.get(field) is None:
             raise ValueError(
-                f'{manifest}:{number}: no field {field!r}; split by another field or add it')
+                f'{manifest}:{number}: no field {field!r}; split by another field or add it'
+            )
         value = str(row[field])
         met.add(value)
         split = named.get(value, 'train') if named else split_of(value, parts)
@@ -69,7 +70,9 @@ def split_manifest(
         hours[split] += (row.get('duration') or 0.0) / 3600
     if absent := sorted(set(named) - met):
         raise ValueError(
-            f'{manifest}: no line has {field} = {", ".join(absent)}; it has {", ".join(sorted(met))}')
+            f'{manifest}: no line has {field} = {", ".join(absent)}; '
+            f'it has {", ".join(sorted(met))}'
+        )
     out.mkdir(parents=True, exist_ok=True)
     for split, rows in lines.items():
         (out / f'{split}.jsonl').write_text(''.join(row + '\n' for row in rows), encoding='utf-8')
@@ -77,8 +80,11 @@ def split_manifest(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.splits', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.data.splits',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('manifest')
     parser.add_argument('out')
     parser.add_argument('--field', required=True)
@@ -87,8 +93,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--validation', action='append', default=[], help='a value of the field')
     args = parser.parse_args(argv)
     try:
-        counts = split_manifest(args.manifest, args.out, args.field, args.parts,
-                                tuple(args.test), tuple(args.validation))
+        counts = split_manifest(
+            args.manifest,
+            args.out,
+            args.field,
+            args.parts,
+            tuple(args.test),
+            tuple(args.validation),
+        )
     except (OSError, ValueError) as error:
         parser.exit(2, f'{error}\n')
     for split, (clips, hours) in counts.items():

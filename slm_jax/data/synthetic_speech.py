@@ -32,16 +32,46 @@ from slm_jax.data import text_corpora
 
 SAMPLE_RATE = 16_000
 # Relative amounts of speech: the five languages of the voice prompts, and a little of the others.
-LANGUAGES = {'en': 20, 'es': 15, 'fr': 15, 'it': 15, 'ru': 15, 'de': 2, 'pt': 2, 'nl': 2, 'pl': 2,
-             'ca': 2, 'cs': 2, 'sv-SE': 2, 'tr': 2, 'id': 2, 'vi': 1, 'hi': 1, 'ar': 1}
-SOURCES = {'voice_prompts': 4, 'phrases': 4, 'numerals': 2, 'orders': 3, 'common_voice': 1,
-           'recordings': 3}
-_ESPEAK = {'en': 'en-us en-us en-gb en-gb-x-rp en-gb-scotland en-029', 'es': 'es es-419',
-           'fr': 'fr-fr fr-be fr-ch', 'pt': 'pt pt-br', 'sv-SE': 'sv'}
-_VARIANTS = ('m1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Alicia Andrea Andy '
-             'Annie Diogo Gene Henrique Hugo Jacky Lee Linda Marco Mario Michael Mike Nguyen Zac '
-             'adam anika antonio belinda benjamin caleb david edward michel pablo paul pedro '
-             'quincy rob robert sandro shelby steph travis victor').split()
+LANGUAGES = {
+    'en': 20,
+    'es': 15,
+    'fr': 15,
+    'it': 15,
+    'ru': 15,
+    'de': 2,
+    'pt': 2,
+    'nl': 2,
+    'pl': 2,
+    'ca': 2,
+    'cs': 2,
+    'sv-SE': 2,
+    'tr': 2,
+    'id': 2,
+    'vi': 1,
+    'hi': 1,
+    'ar': 1,
+}
+SOURCES = {
+    'voice_prompts': 4,
+    'phrases': 4,
+    'numerals': 2,
+    'orders': 3,
+    'common_voice': 1,
+    'recordings': 3,
+}
+_ESPEAK = {
+    'en': 'en-us en-us en-gb en-gb-x-rp en-gb-scotland en-029',
+    'es': 'es es-419',
+    'fr': 'fr-fr fr-be fr-ch',
+    'pt': 'pt pt-br',
+    'sv-SE': 'sv',
+}
+_VARIANTS = (
+    'm1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Alicia Andrea Andy '
+    'Annie Diogo Gene Henrique Hugo Jacky Lee Linda Marco Mario Michael Mike Nguyen Zac '
+    'adam anika antonio belinda benjamin caleb david edward michel pablo paul pedro '
+    'quincy rob robert sandro shelby steph travis victor'
+).split()
 _FLITE = ('awb', 'kal16', 'rms', 'slt')
 # The share that festival speaks, the encoding that it reads, its voices.
 _FESTIVAL = {
@@ -66,23 +96,51 @@ def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarr
     if engine < share:
         voice, encoding = f'festival/{rng.choice(festival_voices)}', festival_encoding
         text = re.sub(r"[^\w\s.,?!'-]|\.{2,}", ' ', text)  # Other signs stop some of its voices.
-        command = ['text2wave', '-otype', 'riff', '-eval', f'(voice_{voice[9:]})', '-eval',
-                   f"(Parameter.set 'Duration_Stretch {rng.uniform(0.75, 1.2):.2f})"]
+        command = [
+            'text2wave',
+            '-otype',
+            'riff',
+            '-eval',
+            f'(voice_{voice[9:]})',
+            '-eval',
+            f"(Parameter.set 'Duration_Stretch {rng.uniform(0.75, 1.2):.2f})",
+        ]
     elif lang == 'en' and engine < share + 0.3:
         voice = f'flite/{rng.choice(_FLITE)}'
-        command = ['flite', '-voice', voice[6:],
-                   '--setf', f'duration_stretch={rng.uniform(0.8, 1.3):.2f}',
-                   '--setf', f'int_f0_target_mean={rng.uniform(80, 190):.0f}',
-                   '-t', text, '-o', '/dev/stdout']
+        command = [
+            'flite',
+            '-voice',
+            voice[6:],
+            '--setf',
+            f'duration_stretch={rng.uniform(0.8, 1.3):.2f}',
+            '--setf',
+            f'int_f0_target_mean={rng.uniform(80, 190):.0f}',
+            '-t',
+            text,
+            '-o',
+            '/dev/stdout',
+        ]
     else:
         name = rng.choice(_ESPEAK.get(lang, lang).split()) + '+' + rng.choice(_VARIANTS)
         voice = f'espeak-ng/{name}'
-        command = ['espeak-ng', '-v', name, '-s', str(rng.randint(130, 220)),
-                   '-p', str(rng.randint(20, 80)), '-g', str(rng.choice([0, 0, 1, 3])),
-                   '--stdin', '--stdout']
+        command = [
+            'espeak-ng',
+            '-v',
+            name,
+            '-s',
+            str(rng.randint(130, 220)),
+            '-p',
+            str(rng.randint(20, 80)),
+            '-g',
+            str(rng.choice([0, 0, 1, 3])),
+            '--stdin',
+            '--stdout',
+        ]
     if not shutil.which(command[0]):
-        raise RuntimeError(f'{command[0]} is not installed; apt-get install '
-                           f'{voice.split("/")[0]} and the voices that --help names')
+        raise RuntimeError(
+            f'{command[0]} is not installed; apt-get install '
+            f'{voice.split("/")[0]} and the voices that --help names'
+        )
     said = text.replace('’', "'").encode(encoding, errors='ignore')
     try:
         done = subprocess.run(command, input=said, capture_output=True, timeout=60)
@@ -90,13 +148,16 @@ def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarr
         raise ValueError(f'{" ".join(command)} did not end within a minute') from None
     samples, rate = _read_wav(done.stdout)
     if done.returncode or not samples.size:
-        raise ValueError(f'{" ".join(command)} did not read {text!r}: '
-                           f'{done.stderr.decode(errors="replace")[:200]}')
+        raise ValueError(
+            f'{" ".join(command)} did not read {text!r}: '
+            f'{done.stderr.decode(errors="replace")[:200]}'
+        )
     return voice, _resize(samples, rate, rng)
 
 
-def _resize(samples: Float[np.ndarray, 'samples'], rate: int, rng: random.Random
-            ) -> Float[np.ndarray, 'resampled']:
+def _resize(
+    samples: Float[np.ndarray, 'samples'], rate: int, rng: random.Random
+) -> Float[np.ndarray, 'resampled']:
     """At 16 kHz, played too fast or too slow: pitch and formants move as with another body."""
     import soxr
 
@@ -108,12 +169,11 @@ def _read_wav(data: bytes) -> tuple[Float[np.ndarray, 'samples'], int]:
     start = data.find(b'data')
     if start < 0:
         return np.zeros(0, np.float32), SAMPLE_RATE
-    pcm = np.frombuffer(data[start + 8:len(data) - (len(data) - start) % 2], '<i2')
+    pcm = np.frombuffer(data[start + 8 : len(data) - (len(data) - start) % 2], '<i2')
     return pcm.astype(np.float32) / 32768, int.from_bytes(data[24:28], 'little')
 
 
-def place(samples: Float[np.ndarray, 'samples'], rng: random.Random
-          ) -> Float[np.ndarray, 'longer']:
+def place(samples: Float[np.ndarray, 'samples'], rng: random.Random) -> Float[np.ndarray, 'longer']:
     """The same speech in a room, with noise, down a telephone or neither; peaks stay below 1."""
     import soxr
 
@@ -145,7 +205,7 @@ def _room(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
     seconds = rng.uniform(0.1, 0.6)
     time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
     tail = noise.standard_normal(time.size) * 10 ** (-3 * time / seconds)
-    tail[:int(rng.uniform(0.001, 0.012) * SAMPLE_RATE)] = 0
+    tail[: int(rng.uniform(0.001, 0.012) * SAMPLE_RATE)] = 0
     response = tail * 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt(np.sum(tail**2))
     response[0] = 1
     return response
@@ -153,8 +213,9 @@ def _room(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
 
 def _convolve(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
     size = 1 << (samples.size + response.size).bit_length()
-    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size),
-                        size)[:samples.size]
+    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[
+        : samples.size
+    ]
 
 
 def _coloured(size: int, slope: float, noise: np.random.Generator) -> np.ndarray:
@@ -173,12 +234,19 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
     """
     pools = collections.defaultdict(list)
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
-        if row['source'] in SOURCES and row['lang'] in LANGUAGES and 2 <= len(row['text']) <= 160 \
-                and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text'])):
-            pools[row['lang'], row['source']].append({**row, 'source': f'synthetic/{row["source"]}'})
+        if (
+            row['source'] in SOURCES
+            and row['lang'] in LANGUAGES
+            and 2 <= len(row['text']) <= 160
+            and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text']))
+        ):
+            pools[row['lang'], row['source']].append(
+                {**row, 'source': f'synthetic/{row["source"]}'}
+            )
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl')):
-        pools['en', 'orders'].append({'text': row['text'], 'lang': 'en',
-                                      'source': 'synthetic/orders'})
+        pools['en', 'orders'].append(
+            {'text': row['text'], 'lang': 'en', 'source': 'synthetic/orders'}
+        )
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl')):
         if row['lang'] in LANGUAGES:
             pools[row['lang'], 'recordings'].append({**row, 'source': f'altered/{row["source"]}'})
@@ -187,17 +255,24 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
     for (lang, source), pool in sorted(pools.items()):
         rng.shuffle(pool)
         share[lang] += SOURCES[source]
-    weights = {(lang, source): LANGUAGES[lang] * SOURCES[source] / share[lang]
-               for lang, source in sorted(pools)}
+    weights = {
+        (lang, source): LANGUAGES[lang] * SOURCES[source] / share[lang]
+        for lang, source in sorted(pools)
+    }
     positions = collections.Counter()
     while True:
-        key, = rng.choices(list(weights), list(weights.values()))
+        (key,) = rng.choices(list(weights), list(weights.values()))
         yield pools[key][positions[key] % len(pools[key])]
         positions[key] += 1
 
 
-def synthesise(corpora: str | os.PathLike, out: str | os.PathLike, hours: float, seed: int = 0,
-               longest: float = 16.0) -> dict[str, float]:
+def synthesise(
+    corpora: str | os.PathLike,
+    out: str | os.PathLike,
+    hours: float,
+    seed: int = 0,
+    longest: float = 16.0,
+) -> dict[str, float]:
     """Writes audio/*.flac and manifest.jsonl until `hours` are reached; returns hours by language.
 
     Sentences that a voice cannot read are left out and logged, up to one in a hundred.
@@ -231,8 +306,12 @@ def synthesise(corpora: str | os.PathLike, out: str | os.PathLike, hours: float,
             if not 0.2 < samples.size / SAMPLE_RATE <= longest:
                 continue
             samples = place(samples, rng)
-            row = {**row, 'audio': f'audio/{seed}_{number:06d}.flac', 'speaker': voice,
-                   'duration': round(samples.size / SAMPLE_RATE, 3)}
+            row = {
+                **row,
+                'audio': f'audio/{seed}_{number:06d}.flac',
+                'speaker': voice,
+                'duration': round(samples.size / SAMPLE_RATE, 3),
+            }
             soundfile.write(out / row['audio'], samples, SAMPLE_RATE, subtype='PCM_16')
             text_corpora.append_jsonl(manifest, row)
             total[row['lang']] += row['duration'] / 3600
@@ -241,9 +320,11 @@ def synthesise(corpora: str | os.PathLike, out: str | os.PathLike, hours: float,
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.synthetic_speech',
-                                     description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.data.synthetic_speech',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('corpora')
     parser.add_argument('out')
     parser.add_argument('--hours', type=float, default=4.0)

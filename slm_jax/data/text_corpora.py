@@ -6,7 +6,7 @@
 
 Every DIR of --speech and --orders holds train, validation and test.jsonl (slm_jax.data.splits
 writes such folders). Written to OUT:
-    speech.jsonl                        the training clips of all corpora: audio, text, lang, duration
+    speech.jsonl                        training clips: audio, text, lang, duration, source
     text_{train,validation}.jsonl       text, lang, source
     pairs_{train,validation}.jsonl      text, lang, translation, target_lang, source
     orders_{train,validation}.jsonl     text, lang, slots (coffee orders made from a grammar)
@@ -29,9 +29,27 @@ from typing import TextIO
 
 from slm_jax.data import numerals, splits
 
-NTREX = {'eng': 'en', 'spa': 'es', 'fra': 'fr', 'ita': 'it', 'rus': 'ru', 'deu': 'de', 'por': 'pt',
-         'nld': 'nl', 'pol': 'pl', 'cat': 'ca', 'ces': 'cs', 'swe': 'sv-SE', 'tur': 'tr',
-         'ind': 'id', 'vie': 'vi', 'hin': 'hi', 'arb': 'ar', 'jpn': 'ja', 'zho-CN': 'zh-CN'}
+NTREX = {
+    'eng': 'en',
+    'spa': 'es',
+    'fra': 'fr',
+    'ita': 'it',
+    'rus': 'ru',
+    'deu': 'de',
+    'por': 'pt',
+    'nld': 'nl',
+    'pol': 'pl',
+    'cat': 'ca',
+    'ces': 'cs',
+    'swe': 'sv-SE',
+    'tur': 'tr',
+    'ind': 'id',
+    'vie': 'vi',
+    'hin': 'hi',
+    'arb': 'ar',
+    'jpn': 'ja',
+    'zho-CN': 'zh-CN',
+}
 # NTREX is translated to and from English for these; the others lend their text only.
 PAIRED = ('es', 'fr', 'it', 'ru', 'de', 'pt', 'nl', 'pl', 'ca', 'sv-SE')
 _MODIFIERS = ('size', 'roast', 'numberOfShots')
@@ -72,13 +90,15 @@ class Orders:
     """
 
     def __init__(self, rows: list[dict]):
-        self.values = {slot: sorted({r['slots'][slot] for r in rows if slot in r['slots']})
-                       for slot in ('coffeeDrink', *_MODIFIERS, *_ADDITIONS)}
+        self.values = {
+            slot: sorted({r['slots'][slot] for r in rows if slot in r['slots']})
+            for slot in ('coffeeDrink', *_MODIFIERS, *_ADDITIONS)
+        }
         # What stands before the first value, without its article.
         openers = set()
         for row in rows:
             start = min(row['text'].find(value) for value in row['slots'].values())
-            if opener := re.sub(r'\s+(an?|the)$', '', row['text'][:max(start, 0)].strip()):
+            if opener := re.sub(r'\s+(an?|the)$', '', row['text'][: max(start, 0)].strip()):
                 openers.add(opener)
         self.openers = sorted(openers)
 
@@ -104,10 +124,15 @@ def prompt_pairs(rows: list[dict]) -> Iterator[dict]:
     for row in rows:
         if row.get('id'):
             by_id[row['id']][row['lang']] = row['text']
-    for id_, texts in sorted(by_id.items()):
+    for _, texts in sorted(by_id.items()):
         for source, target in itertools.permutations(sorted(texts), 2):
-            yield {'text': texts[source], 'lang': source, 'translation': texts[target],
-                   'target_lang': target, 'source': 'prompts'}
+            yield {
+                'text': texts[source],
+                'lang': source,
+                'translation': texts[target],
+                'target_lang': target,
+                'source': 'prompts',
+            }
 
 
 def translation_pairs(rows: list[dict]) -> Iterator[dict]:
@@ -116,17 +141,27 @@ def translation_pairs(rows: list[dict]) -> Iterator[dict]:
         for target, text in sorted((row.get('translation') or {}).items()):
             ends = (row['lang'], row['text']), (target, text)
             for (lang, source), (target_lang, translation) in (ends, ends[::-1]):
-                yield {'text': source, 'lang': lang, 'translation': translation,
-                       'target_lang': target_lang, 'source': 'clips'}
+                yield {
+                    'text': source,
+                    'lang': lang,
+                    'translation': translation,
+                    'target_lang': target_lang,
+                    'source': 'clips',
+                }
 
 
 def ntrex_texts(folder: str | os.PathLike) -> dict[str, list[str]]:
     """{language: its line-aligned sentences}."""
     found = {lang: pathlib.Path(folder, f'{name}.txt') for name, lang in NTREX.items()}
     # Not splitlines(): a line may hold U+2028; nor other white space than the plain space.
-    texts = {lang: [' '.join(line.split()) for line in
-                    path.read_text(encoding='utf-8').rstrip('\n').split('\n')]
-             for lang, path in found.items() if path.exists()}
+    texts = {
+        lang: [
+            ' '.join(line.split())
+            for line in path.read_text(encoding='utf-8').rstrip('\n').split('\n')
+        ]
+        for lang, path in found.items()
+        if path.exists()
+    }
     if 'en' not in texts:
         raise FileNotFoundError(f'{folder} holds no eng.txt; give the folder of the NTREX files')
     return texts
@@ -151,11 +186,19 @@ def build(
     """Writes the files of the module's docstring; returns {file name: lines}."""
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    corpora = {pathlib.Path(folder).name: {split: read_jsonl(pathlib.Path(folder, f'{split}.jsonl'))
-                                           for split in splits.SPLITS} for folder in speech}
+    corpora = {
+        pathlib.Path(folder).name: {
+            split: read_jsonl(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
+        }
+        for folder in speech
+    }
     # One spoken word out of a closed set (a digit) is everybody's: there the speakers are held out.
-    held_out = {normalize(row['text']) for rows in corpora.values()
-                for row in rows['validation'] + rows['test'] if not _is_digit_clip(row)}
+    held_out = {
+        normalize(row['text'])
+        for rows in corpora.values()
+        for row in rows['validation'] + rows['test']
+        if not _is_digit_clip(row)
+    }
     held_out.discard('')
 
     def allowed(text: str) -> bool:
@@ -164,11 +207,16 @@ def build(
     clips, texts, pairs = [], collections.defaultdict(list), collections.defaultdict(list)
     for name, rows in corpora.items():
         train = [row for row in rows['train'] if allowed(row['text']) or _is_digit_clip(row)]
-        clips += [{**{k: row[k] for k in ('audio', 'text', 'lang', 'duration')}, 'source': name}
-                  for row in train]
+        clips += [
+            {**{k: row[k] for k in ('audio', 'text', 'lang', 'duration')}, 'source': name}
+            for row in train
+        ]
         for split, part in (('train', train), ('validation', rows['validation'])):
-            texts[split] += [{'text': row['text'], 'lang': row['lang'], 'source': name}
-                             for row in part if not _is_digit_clip(row)]
+            texts[split] += [
+                {'text': row['text'], 'lang': row['lang'], 'source': name}
+                for row in part
+                if not _is_digit_clip(row)
+            ]
             pairs[split] += [*prompt_pairs(part), *translation_pairs(part)]
     if ntrex:
         lines = ntrex_texts(ntrex)
@@ -178,45 +226,77 @@ def build(
                 if split == 'test' or not allowed(sentence):
                     continue
                 texts[split].append({'text': sentence, 'lang': lang, 'source': 'ntrex'})
-                texts[split] += [{'text': p, 'lang': lang, 'source': 'phrases'}
-                                 for p in phrases(sentence) if allowed(p) and p != sentence]
+                texts[split] += [
+                    {'text': p, 'lang': lang, 'source': 'phrases'}
+                    for p in phrases(sentence)
+                    if allowed(p) and p != sentence
+                ]
                 if lang in PAIRED:
                     ends = ('en', lines['en'][number]), (lang, sentence)
                     for (source, text), (target, translation) in (ends, ends[::-1]):
-                        pairs[split].append({
-                            'text': text, 'lang': source, 'translation': translation,
-                            'target_lang': target, 'source': 'ntrex'})
+                        pairs[split].append(
+                            {
+                                'text': text,
+                                'lang': source,
+                                'translation': translation,
+                                'target_lang': target,
+                                'source': 'ntrex',
+                            }
+                        )
     rng = random.Random(seed)
-    for split, count, draw in (('train', num_numerals, rng),
-                               ('validation', num_numerals // 10, random.Random(seed + 1))):
+    for split, count, draw in (
+        ('train', num_numerals, rng),
+        ('validation', num_numerals // 10, random.Random(seed + 1)),
+    ):
         for words in (numerals.sample(draw) for _ in range(count)):
-            texts[split] += [{'text': text, 'lang': lang, 'source': 'numerals'}
-                             for lang, text in words.items() if allowed(text)]
+            texts[split] += [
+                {'text': text, 'lang': lang, 'source': 'numerals'}
+                for lang, text in words.items()
+                if allowed(text)
+            ]
             lang, target = draw.sample(numerals.LANGUAGES, 2)
-            pairs[split].append({'text': words[lang], 'lang': lang, 'translation': words[target],
-                                 'target_lang': target, 'source': 'numerals'})
+            pairs[split].append(
+                {
+                    'text': words[lang],
+                    'lang': lang,
+                    'translation': words[target],
+                    'target_lang': target,
+                    'source': 'numerals',
+                }
+            )
     made = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)
         grammar = Orders(read_jsonl(folder / 'train.jsonl'))
-        held_out |= {normalize(row['text']) for split in ('validation', 'test')
-                     for row in read_jsonl(folder / f'{split}.jsonl')}
+        held_out |= {
+            normalize(row['text'])
+            for split in ('validation', 'test')
+            for row in read_jsonl(folder / f'{split}.jsonl')
+        }
         seen = set(held_out)
         for _ in range(num_orders):
             order = grammar.sample(rng)
             if order['text'] not in seen:
                 seen.add(order['text'])
                 made['validation' if len(seen) % 40 == 0 else 'train'].append(order)
-    files = {'speech': clips,
-             **{f'text_{split}': _unique(texts[split]) for split in made},
-             **{f'pairs_{split}': [p for p in _unique(pairs[split])
-                                   if split != 'train' or allowed(p['text'])
-                                   and allowed(p['translation'])] for split in made},
-             **{f'orders_{split}': rows for split, rows in made.items()}}
+    files = {
+        'speech': clips,
+        **{f'text_{split}': _unique(texts[split]) for split in made},
+        **{
+            f'pairs_{split}': [
+                p
+                for p in _unique(pairs[split])
+                if split != 'train' or allowed(p['text']) and allowed(p['translation'])
+            ]
+            for split in made
+        },
+        **{f'orders_{split}': rows for split, rows in made.items()},
+    }
     for name, rows in files.items():
         write_jsonl(out / f'{name}.jsonl', rows)
     (out / 'held_out.txt').write_text(
-        ''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
+        ''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8'
+    )
     return {name: len(rows) for name, rows in files.items()} | {'held_out': len(held_out)}
 
 
@@ -225,13 +305,17 @@ def _is_digit_clip(row: dict) -> bool:
 
 
 def _unique(rows: list[dict]) -> list[dict]:
-    return list({json.dumps({k: v for k, v in row.items() if k != 'source'}): row
-                 for row in rows}.values())
+    return list(
+        {json.dumps({k: v for k, v in row.items() if k != 'source'}): row for row in rows}.values()
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.text_corpora', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.data.text_corpora',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('out')
     parser.add_argument('--speech', nargs='+', default=[], metavar='DIR')
     parser.add_argument('--orders', metavar='DIR')

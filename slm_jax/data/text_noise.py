@@ -10,11 +10,41 @@ from jaxtyping import Int32
 from slm_jax.data import text_corpora
 
 # Sounds that are taken for one another. Each group is a class of characters.
-_ALIKE = ('aáàâeéè', 'eéèêiíìaä', 'iíeéyî', 'oóòôuaö', 'uúùûoü', 'bpv', 'dt', 'gkcq', 'szcç', 'mn',
-          'rl', 'fvw', 'jgy', 'hx', 'кгх', 'бп', 'дт', 'вф', 'жшщ', 'зсц', 'аоя', 'еиэёй', 'уюо',
-          'ыи', 'мн', 'рл', 'чщт', '0689', '1479', '2356')
-_CONFUSED = {c: [o for group in _ALIKE if c in group for o in group if o != c]
-             for c in ''.join(_ALIKE)}
+_ALIKE = (
+    'aáàâeéè',
+    'eéèêiíìaä',
+    'iíeéyî',
+    'oóòôuaö',
+    'uúùûoü',
+    'bpv',
+    'dt',
+    'gkcq',
+    'szcç',
+    'mn',
+    'rl',
+    'fvw',
+    'jgy',
+    'hx',
+    'кгх',
+    'бп',
+    'дт',
+    'вф',
+    'жшщ',
+    'зсц',
+    'аоя',
+    'еиэёй',
+    'уюо',
+    'ыи',
+    'мн',
+    'рл',
+    'чщт',
+    '0689',
+    '1479',
+    '2356',
+)
+_CONFUSED = {
+    c: [o for group in _ALIKE if c in group for o in group if o != c] for c in ''.join(_ALIKE)
+}
 
 
 def as_recognised(text: str, error_rate: float, rng: random.Random) -> str:
@@ -68,10 +98,10 @@ def corrupt_spans(
     text = _parts(length - num_noise + 2, num_spans + 1, rng)
     text[0] -= 1
     inputs, targets, position = [], [], 0
-    for number, (kept, removed) in enumerate(zip(text, noise)):
+    for number, (kept, removed) in enumerate(zip(text, noise, strict=False)):
         sentinel = vocab_size - 1 - number
-        inputs += [*tokens[position:position + kept], sentinel]
-        targets += [sentinel, *tokens[position + kept:position + kept + removed]]
+        inputs += [*tokens[position : position + kept], sentinel]
+        targets += [sentinel, *tokens[position + kept : position + kept + removed]]
         position += kept + removed
     inputs += [*tokens[position:]]
     return np.array(inputs, np.int32), np.array(targets, np.int32)
@@ -80,4 +110,4 @@ def corrupt_spans(
 def _parts(total: int, count: int, rng: random.Random) -> list[int]:
     """`total` cut at random into `count` parts of at least one."""
     cuts = [0, *sorted(rng.sample(range(1, total), count - 1)), total]
-    return [right - left for left, right in zip(cuts, cuts[1:])]
+    return [right - left for left, right in zip(cuts, cuts[1:], strict=False)]

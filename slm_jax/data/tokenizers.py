@@ -44,28 +44,45 @@ def train_llm_tokenizer(corpora: str | os.PathLike, requests: list[str] = ()) ->
             lines += [row['text']] * copies
             if rng.random() < 0.5:
                 lines += [text_corpora.normalize(row['text'])] * copies
-    lines += [row['text'] for row in
-              text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl'))[:3000]]
+    lines += [
+        row['text']
+        for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl'))[:3000]
+    ]
     lines += [text for text in requests for _ in range(30)]
-    return _train(lines, model_type='unigram', vocab_size=LLM_PIECES, byte_fallback=True,
-                  character_coverage=0.9995, normalization_rule_name='nmt_nfkc',
-                  split_digits=True, max_sentencepiece_length=12)
+    return _train(
+        lines,
+        model_type='unigram',
+        vocab_size=LLM_PIECES,
+        byte_fallback=True,
+        character_coverage=0.9995,
+        normalization_rule_name='nmt_nfkc',
+        split_digits=True,
+        max_sentencepiece_length=12,
+    )
 
 
 def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     """The speech encoder's characters: those of the clips, and those met `seldom` times in text."""
-    clips = [text_corpora.normalize(row['text'])
-             for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl'))
-             if row['lang'] not in UNSPELT]
+    clips = [
+        text_corpora.normalize(row['text'])
+        for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl'))
+        if row['lang'] not in UNSPELT
+    ]
     counts = collections.Counter()
     for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
         if row['lang'] not in UNSPELT:
             counts.update(text_corpora.normalize(row['text']))
     common = sorted(c for c, n in counts.items() if n >= seldom and c != ' ')
     characters = set(''.join(clips) + ''.join(common)) - {' '}
-    return _train(clips + common, model_type='char', vocab_size=len(characters) + 4,
-                  character_coverage=1.0, normalization_rule_name='identity',
-                  add_dummy_prefix=False, hard_vocab_limit=False)
+    return _train(
+        clips + common,
+        model_type='char',
+        vocab_size=len(characters) + 4,
+        character_coverage=1.0,
+        normalization_rule_name='identity',
+        add_dummy_prefix=False,
+        hard_vocab_limit=False,
+    )
 
 
 def _train(lines: list[str], **options) -> bytes:
@@ -73,26 +90,39 @@ def _train(lines: list[str], **options) -> bytes:
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(sorted(lines)), model_writer=model, shuffle_input_sentence=False,
-        **_SPECIAL, **options)
+        sentence_iterator=iter(sorted(lines)),
+        model_writer=model,
+        shuffle_input_sentence=False,
+        **_SPECIAL,
+        **options,
+    )
     return model.getvalue()
 
 
 def main(argv: list[str] | None = None) -> None:
     from slm_jax.tasks import instructions
 
-    parser = argparse.ArgumentParser(prog='python -m slm_jax.data.tokenizers', description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.data.tokenizers',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('corpora')
     parser.add_argument('out')
     args = parser.parse_args(argv)
-    requests = [wording.format(word='', language=languages.name(lang),
-                               target_language=languages.name(target))
-                for wordings in instructions.TEMPLATES.values() for wording in wordings
-                for lang, target in zip(_MAIN, _MAIN[1:] + _MAIN[:1])]
+    requests = [
+        wording.format(
+            word='', language=languages.name(lang), target_language=languages.name(target)
+        )
+        for wordings in instructions.TEMPLATES.values()
+        for wording in wordings
+        for lang, target in zip(_MAIN, _MAIN[1:] + _MAIN[:1], strict=True)
+    ]
     try:
-        models = {'t5_tiny': train_llm_tokenizer(args.corpora, requests),
-                  'usm_tiny': train_ctc_tokenizer(args.corpora)}
+        models = {
+            't5_tiny': train_llm_tokenizer(args.corpora, requests),
+            'usm_tiny': train_ctc_tokenizer(args.corpora),
+        }
     except FileNotFoundError as error:
         parser.exit(2, f'{error}; write the corpora by python -m slm_jax.data.text_corpora\n')
     for name, model in models.items():
@@ -101,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         path.write_bytes(model)
         kind, extra_ids = ('llm', EXTRA_IDS) if name == 't5_tiny' else ('speech_encoder', 0)
         path.with_name('card.json').write_text(
-            json.dumps({'name': name, 'kind': kind, 'extra_ids': extra_ids}) + '\n')
+            json.dumps({'name': name, 'kind': kind, 'extra_ids': extra_ids}) + '\n'
+        )
         print(f'{path}: {len(model)} bytes')
 
 
