@@ -40,7 +40,6 @@ def train(
     best_metric: str | None = None,
     num_samples: int = 4,
     decode: Any = None,
-    vocabulary: Any = None,
     tensorboard: bool = True,
 ) -> dict[str, Any]:
     """Trains until `train_steps`, from the newest checkpoint in `model_dir` if there is one.
@@ -54,7 +53,7 @@ def train(
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
-        eval_loaders: from a name ('dev') to a loader, of which `examples` is used.
+        eval_loaders: from a name ('dev') to a loader, of which `examples` and `vocabulary` are used.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
@@ -69,7 +68,6 @@ def train(
         best_metric: such as 'dev/loss'; the checkpoint where it was lowest is kept too.
         num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
         decode: `slm_jax.decoding.DecodeConfig` for them; None: greedy.
-        vocabulary: with `decode(list of tokens) -> text`; None: that of the foundation 'llm', if there is one.
         tensorboard: whether to write TensorBoard events into `model_dir`.
 
     Returns:
@@ -84,7 +82,7 @@ def train(
     import numpy as np
     from tqdm import tqdm
 
-    from slm_jax import decoding, foundations as foundations_lib
+    from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib, logs, loop, origins as origins_lib, partitioning, state as state_lib
 
     say = logs.say
@@ -209,8 +207,6 @@ def train(
         lambda batch, params, frozen: system.predict(state_lib.merge(params, frozen), batch, decode),
         out_shardings=everywhere,
     )
-    if vocabulary is None and 'llm' in foundations:
-        vocabulary = foundations_lib.vocabulary(foundations['llm'])
     if start < train_steps:
         executable = step_fn.compiled(longest, state, frozen, rng)
         say(loop.memory_report(executable, state, frozen, device))
@@ -228,7 +224,7 @@ def train(
                     mean.add(eval_fn(batch, state.trainable, frozen))
                     if index == position == 0 and num_samples:
                         tokens = np.asarray(predict_fn(batch, state.trainable, frozen))
-                        texts = loop.sample_texts(tokens, infos, vocabulary, num_samples)
+                        texts = loop.sample_texts(tokens, infos, eval_loader.vocabulary, num_samples)
                         writer.write_texts(done, {f'{name}/samples': texts})
             results |= {f'{name}/{metric}': value for metric, value in mean.means().items()}
             writer.write_scalars(done, {key: value for key, value in results.items() if key.startswith(f'{name}/')})

@@ -97,6 +97,7 @@ class SpeechTextLoader:
             seqio.set_tfds_data_dir_override(str(data_dir))
         self._tasks, rates = tasks_and_rates(mixture_or_task_name)
         self.name = ', '.join(task.name for task in self._tasks[:3])
+        self.vocabulary = self._tasks[0].output_features['targets'].vocabulary
         self.split = split
         self._lengths = {**DEFAULT_LENGTHS, **(task_feature_lengths or {})}
         self._shard, self._prefetch = (shard_index, num_shards), prefetch

@@ -210,8 +210,7 @@ def sample_texts(tokens: np.ndarray, infos: Sequence[Any], vocabulary: Any, coun
     lines = []
     for row, info in zip(tokens, infos):
         if info is not None and len(lines) < count:
-            ids = [int(token) for token in row if token > 1]
-            text = vocabulary.decode(ids) if vocabulary is not None else ' '.join(map(str, ids))
+            text = vocabulary.decode([int(token) for token in row if token > 1])
             lines.append(f'  {info.instruction} [{info.reference}]\n    {text}')
     return '\n'.join(lines)
 

@@ -53,6 +53,8 @@ class ToySystem:
 class ToyLoader:
     """Two shapes in turn; the batch of a step is a function of the step."""
 
+    vocabulary = types.SimpleNamespace(decode=str)
+
     def __init__(self, rows=8):
         self.rows = rows
 
