@@ -51,5 +51,5 @@ setuptools.setup(
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
     },
-    entry_points={'console_scripts': ['slm-jax = slm_jax.cli:main']},
+    entry_points={'console_scripts': ['slm-jax = slm_jax.cli:console']},
 )

@@ -101,5 +101,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 141
 
 
+def console() -> int:
+    """`main` for the console script, in a process that has large pages for what XLA allocates.
+
+    On CPU a training step takes half the time with them. The C library reads its tunables when a
+    process starts, hence the second start; nothing happens where the user has set any.
+    """
+    if sys.platform == 'linux' and 'GLIBC_TUNABLES' not in os.environ:
+        os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+        os.execv(sys.executable, sys.orig_argv)
+    return main()
+
+
 if __name__ == '__main__':
     sys.exit(main())

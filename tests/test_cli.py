@@ -85,3 +85,24 @@ def test_noise_is_silenced_but_the_users_choice_stays(monkeypatch):
     monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '0')
     cli.quiet_libraries()
     assert cli.os.environ['TF_CPP_MIN_LOG_LEVEL'] == '0'
+
+
+def test_the_console_script_starts_once_more_with_large_pages(monkeypatch):
+    started = []
+
+    class Replaced(Exception):
+        """`execv` does not return."""
+
+    def execv(*arguments):
+        started.append(arguments)
+        raise Replaced
+
+    monkeypatch.setattr(cli.os, 'execv', execv)
+    monkeypatch.setattr(cli, 'main', lambda: 7)
+    monkeypatch.setattr(sys, 'platform', 'linux')
+    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    with pytest.raises(Replaced):
+        cli.console()
+    assert started == [(sys.executable, sys.orig_argv)]
+    assert cli.os.environ['GLIBC_TUNABLES'] == 'glibc.malloc.hugetlb=1'
+    assert cli.console() == 7 and len(started) == 1

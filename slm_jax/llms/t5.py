@@ -39,6 +39,8 @@ class T5Config:
         remat_policy: 'none' keeps every activation, 'minimal' the results of matrix products with
             weights, 'full' only the input of each layer.
         float32_attention_logits: compute attention logits in float32 whatever `dtype` is.
+        mimetic_cross_attention: fresh queries of the cross-attention equal its keys, and its output is its
+            values' transpose (after arXiv 2305.09828): it begins by finding, and copying, what looks alike.
     """
 
     vocab_size: int
@@ -55,12 +57,15 @@ class T5Config:
     remat_policy: str = 'none'
     dtype: Any = 'float32'
     float32_attention_logits: bool = False
+    mimetic_cross_attention: bool = False
 
     def __post_init__(self):
         if self.remat_policy not in _REMAT_POLICIES:
             raise ValueError(
                 f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.'
             )
+        if self.mimetic_cross_attention and self.scan_layers:
+            raise ValueError('T5Config.mimetic_cross_attention is for scan_layers = False.')
 
     @property
     def cache_batch_axis(self) -> int:

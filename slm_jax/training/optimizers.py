@@ -1,7 +1,14 @@
 """Optimizers and learning-rate schedules for gin, from optax."""
 
+from collections.abc import Mapping
+import functools
+import re
+from typing import Any
+
 import jax
 import optax
+
+from slm_jax.foundations import flatten, unflatten
 
 
 def schedule(
@@ -48,8 +55,12 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
+    rate_factors: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by the global norm (None: no clipping). Norms' scales and biases do not decay."""
+    """AdamW after clipping by the global norm (None: no clipping). Norms' scales and biases do not decay.
+
+    `rate_factors` multiply the learning rate of parameters: {regular expression of the whole path: factor}.
+    """
 
     def decays(params):
         # By name, not by rank: stacked layers give a scale a second axis.
@@ -58,7 +69,19 @@ def adamw(
         )
 
     adam = optax.adamw(learning_rate, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=decays)
+    if rate_factors:
+        adam = optax.chain(adam, optax.stateless(functools.partial(_scale_by_path, rate_factors)))
     return _clipped(adam, clip_norm)
+
+
+def _scale_by_path(factors: Mapping[str, float], updates: Any, params: Any) -> Any:
+    leaves = flatten(updates)
+    for pattern, factor in factors.items():
+        matches = [path for path in leaves if re.fullmatch(pattern, path)]
+        if not matches:
+            raise ValueError(f'adamw.rate_factors: {pattern!r} matches the whole path of no trained parameter.')
+        leaves |= {path: factor * leaves[path] for path in matches}
+    return unflatten(leaves)
 
 
 def adafactor(

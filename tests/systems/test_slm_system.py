@@ -157,3 +157,16 @@ def test_sizes(model, sizes):
     for part, (expected, tolerance) in sizes.items():
         count = sum(leaf.size for leaf in jax.tree.leaves(params[part]))
         assert abs(count / expected - 1) <= tolerance, (part, count)
+
+
+def test_mimetic_cross_attention_looks_for_what_is_alike():
+    config = dataclasses.replace(LLM.config, mimetic_cross_attention=True, head_dim=64)
+    params = nn.unbox(TextToText(T5(config)).init(jax.random.key(0), {}))['llm']['decoder']['layers_1']
+    kernels = {name: part['kernel'] for name, part in params['encoder_decoder_attention'].items()}
+    tokens = jax.random.normal(jax.random.key(1), (30, 32))
+    logits = (tokens @ kernels['query']) @ (tokens @ kernels['key']).T
+    assert (jnp.argmax(logits, axis=1) == jnp.arange(30)).all()
+    copied = tokens @ kernels['value'] @ kernels['out']
+    assert (jnp.argmax(copied @ tokens.T, axis=1) == jnp.arange(30)).all()
+    with pytest.raises(ValueError, match='mimetic_cross_attention is for scan_layers = False'):
+        dataclasses.replace(config, scan_layers=True)

@@ -46,6 +46,13 @@ def test_slots_answer_from_the_order():
     assert answers['How much sugar was ordered?'] == {'none'}
 
 
+def test_words_are_those_of_the_line_in_any_order():
+    lists = [text.words(ORDER, random.Random(seed)) for seed in range(50)]
+    assert all(said == answer and {*said.split()} <= {*ORDER['text'].split()} for said, _, answer in lists)
+    assert {len(said.split()) for said, _, _ in lists} == {1, 2, 3, 4, 5, 6}
+    assert len({said for said, _, _ in lists}) > 40
+
+
 def test_translation_names_its_target():
     row = {'text': 'Thanks.', 'lang': 'en', 'translation': 'Merci.', 'target_lang': 'fr'}
     for seed in range(20):
