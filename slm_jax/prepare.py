@@ -14,7 +14,7 @@ by itself where something is missing.
 import collections
 import sys
 
-from slm_jax import configuration
+from slm_jax import cli, configuration
 
 
 def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='raise') -> dict:
@@ -76,8 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args)
     except (ValueError, RuntimeError, OSError, AssertionError) as error:
-        print(f'slm-jax prepare: {error}', file=sys.stderr)
-        return 1
+        return cli.fail('prepare', error)
 
 
 def _run(args) -> int:

@@ -11,7 +11,7 @@ import json
 import pathlib
 import sys
 
-from slm_jax import configuration
+from slm_jax import cli, configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,9 +103,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)
+    except ArithmeticError as error:  # of `train`: a loss that is not finite
+        return cli.fail('pretrain', error)
     except ValueError as error:
-        print(f'slm-jax pretrain: {error}', file=sys.stderr)
-        return 2
+        return cli.fail('pretrain', error, 2)
     print(f'wrote {path}')
     return 0
 

@@ -11,10 +11,9 @@ import os
 import pathlib
 import signal
 import sys
-import time
 from typing import Any
 
-from slm_jax import configuration
+from slm_jax import cli, configuration
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # what a shell reports; a scheduler takes it for 'start me again'
 
@@ -328,13 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         configuration.parse_gin(args.gin_file, args.gin_bindings)
         result = configuration.configured(train)()
     except loop.NonFiniteError as error:
-        print(f'slm_jax.train: {error}', file=sys.stderr)
-        return 1
+        return cli.fail('train', error)
     except ValueError as error:
-        if os.environ.get('SLM_JAX_TRACEBACK'):
-            raise
-        print(f'slm_jax.train: {error}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
-        return 2
+        return cli.fail('train', error, 2)
     return EXIT_TERMINATED if result['terminated'] else 0
 
 
