@@ -15,6 +15,7 @@ import pathlib
 import pkgutil
 import re
 import sys
+import tokenize
 
 # Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -148,7 +149,7 @@ def _bind(binding: str) -> None:
     try:
         with gin_config._parse_scope():
             gin_config.parse_value(value)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, tokenize.TokenError):
         if value.startswith(('@', '%')) or not _TEXT.fullmatch(value):
             if not value.startswith(('@', '%')):
                 raise ConfigurationError(
@@ -186,7 +187,9 @@ def _checked(parse, text: str | list[str], source: str = '') -> None:
     """`parse(text)`; gin's errors come out as ours, with the nearest name."""
     try:
         parse(text)
-    except (ValueError, NameError, AttributeError, ImportError, SyntaxError, TypeError, OSError) as error:
+    except (
+        ValueError, NameError, AttributeError, ImportError, SyntaxError, tokenize.TokenError, TypeError, OSError
+    ) as error:  # fmt: skip
         if isinstance(error, ConfigurationError):
             raise
         message = str(error).strip()

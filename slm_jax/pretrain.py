@@ -83,7 +83,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
             'data': recipe.data,
             'licence': recipe.licence,
             'extra_ids': json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0),
-            'recipe': card['config'],
+            'recipe': card['config'].replace(f'{out}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],
         },
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)
     except ArithmeticError as error:  # of `train`: a loss that is not finite
         return cli.fail('pretrain', error)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return cli.fail('pretrain', error, 2)
     print(f'wrote {path}')
     return 0

@@ -328,7 +328,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = configuration.configured(train)()
     except loop.NonFiniteError as error:
         return cli.fail('train', error)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         return cli.fail('train', error, 2)
     return EXIT_TERMINATED if result['terminated'] else 0
 

@@ -40,7 +40,7 @@ from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import instructions, registry
 
 # Characters. What is longer is left to span corruption, which may cut its text.
-LONGEST = 180
+LONGEST = 120
 _MAIN = ('en', 'es', 'fr', 'it', 'ru')
 # Kind of text: the file, the sources in it, and one of how many lines is taken in the languages
 # that are spoken most and in the others, which lend breadth and not bulk.

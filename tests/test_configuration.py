@@ -1,0 +1,81 @@
+"""Gin files and the command line: what means nothing stops at once, and says what was meant."""
+
+import gin
+import pytest
+
+from slm_jax import configuration
+from slm_jax.evaluation import model
+
+T5 = """
+from __gin__ import dynamic_registration
+from slm_jax.llms import t5
+WIDTH = 8
+t5.T5Config.emb_dim = %WIDTH
+"""
+
+
+@pytest.fixture
+def parsed(tmp_path, monkeypatch):
+    """parsed(text, *bindings) parses a gin file of that text."""
+    monkeypatch.chdir(tmp_path)
+
+    def parse(text, *bindings):
+        (tmp_path / 'mine.gin').write_text(text)
+        configuration.parse_gin(['mine.gin'], list(bindings))
+
+    yield parse
+    gin.clear_config()
+
+
+def test_the_last_word_counts(parsed):
+    parsed(T5 + 't5.T5Config.mlp_dim = 9\nWIDTH = 9\n', 'WIDTH=10', 't5.T5Config.mlp_dim=11')
+    assert model.query('%WIDTH') == 10 and gin.query_parameter('t5.T5Config.mlp_dim') == 11
+
+
+def test_text_needs_no_inner_quotes(parsed):
+    parsed(T5, 't5.T5Config.dtype=bfloat16')
+    assert gin.query_parameter('t5.T5Config.dtype') == 'bfloat16'
+
+
+def test_what_no_file_mentions_can_be_bound_by_its_short_name(parsed):
+    parsed(T5, 'T5Config.mlp_dim=12')
+    assert gin.query_parameter('t5.T5Config.mlp_dim') == 12
+
+
+@pytest.mark.parametrize(
+    ('text', 'bindings', 'words'),
+    [
+        (T5 + 't5.T5Config.emb_dimm = 1', [], ['emb_dimm', "Did you mean 'emb_dim'?"]),
+        (T5 + 't5.T5Confg.emb_dim = 1', [], ['T5Confg', "Did you mean 'T5Config'?"]),
+        (T5.replace('WIDTH = 8', ''), [], ['macro %WIDTH is read but has no value', '--gin.WIDTH=VALUE']),
+        (T5, ['WIDHT=9'], ["no gin file reads a macro 'WIDHT'", "Did you mean 'WIDTH'?"]),
+        (T5, ['T5Confg.emb_dim=9'], ['nothing is called', "Did you mean 'T5Config'?"]),
+        (T5, ['WIDTH=[1, 2'], ["'[1, 2' is not a gin value"]),
+        ("from __gin__ import dynamic_registration\nfrom slm_jax.llms import t6\n", [], ['t6', "Did you mean 't5'?"]),
+        ("include 'models/slm_tinny.gin'", [], ["Did you mean 'models/slm_tiny.gin'?"]),
+    ],
+)  # fmt: skip
+def test_errors_name_what_was_meant(parsed, text, bindings, words):
+    with pytest.raises(configuration.ConfigurationError) as caught:
+        parsed(text, *bindings)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_nothing_is_left_of_an_earlier_configuration(parsed):
+    parsed(T5, 'WIDTH=10')
+    parsed(T5)
+    assert gin.query_parameter('%WIDTH') == 8
+
+
+def test_the_operative_configuration_can_be_parsed_again(parsed):
+    parsed("include 'models/slm_tiny.gin'")
+    system = model.configured_system()
+    parsed(configuration.operative_config())
+    assert model.configured_system() == system
+
+
+@pytest.mark.parametrize('file', sorted(configuration.search_path()[1].rglob('models/*.gin')), ids=lambda file: file.stem)
+def test_every_model_file_parses_alone(file):
+    configuration.parse_gin([str(file)])
+    gin.clear_config()

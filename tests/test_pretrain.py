@@ -1,0 +1,85 @@
+"""`slm-jax pretrain`: stages one after another, and a foundation that says what it was made of."""
+
+import json
+import shutil
+
+import gin
+import pytest
+
+from slm_jax import foundations, pretrain
+from slm_jax.training import checkpoints
+
+SOURCES = {
+    'text': ('voice_prompts', 'numerals', 'ntrex'),
+    'pairs': ('prompts', 'numerals', 'ntrex'),
+}
+SMALL = [
+    '--gin.TRAIN_STEPS=2',
+    '--gin.WARMUP_STEPS=1',
+    '--gin.EVAL_BATCHES=1',
+    '--gin.NUM_BUCKETS=1',
+    '--gin.BATCH_SECONDS=6.0',
+    '--gin.train.train.num_samples=0',
+    '--gin.t5.T5Config.emb_dim=16',
+    '--gin.t5.T5Config.mlp_dim=16',
+    '--gin.t5.T5Config.num_encoder_layers=1',
+    '--gin.t5.T5Config.num_decoder_layers=1',
+    '--gin.t5.T5Config.vocab_size=400',
+]
+
+
+@pytest.fixture
+def folder(tmp_path, sentencepiece_model, monkeypatch):
+    """A directory with corpora and a tokenizer; gin is as it was afterwards."""
+    (tmp_path / 'text').mkdir()
+    for split in ('train', 'validation'):
+        for name, sources in SOURCES.items():
+            lines = [
+                {'text': f'Please hold line {n}.', 'lang': 'en', 'translation': 'Ne quittez pas.', 'target_lang': 'fr',
+                 'source': source}
+                for source in sources for n in range(8)
+            ]  # fmt: skip
+            write(tmp_path / f'text/{name}_{split}.jsonl', lines)
+        write(tmp_path / f'text/orders_{split}.jsonl', [{'text': 'a large latte', 'lang': 'en', 'slots': {'size': 'large'}}] * 8)
+    (tmp_path / 'tokenizer').mkdir()
+    shutil.copy(sentencepiece_model, tmp_path / 'tokenizer/tokenizer.model')
+    (tmp_path / 'tokenizer/card.json').write_text('{"name": "tokenizer", "extra_ids": 32}')
+    monkeypatch.setenv('SLM_JAX_CACHE', str(tmp_path / 'cache'))
+    yield tmp_path
+    gin.clear_config()
+
+
+def write(path, lines):
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
+
+
+def run(folder, *options):
+    gin.clear_config()
+    return pretrain.main([
+        't5_tiny', str(folder / 'out'), '--tokenizer', str(folder / 'tokenizer'),
+        f"--gin.TEXT_CORPORA='{folder / 'text'}'", *SMALL, *options,
+    ])  # fmt: skip
+
+
+def test_stages_follow_each_other_and_leave_a_foundation(folder):
+    assert run(folder) == 0
+    copied, trained = (checkpoints.load_for_inference(folder / 'out/stages' / stage)[1] for stage in ('copy', 'text'))
+    assert copied['step'] == trained['step'] == 2
+    assert not copied['initialised_from'] and set(trained['initialised_from']) == {'llm'}
+    made = folder / 'out/t5_tiny'
+    card = foundations.card(made)
+    assert card['extra_ids'] == 32 and card['kind'] == 'llm' and 'mimetic' in card['recipe']
+    assert str(folder / 'out') not in json.dumps(card)
+    params = foundations.load(made, verify=True)
+    assert params['token_embedder']['embedding'].dtype == 'bfloat16'
+    assert foundations.vocabulary(made).extra_ids == 32
+
+    before = sorted(folder.glob('out/stages/*/checkpoints/*'))
+    assert run(folder) == 0  # nothing is trained again
+    assert sorted(folder.glob('out/stages/*/checkpoints/*')) == before
+
+
+def test_a_wrong_corpus_is_named(folder, capsys):
+    shutil.rmtree(folder / 'text')
+    assert run(folder) == 2
+    assert 'no text corpora in' in capsys.readouterr().err
