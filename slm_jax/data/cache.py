@@ -52,6 +52,8 @@ def describe(thing) -> object:
         with contextlib.suppress(OSError, TypeError):
             cells = [c.cell_contents for c in thing.__closure__ or ()]
             return [thing.__module__, inspect.getsource(thing), describe(cells)]
+    if isinstance(getattr(thing, 'fingerprint', None), str):
+        return thing.fingerprint
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
         return [type(thing).__qualname__, describe(vars(thing))]
     if isinstance(thing, Mapping):
@@ -60,8 +62,6 @@ def describe(thing) -> object:
         return [describe(v) for v in thing]
     if thing is None or isinstance(thing, (str, int, float)):
         return thing
-    if isinstance(getattr(thing, 'fingerprint', None), str):
-        return thing.fingerprint
     text = repr(thing)
     if re.search(r' at 0x[0-9a-f]+', text):  # an object without a repr of its own
         return [

@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """The store: what was put in comes out in any order; builds resume; bad examples are named."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -150,3 +151,12 @@ def test_decoding_reports_faults_of_content_and_samples():
     (example,) = preprocessors.decode_samples(empty, 16000).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/18: holds no samples')
     assert waveforms.SAMPLE_RATE == 16000
+
+
+def test_a_fingerprint_of_its_own_describes_a_dataclass():
+    @dataclasses.dataclass(frozen=True)
+    class Step:
+        size: int
+        fingerprint: str = 'of all that decides'
+
+    assert cache.describe([Step(1)]) == ['of all that decides']
