@@ -1,0 +1,412 @@
+"""SLM against the same computation in PyTorch, on this machine's CPU, in one run.
+
+    pip install -e '.[hf]'
+    python tests/benchmarks/bench_pytorch.py
+
+The rival is `transformers`: `Gemma3nAudioEncoder` and `T5ForConditionalGeneration`, frozen, around an adapter written
+in PyTorch, with our parameters in all three. That both compute the same is checked first: the loss, and the
+generated tokens. Then they take turns. The rival is given log-mel features; ours makes them from the waveform.
+The adapter is fresh and the clips are noise, so what is generated has no meaning but a length.
+"""
+
+import argparse
+import dataclasses
+import functools
+import statistics
+import time
+
+import flax.linen
+import numpy as np
+import torch
+import transformers
+from torch import nn
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
+
+# The language model's parameters: T5X's names, then those of `transformers`.
+_SELF = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+_MLP = {name: f'DenseReluDense.{name}' for name in ('wi_0', 'wi_1', 'wo')}
+_ENCODER = (
+    ('pre_attention_layer_norm', 'attention', _SELF, 'SelfAttention.'),
+    ('pre_mlp_layer_norm', 'mlp', _MLP, ''),
+)
+_DECODER = (
+    ('pre_self_attention_layer_norm', 'self_attention', _SELF, 'SelfAttention.'),
+    ('pre_cross_attention_layer_norm', 'encoder_decoder_attention', _SELF, 'EncDecAttention.'),
+    ('pre_mlp_layer_norm', 'mlp', _MLP, ''),
+)
+# The encoder's: ours, then those of `transformers`; matrices are transposed.
+_FEED_FORWARD = {
+    f'{name}/{leaf}': f'{name}.weight'
+    for name, leaf in (
+        ('pre_layer_norm', 'scale'),
+        ('ffw_layer_1', 'kernel'),
+        ('ffw_layer_2', 'kernel'),
+        ('post_layer_norm', 'scale'),
+    )
+}
+_CONFORMER = {
+    **{f'{part}/{ours}': f'{part}.{theirs}' for part in ('ffw_layer_start', 'ffw_layer_end')
+       for ours, theirs in _FEED_FORWARD.items()},
+    'pre_attention_norm/scale': 'attention.pre_attn_norm.weight',
+    'post_attention_norm/scale': 'attention.post_norm.weight',
+    'attention_out/kernel': 'attention.post.weight',
+    'norm/scale': 'norm.weight',
+    'attention/per_dim_scale': 'attention.attn.per_dim_scale',
+    **{f'attention/{name}/kernel': f'attention.attn.{name}.weight' for name in ('q_proj', 'k_proj', 'v_proj')},
+    'attention/pos_proj/kernel': 'attention.attn.relative_position_embedding.pos_proj.weight',
+    **{f'lconv1d/{name}/scale': f'lconv1d.{name}.weight' for name in ('pre_layer_norm', 'conv_norm')},
+    **{f'lconv1d/{name}/kernel': f'lconv1d.{name}.weight' for name in ('linear_start', 'linear_end')},
+    'lconv1d/depthwise_kernel': 'lconv1d.depthwise_conv1d.weight',
+}  # fmt: skip
+
+
+def torch_encoder(config, params) -> Gemma3nAudioEncoder:
+    """Gemma 3n's audio tower with the parameters (path -> array) of a `UsmEncoder`."""
+    model = Gemma3nAudioEncoder(
+        transformers.Gemma3nAudioConfig(
+            hidden_size=config.emb_dim,
+            conf_num_attention_heads=config.num_heads,
+            conf_num_hidden_layers=config.num_layers,
+            conf_attention_chunk_size=config.chunk_size,
+            conf_attention_context_left=config.context_left,
+            conf_attention_context_right=config.context_right,
+            conf_reduction_factor=config.reduction_factor,
+            sscp_conv_channel_size=config.subsample_channels,
+        )
+    ).eval()
+    state = {'subsample_conv_projection.input_proj_linear.weight': params['input_proj/kernel'].T}
+    for index in range(2):
+        theirs, ours = f'subsample_conv_projection.conv_{index}', f'subsample_{index}'
+        state[f'{theirs}.conv.weight'] = params[f'{ours}/kernel'].transpose(3, 2, 0, 1)
+        state[f'{theirs}.norm.weight'] = params[f'{ours}/scale']
+    for layer in range(config.num_layers):
+        for ours, theirs in _CONFORMER.items():
+            value = params[f'conformer/{ours}'][layer].T
+            state[f'conformer.{layer}.{theirs}'] = (
+                value[:, None] if ours.endswith('depthwise_kernel') else value
+            )
+    _fill(model, state)
+    return model
+
+
+def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
+    """`transformers`' T5 with the parameters (path -> array) of a `T5` that shares its embedding."""
+    model = transformers.T5ForConditionalGeneration(
+        transformers.T5Config(
+            vocab_size=config.vocab_size,
+            d_model=config.emb_dim,
+            d_kv=config.head_dim,
+            d_ff=config.mlp_dim,
+            num_heads=config.num_heads,
+            num_layers=config.num_encoder_layers,
+            num_decoder_layers=config.num_decoder_layers,
+            dropout_rate=0.0,
+            feed_forward_proj='gated-gelu',
+            decoder_start_token_id=0,
+        )
+    ).eval()
+    state = {'shared.weight': params['token_embedder/embedding']}
+    state['lm_head.weight'] = state['shared.weight']
+    for side, blocks, layers in (
+        ('encoder', _ENCODER, config.num_encoder_layers),
+        ('decoder', _DECODER, config.num_decoder_layers),
+    ):
+        state[f'{side}.embed_tokens.weight'] = state['shared.weight']
+        state[f'{side}.final_layer_norm.weight'] = params[f'{side}/{side}_norm/scale']
+        bias = f'{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight'
+        state[bias] = params[f'{side}/relpos_bias/rel_embedding'].T
+        for layer in range(layers):
+            for place, (norm, block, names, prefix) in enumerate(blocks):
+                theirs, ours = f'{side}.block.{layer}.layer.{place}', f'{side}/layers_{layer}'
+                state[f'{theirs}.layer_norm.weight'] = params[f'{ours}/{norm}/scale']
+                for ours_name, name in names.items():
+                    state[f'{theirs}.{prefix}{name}.weight'] = params[
+                        f'{ours}/{block}/{ours_name}/kernel'
+                    ].T
+    _fill(model, state)
+    return model
+
+
+class _Norm(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x):
+        return nn.functional.rms_norm(x, x.shape[-1:], self.weight, 1e-6)
+
+
+class _Layer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        joined = config.num_heads * config.head_dim
+        self.heads = config.num_heads
+        self.pre_attention_norm, self.pre_mlp_norm = _Norm(config.emb_dim), _Norm(config.emb_dim)
+        self.query, self.key, self.value = (
+            nn.Linear(config.emb_dim, joined, bias=False) for _ in range(3)
+        )
+        self.out = nn.Linear(joined, config.emb_dim, bias=False)
+        self.wi_0, self.wi_1 = (
+            nn.Linear(config.emb_dim, config.mlp_dim, bias=False) for _ in range(2)
+        )
+        self.wo = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
+
+    def forward(self, x, bias):
+        y = self.pre_attention_norm(x)
+        query, key, value = (
+            part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        )
+        y = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        y = self.pre_mlp_norm(x)
+        return x + self.wo(nn.functional.gelu(self.wi_0(y), approximate='tanh') * self.wi_1(y))
+
+
+class TorchAdapter(nn.Module):
+    """`SlmAdapter` with reduction 'stack', in PyTorch: frames [b, t, d], lengths [b] -> [b, s, o], lengths."""
+
+    def __init__(self, config, frame_width, params):
+        super().__init__()
+        self.config = config
+        self.frames_norm = _Norm(frame_width)
+        self.input_projection = nn.Linear(
+            config.reduction_factor * frame_width, config.emb_dim, bias=False
+        )
+        self.relative = nn.Parameter(torch.from_numpy(params['relpos_bias/rel_embedding'].copy()))
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
+        self.final_norm, self.output_norm = _Norm(config.emb_dim), _Norm(config.output_dim)
+        self.output_projection = nn.Linear(config.emb_dim, config.output_dim, bias=False)
+        state = {'relative': params['relpos_bias/rel_embedding']}
+        for path, value in params.items():
+            name, leaf = path.rsplit('/', 1)
+            if leaf == 'rel_embedding':
+                continue
+            if name.startswith('layers/'):
+                for layer, part in enumerate(value):
+                    state[f'layers.{layer}.{name[7:]}.weight'] = part.T
+            else:
+                state[f'{name}.weight'] = value.T
+        _fill(self, state)
+
+    def forward(self, frames, lengths):
+        factor = self.config.reduction_factor
+        batch, time, width = frames.shape
+        slots = -(-time // factor)
+        x = nn.functional.pad(self.frames_norm(frames), (0, 0, 0, slots * factor - time))
+        x = self.input_projection(x.reshape(batch, slots, factor * width))
+        lengths = -(-lengths // factor)
+        valid = torch.arange(slots) < lengths[:, None]
+        places = torch.arange(slots)
+        distance = (places - places[:, None]).abs()
+        far = 8 + (torch.log(distance.clamp(min=8) / 8) / np.log(16) * 8).to(torch.int64)
+        bucket = torch.where(distance < 8, distance, far.clamp(max=15)) + 16 * (
+            places > places[:, None]
+        )
+        bias = self.relative[:, bucket][None] + torch.where(valid, 0.0, -1e10)[:, None, None]
+        for layer in self.layers:
+            x = layer(x, bias)
+        x = self.output_norm(self.output_projection(self.final_norm(x)))
+        return torch.where(valid[:, :, None], x, 0.0), lengths
+
+
+def _fill(model, state) -> None:
+    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    buffers = {name for name, _ in model.named_buffers()}
+    if unexpected or set(missing) - buffers:
+        raise ValueError(f'{type(model).__name__}: missing {missing}, unexpected {unexpected}')
+
+
+class TorchSlm(nn.Module):
+    """The three parts as SLM joins them; speech first, then the instruction."""
+
+    def __init__(self, system, params):
+        from slm_jax import foundations
+
+        super().__init__()
+        parts = {name: foundations.flatten(part) for name, part in params.items()}
+        encoder = {
+            p.removeprefix('encoder/'): v
+            for p, v in parts['speech_encoder'].items()
+            if p.startswith('encoder/')
+        }
+        self.encoder = torch_encoder(system.speech_encoder.encoder.config, encoder).requires_grad_(
+            False
+        )
+        self.llm = torch_llm(system.llm.config, parts['llm']).requires_grad_(False)
+        width = system.speech_encoder.encoder.config.emb_dim
+        self.adapter = TorchAdapter(system.adapter.config, width, parts['adapter'])
+
+    def prompt(self, features, feature_lengths, tokens):
+        """Embeddings and mask for the LLM's encoder. Rows keep a gap between speech and text: relative positions
+        there are the rival's own business, so every clip of this benchmark is of the same length."""
+        with torch.no_grad():
+            frames = self.encoder(
+                features, torch.arange(features.shape[1]) >= feature_lengths[:, None]
+            )
+        lengths = (~frames.audio_mel_mask).sum(1)
+        speech, lengths = self.adapter(frames.last_hidden_state, lengths)
+        return torch.cat([speech, self.llm.shared(tokens)], 1), torch.cat(
+            [torch.arange(speech.shape[1]) < lengths[:, None], tokens > 0], 1
+        )
+
+    def loss(self, features, feature_lengths, tokens, inputs, targets):
+        embeddings, mask = self.prompt(features, feature_lengths, tokens)
+        return self.llm(
+            inputs_embeds=embeddings, attention_mask=mask.long(), decoder_input_ids=inputs,
+            labels=targets.masked_fill(targets == 0, -100),
+        ).loss  # fmt: skip
+
+    @torch.no_grad()
+    def generate(self, features, feature_lengths, tokens, length, beams):
+        embeddings, mask = self.prompt(features, feature_lengths, tokens)
+        return self.llm.generate(
+            inputs_embeds=embeddings,
+            attention_mask=mask.long(),
+            max_new_tokens=length,
+            num_beams=beams,
+            do_sample=False,
+        )[:, 1:]
+
+
+def in_turns(candidates: dict, rounds: int) -> dict[str, float]:
+    """Median seconds of each candidate, called one after another, `rounds` times over, after one call to warm up."""
+    seconds = {name: [] for name in candidates}
+    for function in candidates.values():
+        function()
+    for _ in range(rounds):
+        for name, function in candidates.items():
+            started = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--gin_file',
+        default='models/slm_tiny.gin',
+        help='an SLM with an adapter that stacks frames',
+    )
+    parser.add_argument('--rows', type=int, default=8)
+    parser.add_argument('--seconds', type=float, default=6.0)
+    parser.add_argument('--target_length', type=int, default=40)
+    parser.add_argument('--rounds', type=int, default=10)
+    args = parser.parse_args()
+
+    import jax
+    import jax.numpy as jnp
+
+    from slm_jax import configuration, decoding, foundations
+    from slm_jax.evaluation import model as model_lib
+    from slm_jax.training import loop, optimizers
+    from slm_jax.training import state as state_lib
+
+    configuration.parse_gin([args.gin_file], [])
+    system = model_lib.configured_system()
+    system = dataclasses.replace(
+        system, speech_encoder=system.speech_encoder.clone(augmentation=None)
+    )
+    rng = np.random.default_rng(0)
+    vocab_size, samples = system.llm.config.vocab_size, round(16_000 * args.seconds)
+    targets = rng.integers(3, vocab_size // 2, (args.rows, args.target_length)).astype(np.int32)
+    loudness = 2000 * (1 + np.sin(np.arange(samples) / 2500))
+    batch = {
+        'speech_samples': (loudness * rng.standard_normal((args.rows, samples)))
+        .clip(-32768, 32767)
+        .astype(np.int16),
+        'speech_lengths': np.full(args.rows, samples, np.int32),
+        'encoder_input_tokens': rng.integers(3, vocab_size // 2, (args.rows, 12)).astype(np.int32),
+        'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+        'decoder_target_tokens': targets,
+        'decoder_loss_weights': np.ones(targets.shape, np.float32),
+    }
+    params = flax.linen.unbox(system.init(jax.random.key(0), batch))
+    for part, name in model_lib.query('%FOUNDATIONS').items():
+        params[part] = foundations.load(name, jnp.float32)
+    trainable, frozen = state_lib.split(params, model_lib.query('%TRAINABLE'))
+
+    rival = TorchSlm(system, jax.tree.map(np.asarray, params))
+    features, feature_lengths = map(
+        np.asarray,
+        jax.jit(system.speech_encoder.frontend)(batch['speech_samples'], batch['speech_lengths']),
+    )
+    theirs = [
+        torch.from_numpy(array.astype(np.int64))
+        for array in (
+            feature_lengths,
+            batch['encoder_input_tokens'],
+            batch['decoder_input_tokens'],
+            targets,
+        )
+    ]
+    prompt = torch.from_numpy(features.copy()), *theirs[:2]
+
+    ours_loss = float(jax.jit(lambda p: system.loss(p, batch, None)[0])(params))
+    with torch.no_grad():
+        their_loss = float(rival.loss(*prompt, *theirs[2:]))
+    print(f'loss: slm_jax {ours_loss:.6f}, PyTorch {their_loss:.6f}')
+    if abs(ours_loss - their_loss) > 1e-4 * ours_loss:
+        raise SystemExit('they do not compute the same: no comparison')
+
+    trainable = jax.tree.map(jnp.copy, trainable)  # the step takes it for its own
+    optimizer = optimizers.adamw(1e-3)
+    their_optimizer = torch.optim.AdamW(
+        rival.adapter.parameters(), 1e-3, (0.9, 0.98), weight_decay=0.0
+    )
+    zero = jnp.int32(0)
+    state = state_lib.TrainState(
+        step=zero, bad_step=zero - 1, trainable=trainable, opt_state=optimizer.init(trainable)
+    )
+    step = jax.jit(
+        lambda state, frozen, batch: loop.train_step(
+            system, optimizer, state, frozen, batch, jax.random.key(0)
+        ),
+        donate_argnums=0,
+    )
+
+    def train_ours():
+        nonlocal state
+        state, scalars = step(state, frozen, batch)
+        jax.block_until_ready(scalars)
+
+    def train_theirs():
+        their_optimizer.zero_grad()
+        rival.loss(*prompt, *theirs[2:]).backward()
+        nn.utils.clip_grad_norm_(rival.adapter.parameters(), 1.0)
+        their_optimizer.step()
+
+    candidates = {}
+    for name, method, beams in (('greedy', 'greedy', 1), ('beam of 4', 'beam', 4)):
+        predict = jax.jit(
+            functools.partial(
+                system.predict,
+                decode=decoding.DecodeConfig(method=method, max_decode_length=64, beam_size=beams),
+            )
+        )
+        candidates[name] = (
+            lambda predict=predict: np.asarray(predict(params, batch)),
+            lambda beams=beams: rival.generate(*prompt, 64, beams),
+        )
+    ours, theirs_tokens = (candidate() for candidate in candidates['greedy'])
+    width = theirs_tokens.shape[1]
+    same = np.mean([np.array_equal(a[:width], b) for a, b in zip(ours, theirs_tokens.numpy())])
+    print(f'greedy: {same:.0%} of the rows have the same tokens; {width} steps')
+
+    print(
+        f'{args.rows} clips of {args.seconds} s, {torch.get_num_threads()} threads, median of {args.rounds} rounds'
+    )
+    for name, (ours, others) in {'training step': (train_ours, train_theirs), **candidates}.items():
+        seconds = in_turns({'ours': ours, 'theirs': others}, args.rounds)
+        print(
+            f'{name}: slm_jax {seconds["ours"]:.3f} s, PyTorch {seconds["theirs"]:.3f} s: '
+            f'{seconds["theirs"] / seconds["ours"]:.2f} times as fast'
+        )
+
+
+if __name__ == '__main__':
+    main()
