@@ -100,7 +100,8 @@ def test_the_console_script_starts_once_more_with_large_pages(monkeypatch):
     monkeypatch.setattr(cli.os, 'execv', execv)
     monkeypatch.setattr(cli, 'main', lambda: 7)
     monkeypatch.setattr(sys, 'platform', 'linux')
-    monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
+    monkeypatch.setenv('GLIBC_TUNABLES', '')  # so that it is put back
+    monkeypatch.delenv('GLIBC_TUNABLES')
     with pytest.raises(Replaced):
         cli.console()
     assert started == [(sys.executable, sys.orig_argv)]

@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 import functools
-import re
 from typing import Any
 
 import jax
 import optax
 
-from slm_jax.foundations import flatten, unflatten
+from slm_jax.training.state import merge, split
 
 
 def schedule(
@@ -75,13 +74,10 @@ def adamw(
 
 
 def _scale_by_path(factors: Mapping[str, float], updates: Any, params: Any) -> Any:
-    leaves = flatten(updates)
     for pattern, factor in factors.items():
-        matches = [path for path in leaves if re.fullmatch(pattern, path)]
-        if not matches:
-            raise ValueError(f'adamw.rate_factors: {pattern!r} matches the whole path of no trained parameter.')
-        leaves |= {path: factor * leaves[path] for path in matches}
-    return unflatten(leaves)
+        scaled, rest = split(updates, pattern, option='adamw.rate_factors')
+        updates = merge(jax.tree.map(lambda update, factor=factor: factor * update, scaled), rest)
+    return updates
 
 
 def adafactor(

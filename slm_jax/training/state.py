@@ -33,12 +33,13 @@ class TrainState:
     opt_state: Any
 
 
-def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
-    """Splits a parameter tree into (what is trained, what is frozen).
+def split(params: Params, patterns: Sequence[str], option: str = 'trainable') -> tuple[Params, Params]:
+    """Splits a parameter tree into (what the patterns match, the rest): what is trained, what is frozen.
 
     Args:
         params: nested dictionary of arrays, abstract arrays or anything else.
-        patterns: regular expressions; a leaf is trained if one of them matches its whole path.
+        patterns: regular expressions; one of them has to match a leaf's whole path.
+        option: where the patterns were given, for the error.
 
     Raises:
         ValueError: a pattern matches no leaf; names the nearest paths.
@@ -46,19 +47,19 @@ def split(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
     if isinstance(patterns, str):
         patterns = (patterns,)
     leaves = flatten(params)
-    trained = set()
+    matched = set()
     for pattern in patterns:
         matches = {path for path in leaves if re.fullmatch(pattern, path)}
         if not matches:
             near = difflib.get_close_matches(pattern, leaves, n=3, cutoff=0.0)
             raise ValueError(
-                f'trainable: the pattern {pattern!r} matches no parameter. Patterns match whole paths, such as '
+                f'{option}: the pattern {pattern!r} matches no parameter. Patterns match whole paths, such as '
                 f"{', '.join(map(repr, near))}; '{pattern.split('/')[0]}/.*' would match all below one part."
             )
-        trained |= matches
-    trainable = {path: leaf for path, leaf in leaves.items() if path in trained}
-    frozen = {path: leaf for path, leaf in leaves.items() if path not in trained}
-    return unflatten(trainable), unflatten(frozen)
+        matched |= matches
+    those = {path: leaf for path, leaf in leaves.items() if path in matched}
+    rest = {path: leaf for path, leaf in leaves.items() if path not in matched}
+    return unflatten(those), unflatten(rest)
 
 
 def merge(*parts: Params) -> Params:

@@ -6,21 +6,23 @@
 The rival is `transformers`: `Gemma3nAudioEncoder` and `T5ForConditionalGeneration`, frozen, around an adapter written
 in PyTorch, with our parameters in all three. That both compute the same is checked first: the loss, and the
 generated tokens. Then they take turns. The rival is given log-mel features; ours makes them from the waveform.
-The adapter is fresh and the clips are noise, so what is generated has no meaning but a length.
+The adapter, which has to be one that stacks frames, is fresh and the clips are noise, so what is generated has no meaning but a length.
 """
 
-import argparse
 import dataclasses
 import functools
 import statistics
 import time
 
-import flax.linen
+import jax
 import numpy as np
+import slm_step
 import torch
 import transformers
 from torch import nn
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
+
+from slm_jax import decoding, foundations
 
 # The language model's parameters: T5X's names, then those of `transformers`.
 _SELF = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
@@ -173,7 +175,7 @@ class TorchAdapter(nn.Module):
         self.input_projection = nn.Linear(
             config.reduction_factor * frame_width, config.emb_dim, bias=False
         )
-        self.relative = nn.Parameter(torch.from_numpy(params['relpos_bias/rel_embedding'].copy()))
+        self.relative = nn.Parameter(torch.empty(params['relpos_bias/rel_embedding'].shape))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.final_norm, self.output_norm = _Norm(config.emb_dim), _Norm(config.output_dim)
         self.output_projection = nn.Linear(config.emb_dim, config.output_dim, bias=False)
@@ -222,8 +224,6 @@ class TorchSlm(nn.Module):
     """The three parts as SLM joins them; speech first, then the instruction."""
 
     def __init__(self, system, params):
-        from slm_jax import foundations
-
         super().__init__()
         parts = {name: foundations.flatten(part) for name, part in params.items()}
         encoder = {
@@ -284,51 +284,13 @@ def in_turns(candidates: dict, rounds: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        '--gin_file',
-        default='models/slm_tiny.gin',
-        help='an SLM with an adapter that stacks frames',
-    )
-    parser.add_argument('--rows', type=int, default=8)
-    parser.add_argument('--seconds', type=float, default=6.0)
-    parser.add_argument('--target_length', type=int, default=40)
-    parser.add_argument('--rounds', type=int, default=10)
-    args = parser.parse_args()
-
-    import jax
-    import jax.numpy as jnp
-
-    from slm_jax import configuration, decoding, foundations
-    from slm_jax.evaluation import model as model_lib
-    from slm_jax.training import loop, optimizers
-    from slm_jax.training import state as state_lib
-
-    configuration.parse_gin([args.gin_file], [])
-    system = model_lib.configured_system()
+    args = slm_step.parse_arguments(__doc__)
+    system, params, batch = slm_step.model_and_batch(args)
     system = dataclasses.replace(
         system, speech_encoder=system.speech_encoder.clone(augmentation=None)
     )
-    rng = np.random.default_rng(0)
-    vocab_size, samples = system.llm.config.vocab_size, round(16_000 * args.seconds)
-    targets = rng.integers(3, vocab_size // 2, (args.rows, args.target_length)).astype(np.int32)
-    loudness = 2000 * (1 + np.sin(np.arange(samples) / 2500))
-    batch = {
-        'speech_samples': (loudness * rng.standard_normal((args.rows, samples)))
-        .clip(-32768, 32767)
-        .astype(np.int16),
-        'speech_lengths': np.full(args.rows, samples, np.int32),
-        'encoder_input_tokens': rng.integers(3, vocab_size // 2, (args.rows, 12)).astype(np.int32),
-        'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
-        'decoder_target_tokens': targets,
-        'decoder_loss_weights': np.ones(targets.shape, np.float32),
-    }
-    params = flax.linen.unbox(system.init(jax.random.key(0), batch))
-    for part, name in model_lib.query('%FOUNDATIONS').items():
-        params[part] = foundations.load(name, jnp.float32)
-    trainable, frozen = state_lib.split(params, model_lib.query('%TRAINABLE'))
+    step, state, frozen, _ = slm_step.training(system, params)
+    step = jax.jit(step, donate_argnums=0)
 
     rival = TorchSlm(system, jax.tree.map(np.asarray, params))
     features, feature_lengths = map(
@@ -341,7 +303,7 @@ def main() -> None:
             feature_lengths,
             batch['encoder_input_tokens'],
             batch['decoder_input_tokens'],
-            targets,
+            batch['decoder_target_tokens'],
         )
     ]
     prompt = torch.from_numpy(features.copy()), *theirs[:2]
@@ -353,20 +315,8 @@ def main() -> None:
     if abs(ours_loss - their_loss) > 1e-4 * ours_loss:
         raise SystemExit('they do not compute the same: no comparison')
 
-    trainable = jax.tree.map(jnp.copy, trainable)  # the step takes it for its own
-    optimizer = optimizers.adamw(1e-3)
     their_optimizer = torch.optim.AdamW(
         rival.adapter.parameters(), 1e-3, (0.9, 0.98), weight_decay=0.0
-    )
-    zero = jnp.int32(0)
-    state = state_lib.TrainState(
-        step=zero, bad_step=zero - 1, trainable=trainable, opt_state=optimizer.init(trainable)
-    )
-    step = jax.jit(
-        lambda state, frozen, batch: loop.train_step(
-            system, optimizer, state, frozen, batch, jax.random.key(0)
-        ),
-        donate_argnums=0,
     )
 
     def train_ours():

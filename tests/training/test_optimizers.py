@@ -24,7 +24,7 @@ def test_rate_factors_multiply_what_they_match():
 
 
 def test_a_rate_factor_for_nothing_is_an_error():
-    with pytest.raises(ValueError, match=r"rate_factors: 'relpos_bias' matches the whole path of no trained parameter"):
+    with pytest.raises(ValueError, match=r"adamw.rate_factors: the pattern 'relpos_bias' matches no parameter"):
         first_update(rate_factors={'relpos_bias': 10.0})
 
 
