@@ -33,7 +33,7 @@ RECIPES = {
     ),
     't5_tiny': Recipe(
         part='llm',
-        stages=(('copy', 'runs/pretrain_t5_tiny_copy.gin'), ('text', 'runs/pretrain_t5_tiny.gin')),
+        stages=(('text', 'runs/pretrain_t5_tiny.gin'),),
         data='the text corpora in TEXT_CORPORA',
         licence='CC BY-SA 4.0',
     ),

@@ -176,6 +176,7 @@ class SlmAdapter(nn.Module):
         frame_lengths: Int32[Array, 'b'],
         ctc_logits: Float[Array, 'b t v'] | None = None,
         deterministic: bool = True,
+        label_embeddings: Float[Array, 'v o'] | None = None,
     ) -> tuple[Float[Array, 'b s o'], Int32[Array, 'b']]:
         """Adapts frames; what stands at and after `frame_lengths` changes nothing.
 
@@ -183,13 +184,16 @@ class SlmAdapter(nn.Module):
             frames: the encoder's output, and `frame_lengths` the valid frames of each row.
             ctc_logits: for reduction 'ctc_blank' only, frame by frame; label 0 is blank.
             deterministic: no dropout.
+            label_embeddings: the LLM's embedding of each CTC label. If given, a slot is the mean of these under the
+                labels' probabilities, blank apart (LegoSLM, arXiv 2505.11352), and the Transformer's output is
+                added to it: with a small `output_scale` the LLM reads what CTC writes, from the first step.
 
         Returns:
             embeddings, 0 after their length, and their lengths: ceil(frame_lengths /
             reduction_factor), or for 'ctc_blank' at most that.
 
         Raises:
-            ValueError: reduction 'ctc_blank' without `ctc_logits`.
+            ValueError: reduction 'ctc_blank' without `ctc_logits`, or `label_embeddings` without it.
         """
         cfg = self.config
         deterministic = deterministic or not self.has_rng('dropout')
@@ -206,8 +210,13 @@ class SlmAdapter(nn.Module):
             slots, lengths = ctc_segments(
                 jnp.argmax(ctc_logits, axis=-1), frame_lengths, cfg.reduction_factor
             )
-            x = mean_of_slots(frames, slots, -(-frames.shape[1] // cfg.reduction_factor))
+            num_slots = -(-frames.shape[1] // cfg.reduction_factor)
+            x = mean_of_slots(frames, slots, num_slots)
         else:
+            if label_embeddings is not None:
+                raise ValueError(
+                    f"label_embeddings need SlmAdapterConfig.reduction 'ctc_blank', not {cfg.reduction!r}."
+                )
             lengths = -(-frame_lengths // cfg.reduction_factor)
             x = _reduce(frames, frame_lengths, cfg)
         x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
@@ -224,6 +233,10 @@ class SlmAdapter(nn.Module):
         x = RmsNorm(
             cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm'
         )(x)
+        if label_embeddings is not None:
+            labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
+            spelt = (labels @ label_embeddings[1:]).astype(cfg.dtype)
+            x = x + mean_of_slots(spelt, slots, num_slots)
         return jnp.where(valid[:, :, None], x, 0), lengths.astype(jnp.int32)
 
 

@@ -11,6 +11,13 @@ from slm_jax.data import text_corpora
 
 # Sounds that are taken for one another. Each group is a class of characters.
 _ALIKE = (
+    'aeiouy',
+    'ptkbdg',
+    'mnlrv',
+    'аеиоуыяю',
+    'птксш',
+    'бдгзж',
+    'мнлрв',
     'aáàâeéè',
     'eéèêiíìaä',
     'iíeéyî',
@@ -51,25 +58,18 @@ def as_recognised(text: str, error_rate: float, rng: random.Random) -> str:
     """The text as greedy CTC might write it: normalised, with a share of the characters wrong.
 
     Args:
-      error_rate: expected wrong characters per character. Half are characters taken for one that
-        sounds alike, the others are dropped or doubled, or a space is lost or put in.
+      error_rate: expected wrong characters per character. Of these 45% are taken for one that sounds alike, 36% are
+        dropped, and 19% get another one behind them, shares measured of usm_tiny's own errors.
     """
-    written = []
-    for character in text_corpora.normalize(text):
-        if rng.random() >= error_rate:
+    text, written = text_corpora.normalize(text), []
+    for character in text:
+        what = rng.random() / error_rate if error_rate else 1.0
+        if what >= 1.0:
             written.append(character)
-            continue
-        what = rng.random()
-        if character == ' ':
-            written.append('' if what < 0.7 else ' ')
-        elif what < 0.55 and character in _CONFUSED:
-            written.append(rng.choice(_CONFUSED[character]))
-        elif what < 0.85:
-            pass
-        elif what < 0.95:
-            written.append(character * 2)
-        else:
-            written.append(character + ' ')
+        elif what < 0.45:
+            written.append(rng.choice(_CONFUSED.get(character) or text))
+        elif what > 0.81:
+            written.append(character + rng.choice(text + ' ' * (len(text) // 6)))
     return ' '.join(''.join(written).split())
 
 
@@ -78,7 +78,7 @@ def corrupt_spans(
     vocab_size: int,
     rng: random.Random,
     noise_density: float = 0.15,
-    mean_span: float = 3.0,
+    mean_span: float = 8.0,
 ) -> tuple[Int32[np.ndarray, 'kept'], Int32[np.ndarray, 'noise']]:
     """T5's objective (arXiv 1910.10683, section 3.1.4): spans of the input become the target.
 

@@ -5,7 +5,7 @@
     python -m slm_jax.data.tokenizers CORPORA OUT
 
 reads what slm_jax.data.text_corpora wrote and writes
-    OUT/t5_tiny/tokenizer.model   unigram, 1,504 pieces with byte fallback: any text round-trips.
+    OUT/t5_tiny/tokenizer.model   one piece a character, with byte fallback: any text round-trips.
                                   Read it with 32 extra ids (sentinels), as SeqIO appends them.
     OUT/usm_tiny/tokenizer.model  one piece a character of `text_corpora.normalize`d text.
 and beside each a card.json, so that the folder can stand for the foundation while that is made. In
@@ -19,45 +19,31 @@ import io
 import json
 import os
 import pathlib
-import random
 
-from slm_jax.data import languages, text_corpora
+from slm_jax.data import text_corpora
 
-LLM_PIECES = 1504  # With the 32 sentinels 1,536 = 12 · 128, whole tiles for a matrix unit.
+LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix unit.
 EXTRA_IDS = 32
 # Characters of these scripts are too many to learn from the speech at hand.
 UNSPELT = ('ja', 'zh-CN')
-_MAIN = ('en', 'es', 'fr', 'it', 'ru')
 _SPECIAL = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
 
 
-def train_llm_tokenizer(corpora: str | os.PathLike, requests: list[str] = ()) -> bytes:
-    """The language model's tokenizer; `requests` are the instructions, met in every example."""
-    rng = random.Random(0)
-    lines = []
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
-        # Byte fallback spells the rest: the pieces go to the languages that are spoken.
-        share = 0.0 if row['lang'] in UNSPELT else 1.0 if row['lang'] in _MAIN else 0.1
-        share *= 0.5 if row['source'] == 'ntrex' else 1.0
-        copies = 8 if row['source'] == 'voice_prompts' else 1
-        if rng.random() < share:
-            lines += [row['text']] * copies
-            if rng.random() < 0.5:
-                lines += [text_corpora.normalize(row['text'])] * copies
-    lines += [
-        row['text']
-        for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl'))[:3000]
-    ]
-    lines += [text for text in requests for _ in range(30)]
+def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
+    """The language model's tokenizer: one piece a character.
+
+    Characters, as the speech encoder writes: what a small adapter hears stands for the same units that the language
+    model reads.
+    """
+    rows = text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl'))
     return _train(
-        lines,
-        model_type='unigram',
+        [row['text'] for row in rows if row['lang'] not in UNSPELT],
+        model_type='char',
         vocab_size=LLM_PIECES,
+        hard_vocab_limit=False,
         byte_fallback=True,
-        character_coverage=0.9995,
+        character_coverage=0.9999,
         normalization_rule_name='nmt_nfkc',
-        split_digits=True,
-        max_sentencepiece_length=12,
     )
 
 
@@ -100,8 +86,6 @@ def _train(lines: list[str], **options) -> bytes:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from slm_jax.tasks import instructions
-
     parser = argparse.ArgumentParser(
         prog='python -m slm_jax.data.tokenizers',
         description=__doc__,
@@ -110,17 +94,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('corpora')
     parser.add_argument('out')
     args = parser.parse_args(argv)
-    requests = [
-        wording.format(
-            word='', language=languages.name(lang), target_language=languages.name(target)
-        )
-        for wordings in instructions.TEMPLATES.values()
-        for wording in wordings
-        for lang, target in zip(_MAIN, _MAIN[1:] + _MAIN[:1], strict=True)
-    ]
     try:
         models = {
-            't5_tiny': train_llm_tokenizer(args.corpora, requests),
+            't5_tiny': train_llm_tokenizer(args.corpora),
             'usm_tiny': train_ctc_tokenizer(args.corpora),
         }
     except FileNotFoundError as error:

@@ -86,6 +86,21 @@ class FoundationVocabulary(seqio.Vocabulary):
         return f'FoundationVocabulary({self._part!r})'
 
 
+@gin.configurable
+def label_tokens() -> tuple[int, ...]:
+    """The language model's token for each label of the speech encoder's tokenizer, -1 where it has no such piece.
+
+    Both are SentencePiece models; blank, end and unknown have none.
+    """
+    labels, tokens = CTC.vocabulary.tokenizer, LLM.vocabulary.tokenizer
+    pieces = [labels.id_to_piece(label) for label in range(labels.get_piece_size())]
+    ids = [tokens.piece_to_id(piece) for piece in pieces]
+    special = [labels.is_control(label) or labels.is_unknown(label) for label in range(len(ids))]
+    return tuple(
+        -1 if none or token == tokens.unk_id() else token for none, token in zip(special, ids, strict=True)
+    )
+
+
 LLM = FoundationVocabulary('llm')
 CTC = FoundationVocabulary('speech_encoder')
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias
+from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias, relative_position_bucket
 
 _MASKED = -1e10
 _REMAT_POLICIES = ('none', 'minimal', 'full')
@@ -39,8 +39,8 @@ class T5Config:
         remat_policy: 'none' keeps every activation, 'minimal' the results of matrix products with
             weights, 'full' only the input of each layer.
         float32_attention_logits: compute attention logits in float32 whatever `dtype` is.
-        mimetic_cross_attention: fresh queries of the cross-attention equal its keys, and its output is its
-            values' transpose (after arXiv 2305.09828): it begins by finding, and copying, what looks alike.
+        mimetic_attention: fresh parameters are arranged by `mimetic`, for a small model that is to learn
+            copying soon.
     """
 
     vocab_size: int
@@ -57,15 +57,15 @@ class T5Config:
     remat_policy: str = 'none'
     dtype: Any = 'float32'
     float32_attention_logits: bool = False
-    mimetic_cross_attention: bool = False
+    mimetic_attention: bool = False
 
     def __post_init__(self):
         if self.remat_policy not in _REMAT_POLICIES:
             raise ValueError(
                 f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.'
             )
-        if self.mimetic_cross_attention and self.scan_layers:
-            raise ValueError('T5Config.mimetic_cross_attention is for scan_layers = False.')
+        if self.mimetic_attention and (self.scan_layers or self.num_heads < 4):
+            raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 4 heads or more.')
 
     @property
     def cache_batch_axis(self) -> int:
@@ -485,3 +485,38 @@ def cached_step(
         return logits[:, 0], updated['cache']
 
     return tokens_to_logits, state['cache']
+
+
+def mimetic(params: Any, config: T5Config) -> Any:
+    """Fresh `params`, rearranged so that the model begins by copying (after arXiv 2305.09828).
+
+    Heads 0, 1 and 2 of the self-attentions look one, two and three tokens back, through the same values and outputs
+    in both stacks: where the last four tokens are alike, so are the states. The cross-attention looks for what is
+    like its query and hands it on, and in it the following token, which head 3 of the encoder has put there.
+    """
+    cfg, values = config, nn.unbox(params)
+    encoder, decoder = values['encoder'], values['decoder']
+    for stack, offsets in ((encoder, (-1, -2, -3, 1)), (decoder, (-1, -2, -3))):
+        buckets = relative_position_bucket(np.array(offsets), bidirectional=stack is encoder)
+        bias = jnp.zeros_like(stack['relpos_bias']['rel_embedding'])
+        stack['relpos_bias']['rel_embedding'] = bias.at[np.arange(len(offsets)), buckets].set(8.0)
+
+    back, ahead = slice(0, 3 * cfg.head_dim), slice(3 * cfg.head_dim, 4 * cfg.head_dim)
+    for layer in range(cfg.num_encoder_layers):
+        attention = encoder[f'layers_{layer}']['attention']
+        value, out = attention['value']['kernel'], attention['out']['kernel']
+        attention['out']['kernel'] = out.at[ahead].set(value[:, ahead].T)
+        if layer < cfg.num_decoder_layers:
+            attention = decoder[f'layers_{layer}']['self_attention']
+            attention['value']['kernel'] = attention['value']['kernel'].at[:, back].set(value[:, back])
+            attention['out']['kernel'] = attention['out']['kernel'].at[back].set(out[back])
+    for layer in range(cfg.num_decoder_layers):
+        attention = decoder[f'layers_{layer}']['encoder_decoder_attention']
+        attention['query']['kernel'] = attention['key']['kernel'] * cfg.head_dim**-0.5
+        attention['out']['kernel'] = attention['value']['kernel'].T
+    return jax.tree.map(
+        lambda box, value: box.replace_boxed(value),
+        params,
+        values,
+        is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
+    )

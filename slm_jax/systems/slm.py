@@ -19,6 +19,9 @@ class SLM:
 
     `speech_first` puts the audio before the instruction, which AlignFormer (2412.01145) found better to follow
     instructions; the SLM paper does not say.
+
+    `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none), lets the adapter start
+    from the embeddings of what CTC writes; see `SlmAdapter`.
     """
 
     speech_encoder: nn.Module
@@ -26,6 +29,7 @@ class SLM:
     llm: t5.T5
     speech_first: bool = True
     label_smoothing: float = 0.0
+    label_tokens: tuple[int, ...] | None = None
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters of the three parts; see `System`."""
@@ -34,11 +38,20 @@ class SLM:
         if samples.shape[1] == 0:  # a text-only batch says nothing of the speech parts
             samples = jnp.zeros((samples.shape[0], 16_000), samples.dtype)
         heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
+        llm = initial_params(self.llm, llm_rng)
+        labels = self._label_embeddings(llm)
         return {
             'speech_encoder': speech['params'],
-            'adapter': self.adapter.init(adapter_rng, *heard)['params'],
-            'llm': initial_params(self.llm, llm_rng),
+            'adapter': self.adapter.init(adapter_rng, *heard, label_embeddings=labels)['params'],
+            'llm': llm,
         }
+
+    def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
+        if self.label_tokens is None:
+            return None
+        tokens = jnp.array(self.label_tokens)
+        embeddings = self.llm.apply({'params': llm}, jnp.maximum(tokens, 0), method='embed')
+        return jnp.where(tokens[:, None] >= 0, embeddings, 0.0)
 
     def adapted_speech(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None = None
@@ -52,7 +65,8 @@ class SLM:
             rng is None,
             rngs=rngs,
         )
-        return self.adapter.apply({'params': params['adapter']}, *heard, rng is None, rngs=rngs)
+        labels = self._label_embeddings(params['llm'])
+        return self.adapter.apply({'params': params['adapter']}, *heard, rng is None, labels, rngs=rngs)
 
     def _prompt(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None

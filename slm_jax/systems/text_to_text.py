@@ -43,12 +43,8 @@ def initial_params(llm: t5.T5, rng: Key[Array, '']) -> Params:
     """Fresh parameters of a T5, whose shapes depend on no batch."""
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = llm.init(rng, tokens, tokens, tokens)['params']
-    if llm.config.mimetic_cross_attention:
-        for layer in range(llm.config.num_decoder_layers):
-            kernels = params['decoder'][f'layers_{layer}']['encoder_decoder_attention']
-            query, key, value, out = (kernels[name]['kernel'] for name in ('query', 'key', 'value', 'out'))
-            kernels['query']['kernel'] = query.replace_boxed(key.unbox() * llm.config.head_dim**-0.5)
-            kernels['out']['kernel'] = out.replace_boxed(value.unbox().T)
+    if llm.config.mimetic_attention:
+        return t5.mimetic(params, llm.config)
     return params
 
 

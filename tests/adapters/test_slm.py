@@ -181,6 +181,24 @@ def test_output_scale_and_dropout(speech):
     assert np.abs(dropped - still).max() > 0.1
 
 
+def test_slots_start_from_the_embeddings_of_their_labels(speech):
+    frames, logits = speech
+    labels = jnp.array([[0, 3, 3, 0, 0, 1, 4, 0]])
+    sure = 50.0 * jax.nn.one_hot(labels, LABELS)
+    embeddings = jax.random.normal(jax.random.key(2), (LABELS, 12))
+    module = slm.SlmAdapter(config(reduction='ctc_blank', reduction_factor=1, output_scale=1e-3))
+    variables = nn.unbox(module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings))
+    spelt, lengths = module.apply(variables, frames[:1, :8], jnp.array([8]), sure, True, embeddings)
+    np.testing.assert_allclose(spelt[0, :3], embeddings[jnp.array([3, 1, 4])], atol=0.01)
+    assert lengths == 3 and (spelt[0, 3:] == 0).all()
+    # Where CTC is not sure, the mean under its probabilities, blank apart.
+    unsure, _ = module.apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
+    mean = jax.nn.softmax(logits[0, 0, 1:]) @ embeddings[1:]
+    np.testing.assert_allclose(unsure[0, 0], mean, atol=0.01)
+    with pytest.raises(ValueError, match="need SlmAdapterConfig.reduction 'ctc_blank', not 'mean'"):
+        slm.SlmAdapter(config(reduction='mean')).init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings)
+
+
 def test_errors_name_the_remedy(speech):
     with pytest.raises(ValueError, match='reduction is .*choose one of'):
         config(reduction='skip')

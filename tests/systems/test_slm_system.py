@@ -159,14 +159,43 @@ def test_sizes(model, sizes):
         assert abs(count / expected - 1) <= tolerance, (part, count)
 
 
-def test_mimetic_cross_attention_looks_for_what_is_alike():
-    config = dataclasses.replace(LLM.config, mimetic_cross_attention=True, head_dim=64)
-    params = nn.unbox(TextToText(T5(config)).init(jax.random.key(0), {}))['llm']['decoder']['layers_1']
-    kernels = {name: part['kernel'] for name, part in params['encoder_decoder_attention'].items()}
-    tokens = jax.random.normal(jax.random.key(1), (30, 32))
-    logits = (tokens @ kernels['query']) @ (tokens @ kernels['key']).T
-    assert (jnp.argmax(logits, axis=1) == jnp.arange(30)).all()
-    copied = tokens @ kernels['value'] @ kernels['out']
-    assert (jnp.argmax(copied @ tokens.T, axis=1) == jnp.arange(30)).all()
-    with pytest.raises(ValueError, match='mimetic_cross_attention is for scan_layers = False'):
-        dataclasses.replace(config, scan_layers=True)
+def test_label_tokens_let_the_llm_read_what_ctc_writes():
+    tokens = (-1, -1, *range(3, 21))
+    adapter = dataclasses.replace(ADAPTER.config, reduction='ctc_blank', reduction_factor=1, output_scale=1e-4)
+    system = dataclasses.replace(SYSTEM, adapter=SlmAdapter(adapter), label_tokens=tokens)
+    data = row(batch(), 0)
+    params = nn.unbox(jax.jit(system.init)(jax.random.key(0), data))
+    head = params['speech_encoder']['ctc']['Dense_0']
+    head['kernel'] *= 1e3  # so sure of itself that a slot is one label
+    head['bias'] = jnp.zeros(20).at[1].set(-1e6)
+    heard = SPEECH.apply({'params': params['speech_encoder']}, data['speech_samples'], data['speech_lengths'])
+    labels = [int(label) for label in jnp.argmax(heard[2][0], axis=-1)]
+    written = [tokens[label] for label, before in zip(labels, [-1, *labels], strict=False) if label not in (0, before)]
+    instruction = [int(token) for token in data['encoder_input_tokens'][0] if token]
+    text = data | {'speech_samples': np.zeros((1, 0), np.int16), 'speech_lengths': np.zeros(1, np.int32)}
+    text['encoder_input_tokens'] = np.array([written + instruction], np.int32)
+    assert len(set(written)) > 3
+    np.testing.assert_allclose(system.loss(params, data, None)[0], system.loss(params, text, None)[0], rtol=1e-3)
+
+
+def test_a_mimetic_t5_begins_by_copying():
+    config = T5Config(
+        vocab_size=64, emb_dim=192, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, head_dim=48, mlp_dim=64,
+        logits_via_embedding=True, mimetic_attention=True,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(3, 60, (4, 60))
+    before = np.pad(tokens[:, :-1], ((0, 0), (1, 0)))
+
+    def rank(mimetic):
+        """Where the right token stands among all, in the mean, 0 being first."""
+        llm = T5(dataclasses.replace(config, mimetic_attention=mimetic))
+        params = nn.unbox(TextToText(llm).init(jax.random.key(0), {}))['llm']
+        logits = llm.apply({'params': params}, tokens, before, tokens)[:, 4:]
+        right = jnp.take_along_axis(logits, tokens[:, 4:, None], axis=-1)
+        return jnp.mean(jnp.sum(logits > right, axis=-1))
+
+    assert rank(mimetic=True) < 0.7 * rank(mimetic=False)
+    for change in ({'scan_layers': True}, {'num_heads': 3}):
+        with pytest.raises(ValueError, match='mimetic_attention is for scan_layers = False and 4 heads'):
+            dataclasses.replace(config, **change)

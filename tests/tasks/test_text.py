@@ -4,6 +4,7 @@ import json
 import random
 
 import gin
+import jiwer
 import numpy as np
 import pytest
 import seqio
@@ -58,6 +59,13 @@ def test_translation_names_its_target():
     for seed in range(20):
         _, request, answer = text.translation(row, random.Random(seed))
         assert 'French' in request and answer == 'Merci.'
+
+
+def test_noise_has_the_rate_it_is_asked_for():
+    said, rng = 'please hold the line ' * 50, random.Random(0)
+    assert text_noise.as_recognised(said, 0.0, rng) == said.strip()
+    shares = [jiwer.cer(said.strip(), text_noise.as_recognised(said, rate, rng)) for rate in (0.1, 0.3)]
+    np.testing.assert_allclose(shares, (0.1, 0.3), rtol=0.25)
 
 
 def test_corrupted_spans_restore_the_text():
