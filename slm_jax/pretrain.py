@@ -27,8 +27,12 @@ class Recipe:
 RECIPES = {
     'usm_tiny': Recipe(
         part='speech_encoder',
-        stages=(('best_rq', 'runs/pretrain_usm_tiny_best_rq.gin'), ('ctc', 'runs/pretrain_usm_tiny_ctc.gin')),
-        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0) and SPEECH_MANIFEST",
+        stages=(
+            ('best_rq', 'runs/pretrain_usm_tiny_best_rq.gin'),
+            ('ctc', 'runs/pretrain_usm_tiny_ctc.gin'),
+            ('again', 'runs/pretrain_usm_tiny_again.gin'),
+        ),
+        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST and RECORDINGS",
         licence='CC BY-SA 4.0',
     ),
     't5_tiny': Recipe(

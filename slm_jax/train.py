@@ -153,7 +153,7 @@ def train(
                 'are not those of an unbroken run.')
 
     # ---------------------------------------------------------------- state: restored, or new
-    rng = jax.device_put(jax.random.key(seed), everywhere)
+    rng = jax.jit(jax.random.key, out_shardings=everywhere)(seed)
     abstract_opt = jax.eval_shape(optimizer.init, abstract_trainable)
     trainable_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_trainable)
     opt_shardings = partitioning.like_params(abstract_opt, abstract_trainable, trainable_shardings, mesh)
@@ -167,7 +167,6 @@ def train(
     frozen = origins_lib.load(origins, abstract_frozen)
     if start is not None:
         state, rng = checkpoints.restore(start, abstract_state, rng)
-        rng = jax.device_put(rng, everywhere)
         say(f'resumed {model_dir} at step {start}')
     else:
         if fresh_paths:

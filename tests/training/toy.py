@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import sys
 import types
@@ -63,7 +64,7 @@ class ToyLoader:
         targets = np.full((self.rows, 2 + step % 2), 1 + step % 5, np.int32)
         weights = np.ones(targets.shape, np.float32)
         weights[0] = step % 3 > 0  # rows of padding on one shard must not change the mean
-        return {
+        batch = {
             'speech_samples': rng.integers(-99, 99, (self.rows, 16 + 16 * (step % 2))).astype(np.int16),
             'speech_lengths': np.full(self.rows, 16, np.int32),
             'encoder_input_tokens': np.ones((self.rows, 1), np.int32),
@@ -71,18 +72,23 @@ class ToyLoader:
             'decoder_target_tokens': targets,
             'decoder_loss_weights': weights,
         }
+        return batch
+
+    def _rows_of_this_host(self, batch):
+        first, rows = jax.process_index(), self.rows // jax.process_count()
+        return {name: array[first * rows : (first + 1) * rows] for name, array in batch.items()}
 
     def batches(self, start_step):
         """(step, batch) for ever."""
         while True:
-            yield start_step, self._batch(start_step)
+            yield start_step, self._rows_of_this_host(self._batch(start_step))
             start_step += 1
 
     def examples(self):
         """Two batches with what is known of their rows."""
         info = types.SimpleNamespace(instruction='?', reference='!')
         for step in range(2):
-            yield self._batch(step), [info] * self.rows
+            yield self._rows_of_this_host(self._batch(step)), [info] * self.rows
 
     def batch_shapes(self):
         """Shapes of the two."""
@@ -121,5 +127,9 @@ def save_frozen(directory, seed=0):
 
 
 if __name__ == '__main__':
+    if 'JAX_COORDINATOR_ADDRESS' in os.environ:
+        from slm_jax.training import partitioning
+
+        partitioning.join_hosts()
     with contextlib.suppress(KeyboardInterrupt):
         sys.exit(143 if train(sys.argv[1], int(sys.argv[2]))['terminated'] else 0)
