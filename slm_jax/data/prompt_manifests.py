@@ -26,12 +26,15 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
     """
     out = pathlib.Path(out)
     rows = {split: [] for split in splits.SPLITS}
-    for lang, folder in fetch.fetch(downloads or out / 'downloads').items():
-        recordings = builder._recordings(folder)
-        for prompt, line in fetch.read_transcript(folder / f'core-sounds-{lang}.txt').items():
+    folders = fetch.fetch(downloads or out / 'downloads')
+    texts = builder.spoken_texts(folders)
+    split_of = builder.splits_of(texts)
+    for lang, folder in folders.items():
+        recordings = builder.recordings(folder)
+        for prompt, text in texts[lang].items():
             path = recordings.get(prompt) or recordings.get(prompt.lower())
-            if path and (text := builder.spoken_text(line)):
-                rows[builder.split_of(prompt)].append(
+            if path and prompt in split_of:
+                rows[split_of[prompt]].append(
                     {
                         'id': prompt,
                         'audio': str(path.resolve()),

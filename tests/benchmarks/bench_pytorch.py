@@ -6,7 +6,7 @@
 The rival is `transformers`: `Gemma3nAudioEncoder` and `T5ForConditionalGeneration`, frozen, around an adapter written
 in PyTorch, with our parameters in all three. That both compute the same is checked first: the loss, and the
 generated tokens. Then they take turns. The rival is given log-mel features; ours makes them from the waveform.
-The adapter, which has to be one that stacks frames, is fresh and the clips are noise, so what is generated has no meaning but a length.
+The adapter stacks frames and is fresh, and the clips are noise, so what is generated has no meaning but a length.
 """
 
 import dataclasses

@@ -107,21 +107,30 @@ def test_what_is_spoken(line, spoken):
 
 
 def test_the_split_of_a_prompt_is_the_same_in_every_language():
-    for prompt in ('digits/1', 'vm-intro', 'hello'):
+    prompts = [f'prompt-{n}' for n in range(2000)]
+    splits = builder.splits_of({lang: {prompt: f'{lang} {prompt}' for prompt in prompts} for lang in ('en', 'fr')})
+    for prompt in prompts[:20]:
         bucket = int(hashlib.md5(prompt.encode()).hexdigest(), 16) % 10
-        assert builder.split_of(prompt) == {0: 'test', 1: 'validation'}.get(bucket, 'train')
-    shares = [builder.split_of(f'prompt-{n}') for n in range(2000)]
-    assert 0.75 < shares.count('train') / 2000 < 0.85
+        assert splits[prompt] == {0: 'test', 1: 'validation'}.get(bucket, 'train')
+    assert 0.75 < list(splits.values()).count('train') / 2000 < 0.85
+
+
+def test_no_sentence_is_held_out_that_is_trained_on():
+    texts = {lang: {f'prompt-{n}': f'{lang} {n}' for n in range(200)} for lang in ('en', 'fr')}
+    splits = builder.splits_of(texts)
+    trained, held_out = (next(p for p in splits if splits[p] == split) for split in ('train', 'test'))
+    texts['fr'][held_out] = texts['fr'][trained].upper() + '!'
+    assert builder.splits_of(texts) == {prompt: split for prompt, split in splits.items() if prompt != held_out}
 
 
 def test_builder(publisher, tmp_path):
     made = voice_prompts.VoicePrompts(data_dir=tmp_path / 'data')
     made.download_and_prepare()
-    examples = {}
+    splits, examples = builder.splits_of(PROMPTS), {}
     for split in made.info.splits:
         for example in made.as_dataset(split=split).as_numpy_iterator():
             key = example['lang'].decode(), example['id'].decode()
-            assert builder.split_of(key[1]) == split
+            assert splits[key[1]] == split
             examples[key] = example
     assert {f'{lang}/{key}' for lang, key in examples} == {
         'en/hello',

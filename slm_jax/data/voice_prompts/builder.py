@@ -7,12 +7,13 @@ import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow
 import hashlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
+from slm_jax.data import text_corpora
 from slm_jax.data.voice_prompts import fetch
 
 _BRACKETED = re.compile(r'[\[(<][^\])>]*[\])>]')
@@ -36,17 +37,51 @@ def spoken_text(line: str) -> str:
     return ' '.join(line.split())
 
 
-def split_of(prompt: str) -> str:
-    """The split of a prompt id, the same in every language: no test sentence is trained on."""
-    bucket = int(hashlib.md5(prompt.encode()).hexdigest(), 16) % 10
-    return {0: 'test', 1: 'validation'}.get(bucket, 'train')
+def splits_of(texts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """The split of each prompt, the same in every language: no test sentence is trained on.
+
+    A few prompts say what another says. One of these that would be held out while its twin, in any language, is
+    trained on belongs to no split.
+
+    Args:
+      texts: what is spoken, by language and prompt.
+    """
+    found = {}
+    for prompt in {prompt for spoken in texts.values() for prompt in spoken}:
+        bucket = int(hashlib.md5(prompt.encode()).hexdigest(), 16) % 10
+        found[prompt] = {0: 'test', 1: 'validation'}.get(bucket, 'train')
+    trained = {
+        (lang, text_corpora.normalize(text))
+        for lang, spoken in texts.items()
+        for prompt, text in spoken.items()
+        if found[prompt] == 'train'
+    }
+    twins = {
+        prompt
+        for lang, spoken in texts.items()
+        for prompt, text in spoken.items()
+        if found[prompt] != 'train' and (lang, text_corpora.normalize(text)) in trained
+    }
+    return {prompt: split for prompt, split in found.items() if prompt not in twins}
+
+
+def spoken_texts(directories: Mapping[str, pathlib.Path]) -> dict[str, dict[str, str]]:
+    """What is spoken, by language and prompt, of the transcripts in the folders of the languages."""
+    texts = {}
+    for lang, directory in directories.items():
+        lines = fetch.read_transcript(directory / f'core-sounds-{lang}.txt')
+        texts[lang] = {key: text for key, line in lines.items() if (text := spoken_text(line))}
+    return texts
 
 
 class VoicePrompts(tfds.core.GeneratorBasedBuilder):
     """Asterisk's core sounds: telephone prompts, one professional voice a language."""
 
-    VERSION = tfds.core.Version('1.1.0')
-    RELEASE_NOTES = {'1.1.0': 'Asterisk core sounds 1.6.1; samples as bytes.'}
+    VERSION = tfds.core.Version('1.2.0')
+    RELEASE_NOTES = {
+        '1.1.0': 'Asterisk core sounds 1.6.1; samples as bytes.',
+        '1.2.0': 'No sentence is held out under one id and trained on under another.',
+    }
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -83,15 +118,13 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, directories, split) -> Iterator[tuple[str, dict]]:
-        texts = {}
+        texts = spoken_texts(directories)
+        splits = splits_of(texts)
         for lang, directory in directories.items():
-            lines = fetch.read_transcript(directory / f'core-sounds-{lang}.txt')
-            texts[lang] = {key: text for key, line in lines.items() if (text := spoken_text(line))}
-        for lang, directory in directories.items():
-            recordings = _recordings(directory)
+            files = recordings(directory)
             for prompt, text in texts[lang].items():
-                path = recordings.get(prompt) or recordings.get(prompt.lower())
-                if path is None or split_of(prompt) != split:
+                path = files.get(prompt) or files.get(prompt.lower())
+                if path is None or splits.get(prompt) != split:
                     continue
                 samples, rate = soundfile.read(path, dtype='int16')
                 if rate != 8000 or samples.ndim != 1 or not len(samples):
@@ -111,7 +144,7 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
                 )
 
 
-def _recordings(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+def recordings(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """{id: file}. A few ids are printed in another case than their file's: both are keys."""
     files = {
         path.relative_to(directory).with_suffix('').as_posix(): path
