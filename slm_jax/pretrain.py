@@ -31,6 +31,7 @@ RECIPES = {
             ('best_rq', 'runs/pretrain_usm_tiny_best_rq.gin'),
             ('ctc', 'runs/pretrain_usm_tiny_ctc.gin'),
             ('again', 'runs/pretrain_usm_tiny_again.gin'),
+            ('last', 'runs/pretrain_usm_tiny_last.gin'),
         ),
         data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST and RECORDINGS",
         licence='CC BY-SA 4.0',

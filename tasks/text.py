@@ -54,12 +54,12 @@ TEXTS = {
     'news_pairs': ('pairs', ('ntrex',), 1, 12),
 }
 RATES = {
-    'text_span_corruption': {'prompts': 0.3, 'news': 0.4},
+    'text_span_corruption': {'prompts': 0.1, 'news': 0.2},
     'text_words': {'news': 0.5},
-    'text_transcription': {'prompts': 3.0, 'numerals': 0.7, 'news': 2.0, 'orders': 0.7},
-    'text_translation': {'prompt_pairs': 3.0, 'numeral_pairs': 0.4, 'news_pairs': 0.6},
-    'text_slots': {'orders': 1.5},
-    'text_requests': {'prompts': 0.4, 'numerals': 0.5, 'news': 0.3},
+    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.5, 'orders': 1.0},
+    'text_translation': {'prompt_pairs': 1.2, 'numeral_pairs': 0.2, 'news_pairs': 0.1},
+    'text_slots': {'orders': 1.3},
+    'text_requests': {'prompts': 0.2, 'numerals': 0.3, 'news': 0.1},
 }
 
 Asked = tuple[str, str, str]  # what is said, the instruction, the answer

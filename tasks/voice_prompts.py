@@ -47,7 +47,7 @@ def _fields(example):
 def _register(name: str, lang: str, kind: str, target_lang: str = '') -> str:
     registry.speech_task(
         name,
-        seqio.TfdsDataSource('voice_prompts:1.1.0', splits=_SPLITS),
+        seqio.TfdsDataSource('voice_prompts:1.2.0', splits=_SPLITS),
         kind,
         before_cache=(
             _only(lang),

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scanned_t5 import stack_layers
 
 from slm_jax import decoding
 from slm_jax.llms import t5
@@ -22,12 +23,12 @@ def golden():
         return {key: jnp.asarray(arrays[key]) for key in arrays.files}
 
 
-@pytest.fixture(scope='module')
-def generate(golden):
-    """Decodes inputs by T5; all beams if `all_beams`."""
+def make_generate(golden, scan_layers):
+    """run(inputs, config) decodes by T5; all beams if `all_beams`."""
     flat = {k.removeprefix('params/'): v for k, v in golden.items() if k.startswith('params/')}
-    variables = {'params': traverse_util.unflatten_dict(flat, sep='/')}
-    module = t5.T5(t5.T5Config(24, 32, 2, 2, 3, 16, 64))
+    params = traverse_util.unflatten_dict(flat, sep='/')
+    variables = {'params': stack_layers(params) if scan_layers else params}
+    module = t5.T5(t5.T5Config(24, 32, 2, 2, 3, 16, 64, scan_layers=scan_layers))
 
     def run(inputs, config, all_beams=False, **options):
         def program(inputs):
@@ -40,13 +41,25 @@ def generate(golden):
             if all_beams:
                 return decoding.beam_search(
                     step, cache, len(inputs), config.beam_size, config.alpha,
-                    config.max_decode_length,
+                    config.max_decode_length, cache_batch_axis=module.config.cache_batch_axis,
                 )  # fmt: skip
             return decoding.decode(step, cache, len(inputs), config, **options)
 
         return jax.jit(program)(inputs)
 
     return run
+
+
+@pytest.fixture(scope='module')
+def generate(golden):
+    return make_generate(golden, scan_layers=False)
+
+
+def test_beams_over_scanned_layers_are_those_of_t5x(golden):
+    config = decoding.DecodeConfig('beam', LENGTH, beam_size=4, alpha=0.6)
+    tokens, scores = make_generate(golden, scan_layers=True)(golden['encoder_input_tokens'], config, all_beams=True)
+    np.testing.assert_array_equal(tokens, golden['beam4_alpha0.6/decodes'])
+    np.testing.assert_allclose(scores, golden['beam4_alpha0.6/scores'], rtol=1e-5)
 
 
 @pytest.mark.parametrize('beam_size, alpha', [(1, 0.0), (1, 0.6), (4, 0.0), (4, 0.6)])

@@ -64,8 +64,8 @@ class T5Config:
             raise ValueError(
                 f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.'
             )
-        if self.mimetic_attention and (self.scan_layers or self.num_heads < 4):
-            raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 4 heads or more.')
+        if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
+            raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 8 heads or more.')
 
     @property
     def cache_batch_axis(self) -> int:
@@ -490,18 +490,28 @@ def cached_step(
 def mimetic(params: Any, config: T5Config) -> Any:
     """Fresh `params`, rearranged so that the model begins by copying (after arXiv 2305.09828).
 
-    Heads 0, 1 and 2 of the self-attentions look one, two and three tokens back, through the same values and outputs
-    in both stacks: where the last four tokens are alike, so are the states. The cross-attention looks for what is
-    like its query and hands it on, and in it the following token, which head 3 of the encoder has put there.
+    Heads 0 to 2 of the self-attentions look one, two and three tokens back, heads 3 to 5 at all that came before,
+    faded over 4, 16 and 64 tokens; values and outputs are the same in both stacks. So where the tokens before are
+    much alike, the states are. The cross-attention looks for what is like its query and hands it on, and in it the
+    following token, which head 6 of the encoder has put there; head 7 looks at the one after.
     """
     cfg, values = config, nn.unbox(params)
     encoder, decoder = values['encoder'], values['decoder']
-    for stack, offsets in ((encoder, (-1, -2, -3, 1)), (decoder, (-1, -2, -3))):
-        buckets = relative_position_bucket(np.array(offsets), bidirectional=stack is encoder)
-        bias = jnp.zeros_like(stack['relpos_bias']['rel_embedding'])
-        stack['relpos_bias']['rel_embedding'] = bias.at[np.arange(len(offsets)), buckets].set(8.0)
+    for stack, ahead in ((encoder, (1, 2)), (decoder, ())):
+        bias = np.zeros(stack['relpos_bias']['rel_embedding'].shape, np.float32)
 
-    back, ahead = slice(0, 3 * cfg.head_dim), slice(3 * cfg.head_dim, 4 * cfg.head_dim)
+        def buckets(offsets, bidirectional=stack is encoder):
+            return relative_position_bucket(np.array(offsets), bidirectional)
+
+        distances = np.arange(1000, -1, -1)  # the nearest of a bucket is written last
+        for head, decay in enumerate((4, 16, 64), 3):
+            bias[head] = -12.0  # what lies ahead
+            bias[head, buckets(-distances)] = np.maximum(-distances / decay, -12.0)
+        for head, offset in [*enumerate((-1, -2, -3)), *enumerate(ahead, 6)]:
+            bias[head, buckets([offset])] = 8.0
+        stack['relpos_bias']['rel_embedding'] = jnp.asarray(bias)
+
+    back, ahead = slice(0, 6 * cfg.head_dim), slice(6 * cfg.head_dim, 7 * cfg.head_dim)
     for layer in range(cfg.num_encoder_layers):
         attention = encoder[f'layers_{layer}']['attention']
         value, out = attention['value']['kernel'], attention['out']['kernel']

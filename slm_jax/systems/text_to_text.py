@@ -14,10 +14,15 @@ from slm_jax.systems import Batch, Metrics, Params
 
 @dataclasses.dataclass(frozen=True)
 class TextToText:
-    """A T5 on `encoder_input_tokens`; a batch's speech is not heard."""
+    """A T5 on `encoder_input_tokens`; a batch's speech is not heard.
+
+    In training, a share `decoder_noise` of the tokens that the decoder reads are others of the same row. It learns to
+    find its place in the input although what it wrote last may be wrong, as it will be when it generates.
+    """
 
     llm: t5.T5
     label_smoothing: float = 0.0
+    decoder_noise: float = 0.0
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""
@@ -25,9 +30,16 @@ class TextToText:
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens."""
-        tokens = [batch[name] for name in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')]
+        inputs, before, targets = (
+            batch[name] for name in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
+        )
+        if rng is not None and self.decoder_noise:
+            where, which = jax.random.split(jax.random.fold_in(rng, 1))
+            others = jax.random.permutation(which, before, axis=1, independent=True)
+            noisy = jax.random.bernoulli(where, self.decoder_noise, before.shape) & (before > 0) & (others > 0)
+            before = jnp.where(noisy, others, before)
         rngs = None if rng is None else {'dropout': rng}
-        logits = self.llm.apply({'params': params['llm']}, *tokens, rng is None, rngs=rngs)
+        logits = self.llm.apply({'params': params['llm']}, inputs, before, targets, rng is None, rngs=rngs)
         return token_loss(logits, batch, self.label_smoothing)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:

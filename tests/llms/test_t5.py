@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from scanned_t5 import stack_layers
 
 from slm_jax.llms import layers, t5
 
@@ -94,30 +95,6 @@ def test_bias_matrix_is_the_bucket_of_every_pair():
     table = variables['params']['rel_embedding']
     expected = table[:, layers.relative_position_bucket(offsets, True)]
     np.testing.assert_array_equal(bias.apply(variables, 40)[0], expected)
-
-
-def stack_layers(params):
-    """The scanned tree that holds the same model as an unscanned one."""
-    flat = traverse_util.flatten_dict(params, sep='/')
-    heads, head_dim = 2, 16
-    stacked = {}
-    for name, value in flat.items():
-        stack, _, rest = name.partition('/')
-        if rest.startswith('layers_0/'):
-            rest = rest.removeprefix('layers_0/')
-            count = sum(k.startswith(f'{stack}/layers_') and k.endswith(rest) for k in flat)
-            layers = [flat[f'{stack}/layers_{i}/{rest}'] for i in range(count)]
-            if rest.endswith('out/kernel'):
-                layers = [x.reshape(heads, head_dim, -1) for x in layers]
-            elif 'attention/' in rest:
-                layers = [x.reshape(-1, heads, head_dim) for x in layers]
-            stacked[f'{stack}/{stack}/{rest}'] = jnp.stack(layers, axis=1)
-        elif rest.startswith('relpos_bias'):
-            count = {'encoder': 2, 'decoder': 3}[stack]
-            stacked[f'{stack}/{stack}/{rest}'] = jnp.stack([value] * count, axis=1)
-        elif not rest.startswith('layers_'):
-            stacked[name] = value
-    return traverse_util.unflatten_dict(stacked, sep='/')
 
 
 def test_scanned_equals_unscanned():

@@ -178,9 +178,22 @@ def test_label_tokens_let_the_llm_read_what_ctc_writes():
     np.testing.assert_allclose(system.loss(params, data, None)[0], system.loss(params, text, None)[0], rtol=1e-3)
 
 
+def test_decoder_noise_is_for_training_only_and_changes_what_is_read():
+    text = batch(lengths=(0, 0, 0), samples=0, targets=12)
+    text['decoder_input_tokens'][:] = np.arange(12)  # the first is the 0 that starts, and stays
+    params, key = {'llm': PARAMS['llm']}, jax.random.key(0)
+
+    def loss_with(noise, rng):
+        return jax.jit(TextToText(LLM, decoder_noise=noise).loss)(params, text, rng)[0]
+
+    assert loss_with(0.5, None) == loss_with(0.0, None) == loss_with(0.0, key)
+    assert abs(loss_with(0.5, key) - loss_with(0.0, key)) > 1e-4
+    assert loss_with(0.5, key) == loss_with(0.5, key)
+
+
 def test_a_mimetic_t5_begins_by_copying():
     config = T5Config(
-        vocab_size=64, emb_dim=192, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, head_dim=48, mlp_dim=64,
+        vocab_size=64, emb_dim=192, num_heads=8, num_encoder_layers=2, num_decoder_layers=2, head_dim=24, mlp_dim=64,
         logits_via_embedding=True, mimetic_attention=True,
     )  # fmt: skip
     rng = np.random.default_rng(0)
@@ -196,6 +209,6 @@ def test_a_mimetic_t5_begins_by_copying():
         return jnp.mean(jnp.sum(logits > right, axis=-1))
 
     assert rank(mimetic=True) < 0.7 * rank(mimetic=False)
-    for change in ({'scan_layers': True}, {'num_heads': 3}):
-        with pytest.raises(ValueError, match='mimetic_attention is for scan_layers = False and 4 heads'):
+    for change in ({'scan_layers': True}, {'num_heads': 7}):
+        with pytest.raises(ValueError, match='mimetic_attention is for scan_layers = False and 8 heads'):
             dataclasses.replace(config, **change)
