@@ -1,5 +1,6 @@
 """`slm-jax pretrain`: stages one after another, and a foundation that says what it was made of."""
 
+import dataclasses
 import json
 import shutil
 
@@ -61,11 +62,14 @@ def run(folder, *options):
     ])  # fmt: skip
 
 
-def test_stages_follow_each_other_and_leave_a_foundation(folder):
+def test_stages_follow_each_other_and_leave_a_foundation(folder, monkeypatch):
+    [(_, gin_file)] = pretrain.RECIPES['t5_tiny'].stages
+    twice = dataclasses.replace(pretrain.RECIPES['t5_tiny'], stages=(('first', gin_file), ('second', gin_file)))
+    monkeypatch.setitem(pretrain.RECIPES, 't5_tiny', twice)
     assert run(folder) == 0
-    copied, trained = (checkpoints.load_for_inference(folder / 'out/stages' / stage)[1] for stage in ('copy', 'text'))
-    assert copied['step'] == trained['step'] == 2
-    assert not copied['initialised_from'] and set(trained['initialised_from']) == {'llm'}
+    first, second = (checkpoints.load_for_inference(folder / 'out/stages' / name)[1] for name in ('first', 'second'))
+    assert first['step'] == second['step'] == 2
+    assert not first['initialised_from'] and set(second['initialised_from']) == {'llm'}
     made = folder / 'out/t5_tiny'
     card = foundations.card(made)
     assert card['extra_ids'] == 32 and card['kind'] == 'llm' and 'mimetic' in card['recipe']
