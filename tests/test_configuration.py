@@ -75,7 +75,7 @@ def test_the_operative_configuration_can_be_parsed_again(parsed):
     assert model.configured_system() == system
 
 
-@pytest.mark.parametrize('file', sorted(configuration.search_path()[1].rglob('models/*.gin')), ids=lambda file: file.stem)
-def test_every_model_file_parses_alone(file):
+@pytest.mark.parametrize('file', sorted(configuration.search_path()[1].rglob('*.gin')), ids=lambda file: file.stem)
+def test_every_file_parses_alone(file):
     configuration.parse_gin([str(file)])
     gin.clear_config()
