@@ -1,5 +1,7 @@
 """Gin files and the command line: what means nothing stops at once, and says what was meant."""
 
+import re
+
 import gin
 import pytest
 
@@ -77,5 +79,13 @@ def test_the_operative_configuration_can_be_parsed_again(parsed):
 
 @pytest.mark.parametrize('file', sorted(configuration.search_path()[1].rglob('*.gin')), ids=lambda file: file.stem)
 def test_every_file_parses_alone(file):
-    configuration.parse_gin([str(file)])
+    def required(name):
+        text = configuration.find_gin_file(name).read_text()
+        found = set(re.findall(r'^(\w+) = %gin.REQUIRED', text, re.M))
+        given = set(re.findall(r'^(\w+) = (?!%gin.REQUIRED)', text, re.M))
+        for included in re.findall(r"^include '(.*)'", text, re.M):
+            found |= required(included)
+        return found - given
+
+    configuration.parse_gin([str(file)], [f"{macro}='given'" for macro in sorted(required(str(file)))])
     gin.clear_config()
