@@ -32,6 +32,8 @@ class DecodeConfig:
     Attributes:
         method: 'greedy', 'beam' or 'sample'.
         max_decode_length: most tokens generated, the end token included.
+        max_length_ratio: and at most this times what the encoder has read (speech and text), as ESPnet's
+            `maxlenratio`: a model that repeats itself stops there. None: no such limit.
         beam_size, alpha: for 'beam'; scores are divided by ((5 + length) / 6) ** alpha.
         temperature: for 'sample'; logits are divided by it.
         top_k: for 'sample'; only the k likeliest tokens, 0 for all.
@@ -41,6 +43,7 @@ class DecodeConfig:
 
     method: str = 'greedy'
     max_decode_length: int = 128
+    max_length_ratio: float | None = None
     beam_size: int = 4
     alpha: float = 0.6
     temperature: float = 1.0
@@ -52,6 +55,7 @@ class DecodeConfig:
         for field, valid, remedy in (
             ('method', self.method in _METHODS, f'one of {_METHODS}'),
             ('max_decode_length', self.max_decode_length >= 1, 'at least 1'),
+            ('max_length_ratio', self.max_length_ratio is None or self.max_length_ratio > 0, 'above 0, or None'),
             ('beam_size', self.beam_size >= 1, 'at least 1'),
             ('temperature', self.temperature > 0, "above 0 (for none, use method 'greedy')"),
             ('top_k', self.top_k >= 0, 'at least 0'),
@@ -130,6 +134,21 @@ def decode(
         (jnp.int32(0), tokens, jnp.zeros(batch_size), done, cache),
     )
     return tokens[:, 1:], scores
+
+
+def limited(
+    tokens_to_logits: TokensToLogits, cache: Cache, lengths: Int[Array, 'b'], eos_id: int = 1
+) -> tuple[TokensToLogits, Cache]:
+    """(tokens_to_logits, cache) that generate at most `lengths` tokens: the last of them can only be the end."""
+
+    def step(tokens, state):
+        cache, position = state
+        logits, cache = tokens_to_logits(tokens, cache)
+        last = position + 1 >= jnp.repeat(lengths, tokens.shape[0] // lengths.shape[0])
+        ends = jnp.where(jnp.arange(logits.shape[-1]) == eos_id, 0.0, 100 * _IMPOSSIBLE).astype(logits.dtype)
+        return jnp.where(last[:, None], ends, logits), (cache, position + 1)
+
+    return step, (cache, jnp.int32(0))
 
 
 def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:

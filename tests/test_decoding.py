@@ -83,6 +83,22 @@ def test_greedy_is_beam_search_of_one_where_nothing_ends(golden, generate):
 
 
 @pytest.mark.parametrize('method', ['greedy', 'beam', 'sample'])
+def test_no_more_tokens_than_the_limit(method):
+    """A model that never ends by itself is ended; one that ends before its limit is left alone."""
+    ends_at = jnp.array([99, 99, 2])
+
+    def step(tokens, cache):
+        at = jnp.repeat(ends_at, tokens.shape[0] // 3)
+        logits = jnp.where(cache['count'] >= at[:, None], jnp.array([0.0, 9, 0, 0]), jnp.array([0.0, -9, 1, 2]))
+        return logits, {'count': cache['count'] + 1}
+
+    limited, cache = decoding.limited(step, {'count': jnp.zeros((3, 1), jnp.int32)}, jnp.array([4, 6, 9]))
+    tokens, _ = decoding.decode(limited, cache, 3, decoding.DecodeConfig(method, 12))
+    assert [int(jnp.argmax(row == 1)) + 1 for row in tokens] == [4, 6, 3]
+    assert ((tokens > 0).sum(axis=1) == jnp.array([4, 6, 3])).all()
+
+
+@pytest.mark.parametrize('method', ['greedy', 'beam', 'sample'])
 def test_alone_as_in_a_batch(golden, generate, method):
     config = decoding.DecodeConfig(method, LENGTH, seed=3)
     inputs, ids = golden['encoder_input_tokens'], jnp.array([5, 6, 7])

@@ -69,6 +69,9 @@ def generate(
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle."""
     step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
+    if decode.max_length_ratio is not None:
+        lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
+        step, cache = decoding.limited(step, cache, lengths)
     tokens, _ = decoding.decode(
         step,
         cache,
