@@ -16,8 +16,15 @@ WORDS = {'one': (500, 900), 'two': (1200, 300), 'three': (700, 2400), 'four': (2
 GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import tasks
+from slm_jax.adapters import slm as adapter
+from slm_jax.systems import slm
 include 'runs/train.gin'
 include 'models/slm_tiny.gin'
+# What CTC makes of tones is no start.
+slm.SLM.label_tokens = None
+adapter.SlmAdapterConfig.reduction = 'stack'
+adapter.SlmAdapterConfig.reduction_factor = 4
+adapter.SlmAdapterConfig.output_scale = 1.0
 tasks.manifest.name = 'sounds'
 tasks.manifest.path = {'train': 'train.jsonl', 'validation': 'test.jsonl'}
 MIXTURE_OR_TASK_NAME = @tasks.manifest()

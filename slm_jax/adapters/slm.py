@@ -201,6 +201,11 @@ class SlmAdapter(nn.Module):
         frames = RmsNorm(cfg.dtype, axis='speech_embed', name='frames_norm')(
             jnp.where(valid[:, :, None], frames, 0)
         )
+        if label_embeddings is not None and ctc_logits is not None and len(label_embeddings) != ctc_logits.shape[-1]:
+            raise ValueError(
+                f'{len(label_embeddings)} label_embeddings for a CTC head of {ctc_logits.shape[-1]} labels: '
+                'vocabularies.names.speech_encoder has to be the foundation that the head belongs to.'
+            )
         if cfg.reduction == 'ctc_blank':
             if ctc_logits is None:
                 raise ValueError(

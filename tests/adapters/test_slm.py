@@ -195,6 +195,8 @@ def test_slots_start_from_the_embeddings_of_their_labels(speech):
     unsure, _ = module.apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
     mean = jax.nn.softmax(logits[0, 0, 1:]) @ embeddings[1:]
     np.testing.assert_allclose(unsure[0, 0], mean, atol=0.01)
+    with pytest.raises(ValueError, match='4 label_embeddings for a CTC head of 5 labels'):
+        module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings[1:])
     with pytest.raises(ValueError, match="need SlmAdapterConfig.reduction 'ctc_blank', not 'mean'"):
         slm.SlmAdapter(config(reduction='mean')).init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings)
 
