@@ -44,7 +44,8 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     model_type = found.config.get('model_type')
     if model_type not in t5.MODEL_TYPES:
         raise CheckpointError(
-            f"{found.path / 'config.json'}: model_type is {model_type!r}; what can be imported is {', '.join(t5.MODEL_TYPES)}."
+            f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
+            f'{", ".join(t5.MODEL_TYPES)}.'
         )
     imported = t5.convert(found, path)
     with tempfile.TemporaryDirectory() as folder:

@@ -117,7 +117,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
     cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
     params = _params(cfg, found, head, cfg.emb_dim**-0.5 if scaled else 1.0, directory.config['model_type'] == 'umt5')
     fields = [
-        f'  {field.name} = {"%DROPOUT_RATE" if field.name == "dropout_rate" else repr(getattr(cfg, field.name))}'
+        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
         for field in dataclasses.fields(cfg)
         if field.name in ('dropout_rate', *_SIZES.values()) or getattr(cfg, field.name) != field.default
     ]
@@ -143,8 +143,8 @@ def config(directory: Directory) -> t5.T5Config:
     generation = directory.path / 'generation_config.json'
     for path, values in ((file, flags), (generation, read_json(generation) if generation.is_file() else {})):
         for key, expected in _FIXED.items():
-            # Absent and null mean the default, which is the expected value.
-            if (values.get(key) or expected) != expected and not (key == 'eos_token_id' and values[key] == [expected]):
+            # Absent and null mean the default, which is the expected value; an end token may come in a list.
+            if values.get(key) not in (None, expected, [expected]):
                 raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
     sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
     for key in _SIZES:
@@ -153,11 +153,12 @@ def config(directory: Directory) -> t5.T5Config:
     projection = sizes.get('feed_forward_proj', 'relu' if flags['model_type'] == 't5' else 'gated-gelu')
     gate, _, activation = projection.rpartition('-')
     if gate not in ('', 'gated'):
-        raise CheckpointError(f'{file}: feed_forward_proj is {projection!r}; it must be ACTIVATION or gated-ACTIVATION.')
+        raise CheckpointError(f'{file}: feed_forward_proj is {projection!r}; it must be NAME or gated-NAME.')
     activation = sizes.get('dense_act_fn', 'gelu_new' if projection == 'gated-gelu' else activation)
     if activation not in _ACTIVATIONS:
         raise CheckpointError(
-            f'{file}: the activation (feed_forward_proj, dense_act_fn) is {activation!r}; there are {sorted(_ACTIVATIONS)}.'
+            f'{file}: by feed_forward_proj and dense_act_fn the activation is {activation!r}; there are '
+            f'{", ".join(_ACTIVATIONS)}.'
         )
     dropout_rate = sizes.get('dropout_rate', 0.1)
     if not isinstance(dropout_rate, (int, float)) or not 0 <= dropout_rate < 1:

@@ -106,10 +106,10 @@ def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
         try:
             header = json.loads(stream.read(header_size))
             header.pop('__metadata__', None)
-            entries = [
-                (*map(operator.index, entry['data_offsets']), name, str(entry['dtype']), tuple(map(operator.index, entry['shape'])))
-                for name, entry in header.items()
-            ]  # fmt: skip
+            entries = []
+            for name, entry in header.items():
+                start, stop = map(operator.index, entry['data_offsets'])
+                entries.append((start, stop, name, str(entry['dtype']), tuple(map(operator.index, entry['shape']))))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f'{file} is not a safetensors file: its header means nothing ({error!r}).') from error
     data, previous, found = 8 + header_size, 0, {}
@@ -122,7 +122,7 @@ def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
                 f'{file} is truncated: tensor {name} ends at byte {data + stop}, the file at {size}. Fetch it again.'
             )
         if start != previous or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise CheckpointError(f'{file}: tensor {name}, {dtype} {list(shape)}, cannot lie in bytes {start} to {stop}.')
+            raise CheckpointError(f'{file}: tensor {name}, {dtype} {list(shape)}, cannot be in bytes {start} to {stop}.')
         previous = stop
         found[name] = Tensor(file, shape, dtype, functools.partial(_map, file, dtype, data + start, shape))
     return found
@@ -169,7 +169,7 @@ def _load_torch(file: pathlib.Path) -> dict[str, Any]:
         raise CheckpointError(f'{file} is damaged ({error}). Fetch it again.') from error
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > file.stat().st_size:
-            raise CheckpointError(f'{file}: {entry.filename} in it is compressed, which PyTorch never does. Not opened.')
+            raise CheckpointError(f'{file}: {entry.filename} in it is compressed, which PyTorch never does.')
     return _plain_tensors(file, mmap=True)
 
 
@@ -186,9 +186,10 @@ def _plain_tensors(file: pathlib.Path, mmap: bool) -> dict[str, Any]:
         raise CheckpointError(
             f'{file} is read by PyTorch, which is not installed: pip install slm_jax[hf], or fetch safetensors.'
         ) from error
+    damage = (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
     try:
         state = torch.load(file, map_location='cpu', weights_only=True, mmap=mmap)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except (pickle.UnpicklingError, *damage) as error:
         raise CheckpointError(
             f'{file} is damaged, or holds more than plain tensors, and is not loaded: {str(error).splitlines()[0]}'
         ) from error

@@ -22,11 +22,11 @@ SIZES = dict(
 # By family: model class, what differs in the configuration, whether the output layer is its own, and a seed with which
 # the sequences that are generated do not all end at once.
 FAMILIES = {
-    't5_1_0': ('T5', dict(feed_forward_proj='relu'), False, 4),
-    't5_1_1': ('T5', dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False), True, 7),
-    'mt5': ('MT5', dict(tie_word_embeddings=False), True, 1),
-    'umt5': ('UMT5', dict(tie_word_embeddings=False), True, 4),
-    'byt5': ('T5', dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, vocab_size=384), True, 3),
+    't5_1_0': ('T5', dict(feed_forward_proj='relu'), False, 0),
+    't5_1_1': ('T5', dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False), True, 1),
+    'mt5': ('MT5', dict(tie_word_embeddings=False), True, 7),
+    'umt5': ('UMT5', dict(tie_word_embeddings=False), True, 0),
+    'byt5': ('T5', dict(feed_forward_proj='gated-gelu', tie_word_embeddings=False, vocab_size=384), True, 2),
 }
 MAX_LENGTH = 9
 TEXTS = ['the line is held', 'three new messages', 'good morning', 'one two three four']
@@ -42,13 +42,14 @@ def random_model(class_name: str, settings: dict, own_head: bool, seed: int, **s
     if own_head:
         model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
     for name, parameter in model.named_parameters():
-        spread = 1.0 if 'shared' in name or 'relative' in name else 1.5 * parameter.shape[-1] ** -0.5
-        if 'lm_head' in name:
-            spread = 0.5 * parameter.shape[-1] ** -0.5
-        parameter.data = torch.randn_like(parameter) * spread
+        head = 'lm_head' in name or ('shared' in name and not own_head)
         if parameter.ndim == 1:
             parameter.data = 1 + 0.3 * torch.randn_like(parameter)
-        elif 'lm_head' in name or ('shared' in name and not own_head):
+        elif 'shared' in name or 'relative' in name:
+            parameter.data = torch.randn_like(parameter) * (0.3 if head else 1.0)
+        else:
+            parameter.data = torch.randn_like(parameter) * (0.3 if head else 1.0) * parameter.shape[-1] ** -0.5
+        if head:
             parameter.data[1] *= 25  # an end is certain or impossible; see `outputs`
     model.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
     return model
