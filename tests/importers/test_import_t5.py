@@ -39,8 +39,11 @@ def imported(source, out):
     return llm, foundations.load(out, verify=True), card
 
 
-def check(llm, params, golden):
-    """The logits of valid positions, and what is generated."""
+def check(llm, params, golden, likelihood=None):
+    """The logits of valid positions, and what is generated.
+
+    With `likelihood` of (row, tokens), one row of beam search may differ if it is likelier: make.py says when.
+    """
     names = ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
     logits = llm.apply({'params': params}, *(golden[name] for name in names))
     np.testing.assert_allclose(logits, golden['logits'], rtol=0, atol=1e-4)
@@ -48,7 +51,13 @@ def check(llm, params, golden):
     for name, options in (('greedy', {'method': 'greedy'}), ('beams', {'method': 'beam', 'alpha': 0.0})):
         config = decoding.DecodeConfig(max_decode_length=golden[name].shape[1], **options)
         tokens = text_to_text.TextToText(llm).predict({'llm': params}, batch, config)
-        np.testing.assert_array_equal(tokens, golden[name], err_msg=name)
+        tokens, expected = np.array(tokens), golden[name]
+        differ = np.flatnonzero((tokens != expected).any(axis=1))
+        if likelihood and name == 'beams' and len(differ) == 1:
+            row = differ[0]
+            assert likelihood(row, tokens[row]) > likelihood(row, expected[row]) + 0.1
+            tokens[row] = expected[row]
+        np.testing.assert_array_equal(tokens, expected, err_msg=name)
 
 
 @pytest.mark.parametrize('family', FAMILIES)
@@ -155,7 +164,9 @@ def test_random_models_agree(variant, tmp_path):
         source, out = tmp_path / f'source{seed}', tmp_path / f'out{seed}'
         make['save'](model, family, source)
         llm, params, _ = imported(source, out)
-        check(llm, params, make['outputs'](model, rows=5, length=37, seed=seed))
+        golden = make['outputs'](model, rows=5, length=37, seed=seed)
+        inputs = golden['encoder_input_tokens']
+        check(llm, params, golden, lambda row, tokens: make['log_probability'](model, inputs[row], tokens))
 
 
 @pytest.mark.slow

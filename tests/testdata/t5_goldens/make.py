@@ -89,6 +89,18 @@ def outputs(model, rows: int = 3, length: int = 11, seed: int = 0) -> dict[str, 
     }  # fmt: skip
 
 
+def log_probability(model, encoder_tokens: np.ndarray, tokens: np.ndarray) -> float:
+    """Of one sequence up to its end, under the reference: tells which of two beam searches found the better."""
+    tokens = tokens[: (tokens == 1).argmax() + 1] if (tokens == 1).any() else tokens
+    encoder = torch.tensor(encoder_tokens[None]).long()
+    with torch.no_grad():
+        logits = model(
+            input_ids=encoder, attention_mask=(encoder > 0).long(),
+            decoder_input_ids=torch.tensor(np.pad(tokens, (1, 0))[None, :-1]).long(),
+        ).logits[0]  # fmt: skip
+    return float(torch.log_softmax(logits, -1)[torch.arange(len(tokens)), torch.tensor(tokens).long()].sum())
+
+
 def save(model, family: str, directory: pathlib.Path, **options) -> None:
     """As a public directory of this family is: weights, config.json of transformers 4, tokenizer."""
     model.save_pretrained(directory, **options)
