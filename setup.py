@@ -45,7 +45,7 @@ setuptools.setup(
     ],
     extras_require={
         'dev': ['pytest>=8', 'pytest-xdist>=3', 'typeguard>=4'],
-        'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5'],
+        'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS; ffmpeg has to be there as well.
         'corpora': ['pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
         'tpu': ['jax[tpu]>=0.10'],

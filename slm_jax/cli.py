@@ -6,6 +6,7 @@ own module and gives it the rest of the line: `slm-jax train …` is `python -m 
 
 import difflib
 import importlib
+import keyword
 import logging
 import os
 import sys
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
     'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5)',
+    'import': 'bring a public checkpoint in as a foundation, exact to the reference',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'infer': 'transcribe, translate or question audio files with a trained model',
@@ -91,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     quiet_libraries()
     try:
-        return importlib.import_module(f'slm_jax.{command}').main(rest) or 0
+        module = f'{command}_' if keyword.iskeyword(command) else command
+        return importlib.import_module(f'slm_jax.{module}').main(rest) or 0
     except KeyboardInterrupt:
         return 130
     except (

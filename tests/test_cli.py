@@ -19,14 +19,15 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ('prepare', 'pretrain', 'train', 'evaluate', 'infer', 'card'):
+    for command in ('prepare', 'pretrain', 'import', 'train', 'evaluate', 'infer', 'card'):
         assert f'\n  {command} ' in done.stdout
 
 
-@pytest.mark.parametrize('command', ['evaluate', 'infer', 'card'])
+@pytest.mark.parametrize('command', ['evaluate', 'infer', 'card', 'import'])
 def test_help_of_a_command_imports_nothing_heavy(command):
+    module = 'import_' if command == 'import' else command
     code = (
-        f'import sys, slm_jax.{command} as program\n'
+        f'import sys, slm_jax.{module} as program\n'
         'try:\n    program.main(["--help"])\n'
         'except SystemExit as e:\n    assert not e.code, e.code\n'
         f'heavy = [m for m in {HEAVY} if m in sys.modules]\nsys.exit(str(heavy) if heavy else 0)'
@@ -42,6 +43,14 @@ def test_the_rest_of_the_line_reaches_the_program(monkeypatch):
     monkeypatch.setattr(cli.importlib, 'import_module', lambda name: seen.append(name) or program)
     assert cli.main(['train', '--gin_file=a.gin', '--gin.X=1']) == 0
     assert seen == ['slm_jax.train', ['--gin_file=a.gin', '--gin.X=1']]
+
+
+def test_a_command_that_python_has_a_word_for(monkeypatch):
+    seen = []
+    program = types.SimpleNamespace(main=lambda argv: 0)
+    monkeypatch.setattr(cli.importlib, 'import_module', lambda name: seen.append(name) or program)
+    assert cli.main(['import', 'a', 'b']) == 0
+    assert seen == ['slm_jax.import_']
 
 
 def test_the_status_of_the_program_is_ours(monkeypatch):
@@ -63,7 +72,7 @@ def test_a_misspelt_command_is_told_the_nearest(capsys):
     assert cli.main(['evalute']) == 2
     assert 'did you mean `slm-jax evaluate`?' in capsys.readouterr().err
     assert cli.main(['zzz']) == 2
-    assert 'prepare, pretrain, train' in capsys.readouterr().err
+    assert 'prepare, pretrain, import, train' in capsys.readouterr().err
 
 
 def test_no_command_is_an_error_with_the_usage(capsys):

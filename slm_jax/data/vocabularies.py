@@ -46,7 +46,8 @@ class FoundationVocabulary(seqio.Vocabulary):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the SentencePiece model: texts encode alike where this is the same."""
-        return hashlib.sha256(self.vocabulary.sp_model).hexdigest()
+        in_bytes = isinstance(self.vocabulary, seqio.ByteVocabulary)
+        return hashlib.sha256(b'bytes' if in_bytes else self.vocabulary.sp_model).hexdigest()
 
     @property
     def bos_id(self) -> int | None:
@@ -91,7 +92,14 @@ def label_tokens() -> tuple[int, ...]:
     """The language model's token for each label of the speech encoder's tokenizer, -1 where it has no such piece.
 
     Both are SentencePiece models; blank, end and unknown have none.
+
+    Raises:
+      FoundationError: the language model reads bytes, and a label is none.
     """
+    if isinstance(LLM.vocabulary, seqio.ByteVocabulary):
+        raise foundations.FoundationError(
+            f'{names()["llm"]} reads bytes, which are no labels of CTC. Choose another reduction than ctc_blank.'
+        )
     labels, tokens = CTC.vocabulary.tokenizer, LLM.vocabulary.tokenizer
     pieces = [labels.id_to_piece(label) for label in range(labels.get_piece_size())]
     ids = [tokens.piece_to_id(piece) for piece in pieces]

@@ -130,7 +130,8 @@ def load(
             encoder is read out by CTC, a language model takes text.
         step: of the checkpoint; None: the newest.
         gin_files, bindings: come after the configuration that the model was trained with. A
-            foundation that has no model file of its name in gin/models needs one here.
+            foundation that has no model file, beside its card or under its name in gin/models,
+            needs one here.
         foundations: {part: name or directory} where they are not where the card says.
         mesh: sizes of 'data', 'fsdp' and 'model'; None: all devices are 'data'.
         decode: fields of `DecodeConfig` that replace what gin says.
@@ -160,6 +161,8 @@ def load(
             newest = checkpoints.newest(directory).name
             raise ModelError(f'{directory}: no checkpoint of step {step}; the newest is {newest}.')
         own_step, trained_dir = int(trained_dir.name), trained_dir / checkpoints.TRAINABLE
+    if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
+        gin_files = [str(directory / foundations_lib.MODEL_FILE)]
     configure(card, gin_files, bindings)
     system = configured_system()
 

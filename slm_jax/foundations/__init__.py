@@ -1,13 +1,16 @@
 """Frozen pretrained parts: directories of parameters, a card and a tokenizer.
 
 A foundation is a directory holding `card.json` (name, kind, fingerprint, recipe, data, licences, scores), `params/`
-(an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece). Foundations that stand
-beside this file are installed with the package and are known by their names; any other is known by its path.
+(an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece); an imported one has its
+model file too, `model.gin`. Foundations that stand beside this file are installed with the package and are known by
+their names; any other is known by its path.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -21,6 +24,8 @@ import numpy as np
 CARD = 'card.json'
 PARAMS = 'params'
 TOKENIZER = 'tokenizer.model'
+MODEL_FILE = 'model.gin'
+_BLOCK_BYTES = 2**26
 
 Params = dict[str, Any]
 
@@ -77,46 +82,59 @@ def structure(params: Params) -> str:
 def fingerprint(params: Params) -> dict[str, Any]:
     """`structure` (see above), `content` (SHA-256 over the bytes of the leaves in order) and `num_params`."""
     content = hashlib.sha256()
-    leaves = flatten(params)
-    for leaf in leaves.values():
+    for leaf in flatten(params).values():
         content.update(np.ascontiguousarray(jax.device_get(leaf)).tobytes())
-    num_params = sum(int(np.prod(leaf.shape)) for leaf in leaves.values())
-    return {'structure': structure(params), 'content': content.hexdigest(), 'num_params': num_params}
+    return _fingerprint(params, content.hexdigest())
+
+
+def _fingerprint(params: Params, content: str) -> dict[str, Any]:
+    num_params = sum(math.prod(leaf.shape) for leaf in flatten(params).values())
+    return {'structure': structure(params), 'content': content, 'num_params': num_params}
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A leaf that is not in memory: `save` reads it piece by piece while it writes.
+
+    Attributes:
+        shape: not empty.
+        dtype: what `read` gives, or a floating-point type where it is cast.
+        read: `read(start, stop)` gives these rows of axis 0.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[int, int], np.ndarray]
 
 
 def save(
     path: str | os.PathLike,
     params: Params,
     card: dict[str, Any],
-    tokenizer_files: Iterable[str | os.PathLike] = (),
+    files: Iterable[str | os.PathLike] = (),
     dtype: Any = None,
 ) -> dict[str, Any]:
     """Writes a foundation directory at once: it is there whole or not at all. Replaces one that stands there.
 
+    Takes the memory of a few blocks (64 MiB each), besides that of leaves which are in memory already.
+
     Args:
         path: the directory.
-        params: nested dictionary of arrays, without boxes.
+        params: nested dictionary of arrays, without boxes, or of `Blocks`.
         card: what is known of it; `fingerprint` is added here.
-        tokenizer_files: copied under their own names; `vocabulary` looks for `tokenizer.model`.
+        files: copied under their own names; `vocabulary` looks for `tokenizer.model`.
         dtype: floating-point leaves are stored in it (bfloat16 halves the size); None keeps each leaf's own.
 
     Returns:
         The card as written.
     """
-    import orbax.checkpoint as ocp
-
     path = pathlib.Path(path).expanduser().absolute()
-    params = jax.tree.map(lambda leaf: _cast(np.asarray(jax.device_get(leaf)), dtype), params)
-    card = {**card, 'fingerprint': fingerprint(params)}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     try:
         temporary.chmod(0o755)
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
-            checkpointer.save(temporary / PARAMS, args=ocp.args.PyTreeSave(params))
-        # Orbax notes the temporary path there, and the rename below says what it says.
-        (temporary / PARAMS / 'commit_success.txt').unlink(missing_ok=True)
-        for file in tokenizer_files:
+        card = {**card, 'fingerprint': _write(temporary / PARAMS, params, dtype)}
+        for file in files:
             shutil.copyfile(file, temporary / pathlib.Path(file).name)
         (temporary / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
         if path.exists():
@@ -127,8 +145,58 @@ def save(
     return card
 
 
-def _cast(leaf: np.ndarray, dtype: Any) -> np.ndarray:
-    return leaf.astype(dtype) if dtype is not None and jax.numpy.issubdtype(leaf.dtype, np.floating) else leaf
+def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any]:
+    """Writes an Orbax directory and returns the fingerprint of what it holds.
+
+    Orbax wants all leaves at once, so it gets an empty one for each, and the leaves proper then take their places.
+    """
+    import orbax.checkpoint as ocp
+    import tensorstore
+
+    leaves = flatten(params)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
+        places = unflatten({name: np.zeros(()) for name in leaves})
+        checkpointer.save(directory, args=ocp.args.PyTreeSave(places))
+    # Orbax notes its temporary path there, and `save` renames what is above it.
+    (directory / 'commit_success.txt').unlink(missing_ok=True)
+    content, stored, written = hashlib.sha256(), {}, 0
+    context, transaction = tensorstore.Context(), tensorstore.Transaction(atomic=True)
+    for name, leaf in leaves.items():
+        floating = jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating)
+        to = np.dtype(dtype if dtype is not None and floating else leaf.dtype)
+        stored[name] = jax.ShapeDtypeStruct(leaf.shape, to)
+        length, *rest = leaf.shape or (1,)
+        rows = min(length, max(1, _BLOCK_BYTES // (to.itemsize * math.prod(rest))))
+        store = tensorstore.open(
+            {
+                'driver': 'zarr',
+                'kvstore': {'driver': 'ocdbt', 'base': f'file://{directory}/', 'path': name.replace('/', '.') + '/'},
+                'metadata': {'compressor': {'id': 'zstd', 'level': 1}},
+                'store_data_equal_to_fill_value': True,  # else Orbax takes zeros for missing data
+            },
+            create=True,
+            delete_existing=True,
+            dtype=to,
+            shape=leaf.shape,
+            chunk_layout=tensorstore.ChunkLayout(chunk_shape=(rows, *rest) if leaf.shape else ()),
+            context=context,
+            transaction=transaction,
+        ).result()
+        for start in range(0, length, rows):
+            stop = min(start + rows, length)
+            where = slice(start, stop) if leaf.shape else ()
+            block = leaf.read(start, stop) if isinstance(leaf, Blocks) else np.asarray(jax.device_get(leaf))[where]
+            # Cast in the order in which it is stored: a mapped file is then read once, from front to back.
+            block = np.array(block.astype(to, copy=False), order='C')
+            content.update(block.tobytes())
+            store[where].write(block).result()
+            written += block.nbytes
+            if written >= _BLOCK_BYTES:
+                transaction.commit_sync()
+                transaction, written = tensorstore.Transaction(atomic=True), 0
+                store = store.with_transaction(transaction)
+    transaction.commit_sync()
+    return _fingerprint(unflatten(stored), content.hexdigest())
 
 
 def abstract(name_or_dir: str | os.PathLike) -> Params:
@@ -209,11 +277,17 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 
 
 def vocabulary(name_or_dir: str | os.PathLike):
-    """The foundation's `seqio.SentencePieceVocabulary`; `extra_ids` of the card are its sentinels (0 if unsaid)."""
+    """The foundation's SeqIO vocabulary: SentencePiece, or bytes where the card says so.
+
+    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid).
+    """
     import slm_jax.data.tensorflow_cpu  # noqa: F401  before seqio, which imports TensorFlow
     import seqio
 
     path = find(name_or_dir)
+    said = card(path)
+    if said.get('vocabulary') == 'bytes':
+        return seqio.ByteVocabulary(said.get('extra_ids', 0))
     if not (path / TOKENIZER).is_file():
         raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
-    return seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=card(path).get('extra_ids', 0))
+    return seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))

@@ -1,0 +1,96 @@
+"""Brings a public checkpoint in as a foundation: `slm-jax import SOURCE OUT`.
+
+    slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
+    slm-jax import hf:google/flan-t5-base foundations/flan_t5_base
+
+OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, with the model file OUT/model.gin. It is there whole
+or not at all. The last letter of this file's name is Python's: `import` is a word of its own.
+"""
+
+import argparse
+from collections.abc import Sequence
+import pathlib
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+from slm_jax import cli
+
+
+def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[str, Any]:
+    """Imports a checkpoint.
+
+    Args:
+        source: directory, or hf:owner/name.
+        out: directory that is made, and is not there yet.
+        dtype: of the parameters in it.
+
+    Returns:
+        The card.
+
+    Raises:
+        CheckpointError: nothing that can be imported exactly; names the file, and the tensor or flag.
+        FileExistsError: something is at `out`.
+    """
+    from slm_jax import foundations
+    from slm_jax.importers import CheckpointError
+    from slm_jax.importers.hugging_face import directory, t5
+
+    path = pathlib.Path(out).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
+    found = directory.read(source)
+    model_type = found.config.get('model_type')
+    if model_type not in t5.MODEL_TYPES:
+        raise CheckpointError(
+            f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
+            f'{", ".join(t5.MODEL_TYPES)}.'
+        )
+    imported = t5.convert(found, path)
+    with tempfile.TemporaryDirectory() as folder:
+        files = [pathlib.Path(folder, foundations.MODEL_FILE)]
+        files[0].write_text(imported.gin, encoding='utf-8')
+        if imported.tokenizer:
+            files.append(pathlib.Path(folder, foundations.TOKENIZER))
+            shutil.copyfile(imported.tokenizer, files[1])
+        card = {
+            'name': path.name,
+            'kind': imported.kind,
+            'source': source,
+            'revision': found.revision,
+            'licence': found.licence,
+            **imported.card,
+            'configuration': found.config,
+        }
+        return foundations.save(path, imported.params, card, files, dtype)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog='slm-jax import', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument('source', metavar='SOURCE', help='a Hugging Face directory, or hf:owner/name[@revision]')
+    result.add_argument('out', metavar='OUT', help='directory of the foundation, which is not there yet')
+    result.add_argument(
+        '--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of the parameters (default: bfloat16)'
+    )
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns the exit status."""
+    cli.quiet_libraries()
+    args = parser().parse_args(argv)
+    try:
+        card = import_checkpoint(args.source, args.out, args.dtype)
+    except (ValueError, OSError) as error:
+        return cli.fail('import', error, 2)
+    licence = card['licence'] or 'not stated'
+    print(f'wrote {args.out}: {card["fingerprint"]["num_params"]:,} parameters in {args.dtype}; licence: {licence}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

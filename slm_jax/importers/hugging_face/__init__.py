@@ -1,0 +1,1 @@
+"""Checkpoints in the layout of Hugging Face's `transformers`; one file per family."""

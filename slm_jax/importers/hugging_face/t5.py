@@ -1,0 +1,350 @@
+"""The T5 family: T5 1.0 and 1.1, FLAN-T5, mT5, mT0, UMT5 and ByT5, with their tokenizers.
+
+Parameters get T5X's names and shapes (`slm_jax.llms.t5`). The unscanned layout is used, and the scanned one for
+models of more than 12 layers, which would else compile slowly, and for UMT5, because only there has each layer a
+relative position bias of its own.
+
+Logits are those of `transformers` 5, but for one case: it scales UMT5's by d_model ** -0.5 even where config.json says
+`tie_word_embeddings: false`, which neither T5X, where UMT5 was trained, nor transformers 4 does, nor we.
+"""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from slm_jax import foundations
+from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers.hugging_face.directory import Directory
+from slm_jax.importers.hugging_face.tensors import read_json, Tensor, tensors
+from slm_jax.llms import t5
+
+MODEL_TYPES = ('t5', 'mt5', 'umt5')
+_MAX_UNSCANNED_LAYERS = 12
+_ROWS = 8192  # of an embedding, compared at a time
+
+_SIZES = {
+    'vocab_size': 'vocab_size', 'd_model': 'emb_dim', 'num_heads': 'num_heads', 'd_kv': 'head_dim', 'd_ff': 'mlp_dim',
+    'num_layers': 'num_encoder_layers', 'num_decoder_layers': 'num_decoder_layers',
+}  # fmt: skip
+# Activations of config.json by the names of flax.linen, whose gelu is the approximation by tanh.
+_ACTIVATIONS = {'relu': 'relu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'silu': 'silu', 'swish': 'silu'}
+# Flags that are taken at one value alone: this model, or the decoding of it, has no other.
+_FIXED = {
+    'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6,
+    'pad_token_id': 0, 'eos_token_id': 1, 'decoder_start_token_id': 0, 'is_encoder_decoder': True,
+    'is_decoder': False, 'add_cross_attention': False, 'tie_encoder_decoder': False, 'pruned_heads': {},
+    'quantization_config': None,
+}  # fmt: skip
+_READ = {
+    'model_type', 'dropout_rate', 'feed_forward_proj', 'dense_act_fn', 'is_gated_act', 'tie_word_embeddings',
+    'scale_decoder_outputs', 'tokenizer_class',
+}  # fmt: skip
+# What transformers writes and no number depends on: names, initialisation, heads of other tasks, how to generate.
+_WITHOUT_EFFECT = set(
+    """
+    _attn_implementation_autoset _commit_hash _name_or_path architectures attn_implementation auto_map bad_words_ids
+    begin_suppress_tokens bos_token_id chunk_size_feed_forward classifier_dropout cross_attention_hidden_size
+    diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_factor
+    label2id length_penalty max_length min_length n_positions no_repeat_ngram_size num_beam_groups num_beams
+    num_labels num_return_sequences output_attentions output_hidden_states output_past output_scores prefix
+    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate scalable_attention
+    sep_token_id suppress_tokens task_specific_params temperature tf_legacy_loss top_k top_p torch_dtype torchscript
+    transformers_version typical_p use_bfloat16 use_cache
+    """.split()
+)
+
+_BLOCKS = {
+    'encoder': {
+        'pre_attention_layer_norm': 'layer.0.layer_norm', 'attention': 'layer.0.SelfAttention',
+        'pre_mlp_layer_norm': 'layer.1.layer_norm', 'mlp': 'layer.1.DenseReluDense',
+    },
+    'decoder': {
+        'pre_self_attention_layer_norm': 'layer.0.layer_norm', 'self_attention': 'layer.0.SelfAttention',
+        'pre_cross_attention_layer_norm': 'layer.1.layer_norm', 'encoder_decoder_attention': 'layer.1.EncDecAttention',
+        'pre_mlp_layer_norm': 'layer.2.layer_norm', 'mlp': 'layer.2.DenseReluDense',
+    },
+}  # fmt: skip
+_PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
+_BIAS = '{}.block.{}.layer.0.SelfAttention.relative_attention_bias.weight'
+# T5 1.0 was saved with it, and no code reads it.
+_UNUSED = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
+_SHARED, _HEAD = 'shared.weight', 'lm_head.weight'
+_ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
+
+_TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
+_GIN = """\
+# {source}: {parameters:,} parameters, as `slm-jax import` found them. The tasks' text is encoded with its vocabulary.
+from __gin__ import dynamic_registration
+from slm_jax.data import vocabularies
+from slm_jax.llms import t5
+
+LLM = {out!r}
+DROPOUT_RATE = {dropout!r}
+
+t5.T5Config:
+{config}
+t5.T5.config = @t5.T5Config()
+vocabularies.names.llm = %LLM
+"""
+
+
+def convert(directory: Directory, out: pathlib.Path) -> Imported:
+    """Makes a T5 of a Hugging Face directory.
+
+    Args:
+        directory: whose `model_type` is one of `MODEL_TYPES`.
+        out: where it will stand; the model file says so.
+
+    Raises:
+        CheckpointError: a flag that cannot be honoured, a tensor that is missing, of another shape or of no use, or
+            no tokenizer; names it.
+    """
+    cfg = config(directory)
+    card, tokenizer = vocabulary(directory, cfg.vocab_size)
+    found = _weights(directory.path)
+    head, scaled = found.pop(_HEAD, None), _scaled(directory.config)
+    if head is None and directory.config.get('tie_word_embeddings') is False:
+        raise CheckpointError(f'{directory.path}: {_HEAD} is missing, and config.json says that it is not tied.')
+    if head is not None and _equal(head, found[_SHARED]):
+        head = None
+    cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
+    params = _params(cfg, found, head, cfg.emb_dim**-0.5 if scaled else 1.0, directory.config['model_type'] == 'umt5')
+    fields = [
+        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
+        for field in dataclasses.fields(cfg)
+        if field.name in ('dropout_rate', *_SIZES.values()) or getattr(cfg, field.name) != field.default
+    ]
+    parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
+    gin = _GIN.format(
+        source=directory.source, parameters=parameters, out=str(out), dropout=cfg.dropout_rate, config='\n'.join(fields)
+    )
+    return Imported('llm', params, gin, card, tokenizer)
+
+
+def config(directory: Directory) -> t5.T5Config:
+    """The sizes and numerics that config.json gives, `logits_via_embedding` left open.
+
+    Raises:
+        CheckpointError: a flag that is unknown, missing, or at a value that cannot be honoured.
+    """
+    flags, file = directory.config, directory.path / 'config.json'
+    if unknown := sorted(flags.keys() - _SIZES.keys() - _FIXED.keys() - _READ - _WITHOUT_EFFECT):
+        raise CheckpointError(
+            f'{file}: unknown flag {unknown[0]!r} = {flags[unknown[0]]!r}. Whether numbers depend on it nobody here '
+            'knows; if they do not, delete it from config.json.'
+        )
+    generation = directory.path / 'generation_config.json'
+    for path, values in ((file, flags), (generation, read_json(generation) if generation.is_file() else {})):
+        for key, expected in _FIXED.items():
+            # Absent and null mean the default, which is the expected value; an end token may come in a list.
+            if values.get(key) not in (None, expected, [expected]):
+                raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
+    sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
+    for key in _SIZES:
+        if type(sizes.get(key)) is not int or sizes[key] < 1:
+            raise CheckpointError(f'{file}: {key} is {sizes.get(key)!r}; it must be a positive number.')
+    projection = sizes.get('feed_forward_proj', 'relu' if flags['model_type'] == 't5' else 'gated-gelu')
+    gate, _, activation = projection.rpartition('-')
+    if gate not in ('', 'gated'):
+        raise CheckpointError(f'{file}: feed_forward_proj is {projection!r}; it must be NAME or gated-NAME.')
+    activation = sizes.get('dense_act_fn', 'gelu_new' if projection == 'gated-gelu' else activation)
+    if activation not in _ACTIVATIONS:
+        raise CheckpointError(
+            f'{file}: by feed_forward_proj and dense_act_fn the activation is {activation!r}; there are '
+            f'{", ".join(_ACTIVATIONS)}.'
+        )
+    dropout_rate = sizes.get('dropout_rate', 0.1)
+    if not isinstance(dropout_rate, (int, float)) or not 0 <= dropout_rate < 1:
+        raise CheckpointError(f'{file}: dropout_rate is {dropout_rate!r}; it must be in [0, 1).')
+    layers = max(sizes['num_layers'], sizes['num_decoder_layers'])
+    return t5.T5Config(
+        **{name: sizes[key] for key, name in _SIZES.items()},
+        mlp_activations=(_ACTIVATIONS[activation], *['linear'] * sizes.get('is_gated_act', gate == 'gated')),
+        dropout_rate=float(dropout_rate),
+        scan_layers=flags['model_type'] == 'umt5' or layers > _MAX_UNSCANNED_LAYERS,
+    )
+
+
+def vocabulary(directory: Directory, vocab_size: int) -> tuple[dict[str, Any], pathlib.Path | None]:
+    """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
+
+    The model may have more rows than the vocabulary has ids (T5: 32,128 against 32,000 pieces and 100 sentinels).
+
+    Raises:
+        CheckpointError: no tokenizer, or one that does not belong to this model.
+    """
+    path = directory.path / 'tokenizer_config.json'
+    settings = read_json(path) if path.is_file() else {}
+    if 'ByT5Tokenizer' in (settings.get('tokenizer_class'), directory.config.get('tokenizer_class')):
+        extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
+        card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}
+    else:
+        file = next((directory.path / name for name in _TOKENIZERS if (directory.path / name).is_file()), None)
+        if file is None:
+            raise CheckpointError(
+                f'{directory.path} has no tokenizer: none of {", ".join(_TOKENIZERS)} is there (tokenizer.json is not '
+                "read). Copy the model's SentencePiece file to it, under the first of these names."
+            )
+        pieces, extra_ids = _sentencepiece(file, settings)
+        card = {'extra_ids': extra_ids}
+    if pieces + extra_ids > vocab_size:
+        raise CheckpointError(
+            f'{file or path}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of config.json, '
+            f'{vocab_size}. This tokenizer is of another model.'
+        )
+    return card, file
+
+
+def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int]:
+    """Pieces of a SentencePiece model, and sentinels that come after them."""
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f'{file} is no SentencePiece model: {error}.') from error
+    pieces, special = model.get_piece_size(), (model.pad_id(), model.eos_id(), model.unk_id())
+    if special != (0, 1, 2):
+        raise CheckpointError(f'{file}: padding, end and unknown are {special}; in a T5 they are (0, 1, 2).')
+    if any(model.piece_to_id(piece) != 2 for piece in ('<extra_id_0>', '▁<extra_id_0>')):
+        return pieces, 0  # mT5's are pieces like others
+    ids = {
+        entry['content']: int(number)
+        for number, entry in settings.get('added_tokens_decoder', {}).items()
+        if '<extra_id_' in entry['content']
+    }
+    named = [token for token in settings.get('additional_special_tokens') or () if '<extra_id_' in str(token)]
+    extra_ids = settings.get('extra_ids', len(ids) or len(named) or 100)
+    if ids and ids.get('<extra_id_0>') != pieces + extra_ids - 1:
+        raise CheckpointError(
+            f'{file}: <extra_id_0> has the id {ids.get("<extra_id_0>")} in tokenizer_config.json; with {pieces} pieces '
+            f'and {extra_ids} sentinels, counted from the end, it would have {pieces + extra_ids - 1}.'
+        )
+    return pieces, extra_ids
+
+
+def _weights(path: pathlib.Path) -> dict[str, Tensor]:
+    """The tensors that count, all of one type, `shared.weight` among them."""
+    found = tensors(path)
+    found.pop(_UNUSED, None)
+    aliases = [name for name in (_SHARED, *_ALIASES) if name in found]
+    if not aliases:
+        raise CheckpointError(f'{path}: {_SHARED} is missing.')
+    first = found[aliases[0]]
+    for name, tensor in found.items():
+        kept = name.endswith('.wo.weight') and tensor.dtype == np.float32  # as transformers keeps it beside float16
+        if not jnp.issubdtype(tensor.dtype, jnp.floating) or (tensor.dtype != first.dtype and not kept):
+            raise CheckpointError(
+                f'{tensor.file}: tensor {name} is {tensor.dtype}, {aliases[0]} is {first.dtype}. Save the model in one '
+                'floating-point type.'
+            )
+    for name in aliases[1:]:
+        if not _equal(found[name], first):
+            raise CheckpointError(f'{found[name].file}: {name} differs from {aliases[0]}; in a T5 they are one tensor.')
+    return {name: tensor for name, tensor in found.items() if name not in _ALIASES} | {_SHARED: first}
+
+
+def _scaled(flags: dict[str, Any]) -> bool:
+    """Whether the decoder's output is scaled by d_model ** -0.5 before it meets the head."""
+    tied = flags.get('tie_word_embeddings') is not False
+    if flags['model_type'] == 'mt5':
+        return False
+    return flags.get('scale_decoder_outputs', tied)
+
+
+def _params(
+    cfg: t5.T5Config, found: dict[str, Tensor], head: Tensor | None, head_scale: float, own_biases: bool
+) -> dict[str, Any]:
+    """The parameters of `cfg`, each leaf to be read from the tensors that it is made of.
+
+    Args:
+        found: by their names in the checkpoint.
+        head: the output layer's; None: the shared embedding is.
+        head_scale: what a separate output layer is multiplied by.
+        own_biases: whether each layer has a relative position bias, or all of a stack that of its first.
+    """
+
+    def init():
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return t5.T5(cfg).init(jax.random.key(0), tokens, tokens, tokens)['params']
+
+    leaves, unused = {}, dict(found)
+    for path, leaf in foundations.flatten(nn.unbox(jax.eval_shape(init))).items():
+        if path == 'decoder/logits_dense/kernel':
+            leaves[path] = _leaf(path, leaf.shape, [(_HEAD, head or found[_SHARED])], False, head_scale)
+            continue
+        names = _names(path, cfg, own_biases)
+        if missing := [name for name in names if name not in found]:
+            raise CheckpointError(f'the weights have no tensor {missing[0]}, which {path} is made of.')
+        for name in names:
+            unused.pop(name, None)
+        scanned = cfg.scan_layers and path.split('/')[0] == path.split('/')[1]
+        leaves[path] = _leaf(path, leaf.shape, [(name, found[name]) for name in names], scanned)
+    if unused:
+        name, tensor = next(iter(unused.items()))
+        raise CheckpointError(
+            f'{tensor.file}: {len(unused)} tensors have no place in the T5 of this config.json, the first is {name}.'
+        )
+    return foundations.unflatten(leaves)
+
+
+def _names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
+    """Names of the tensors that the leaf at `path` is made of: one, or one a layer."""
+    stack, *rest = path.split('/')
+    if stack == 'token_embedder':
+        return [_SHARED]
+    if rest[0] == f'{stack}_norm':
+        return [f'{stack}.final_layer_norm.weight']
+    if rest[0] == 'relpos_bias':
+        return [_BIAS.format(stack, 0)]
+    layers = [int(rest[0].removeprefix('layers_'))] if rest[0] != stack else range(getattr(cfg, f'num_{stack}_layers'))
+    if rest[1] == 'relpos_bias':
+        return [_BIAS.format(stack, layer if own_biases else 0) for layer in layers]
+    module = [_BLOCKS[stack][rest[1]], *(_PROJECTIONS.get(name, name) for name in rest[2:-1])]
+    return [f'{stack}.block.{layer}.{".".join(module)}.weight' for layer in layers]
+
+
+def _leaf(
+    path: str, shape: tuple[int, ...], made_of: list[tuple[str, Tensor]], scanned: bool, scale: float = 1.0
+) -> foundations.Blocks:
+    """A leaf that reads its tensors: linear maps and biases transposed, layers side by side at axis 1 if `scanned`."""
+    *_, module, kind = path.split('/')
+    transposed = kind in ('kernel', 'rel_embedding')
+    own = shape[:1] + shape[2:] if scanned else shape  # of one layer
+    inputs = math.prod(own[:-1]) if module == 'out' else own[0]
+    expected = (math.prod(own) // inputs, inputs) if transposed else own
+    for name, tensor in made_of:
+        if tensor.shape != expected:
+            raise CheckpointError(
+                f'{tensor.file}: tensor {name} is {list(tensor.shape)}; by config.json it is {list(expected)}.'
+            )
+
+    def rows(tensor, start, stop):
+        array = tensor.open()
+        return (array.T if transposed else array).reshape(own)[start:stop]
+
+    def read(start: int, stop: int) -> np.ndarray:
+        if not scanned:
+            block = rows(made_of[0][1], start, stop)
+            return block if scale == 1.0 else block.astype(np.float32) * np.float32(scale)
+        block = np.empty((stop - start, *shape[1:]), made_of[0][1].dtype)
+        for layer, (_, tensor) in enumerate(made_of):
+            block[:, layer] = rows(tensor, start, stop)
+        return block
+
+    return foundations.Blocks(shape, made_of[0][1].dtype, read)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same, compared a part at a time."""
+    rows = range(0, a.shape[0] if a.shape else 0, _ROWS)
+    return a.shape == b.shape and all(
+        np.array_equal(a.open()[start : start + _ROWS], b.open()[start : start + _ROWS]) for start in rows
+    )

@@ -1,0 +1,198 @@
+"""Weights in a Hugging Face directory: safetensors or PyTorch files, single or sharded.
+
+Headers are read and checked at once, arrays when they are opened. They are mapped from their file and unmapped as
+soon as nobody holds them, one array at a time and never a shard, so that what is resident is what is being read:
+that is why safetensors, whose header is JSON, is parsed here and not by its library, which maps whole files.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import functools
+import json
+import math
+import operator
+import pathlib
+import pickle
+from typing import Any
+import zipfile
+
+import ml_dtypes
+import numpy as np
+
+from slm_jax.importers import CheckpointError
+
+_DTYPES = {
+    'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16,
+    'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
+}  # fmt: skip
+_MAX_HEADER = 100_000_000  # bytes, the limit of the format
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """One array of a checkpoint.
+
+    Attributes:
+        file: where it is.
+        shape, dtype: as stored.
+        open: gives the array, read-only; let it go when done.
+    """
+
+    file: pathlib.Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    open: Callable[[], np.ndarray]
+
+
+def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
+    """All arrays of a Hugging Face directory by name; safetensors where there are both.
+
+    Raises:
+        CheckpointError: no weights, a shard or array that is missing, or a file that is damaged, truncated or not
+            what its name says.
+    """
+    for name, read in (('model.safetensors', _safetensors), ('pytorch_model.bin', _torch)):
+        if (directory / name).is_file():
+            return read(directory / name)
+        if (directory / f'{name}.index.json').is_file():
+            return _sharded(directory / f'{name}.index.json', read)
+    raise CheckpointError(
+        f'{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of shards (*.index.json). '
+        'Weights of Flax or TensorFlow: load and save them with transformers first.'
+    )
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f'{path} cannot be read as JSON: {error}.') from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f'{path} holds no JSON object.')
+    return value
+
+
+def _sharded(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    weight_map = read_json(index).get('weight_map')
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f'{index} has no weight_map, so nobody knows its shards.')
+    shards = {}
+    for shard in sorted(set(map(str, weight_map.values()))):
+        path = index.parent / shard
+        if pathlib.Path(shard).name != shard or not path.is_file():
+            names = [name for name, file in weight_map.items() if file == shard]
+            raise CheckpointError(
+                f'{index} names the shard {shard!r} ({names[0]} and {len(names) - 1} more), which is not there. '
+                'Fetch it again.'
+            )
+        shards[shard] = read(path)
+    for name, shard in weight_map.items():
+        if name not in shards[shard]:
+            raise CheckpointError(f'{index.parent / shard} has no tensor {name}, which {index.name} says it has.')
+    return {name: shards[shard][name] for name, shard in weight_map.items()}
+
+
+def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
+    size = file.stat().st_size
+    with file.open('rb') as stream:
+        header_size = int.from_bytes(stream.read(8), 'little')
+        if not 2 <= header_size <= min(_MAX_HEADER, size - 8):
+            raise CheckpointError(f'{file} is not a safetensors file, or was cut off in its header. Fetch it again.')
+        try:
+            header = json.loads(stream.read(header_size))
+            header.pop('__metadata__', None)
+            entries = []
+            for name, entry in header.items():
+                start, stop = map(operator.index, entry['data_offsets'])
+                entries.append((start, stop, name, str(entry['dtype']), tuple(map(operator.index, entry['shape']))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f'{file} is not a safetensors file: its header means nothing ({error!r}).') from error
+    data, previous, found = 8 + header_size, 0, {}
+    for start, stop, name, dtype, shape in sorted(entries):
+        if dtype not in _DTYPES:
+            raise CheckpointError(f'{file}: tensor {name} is of type {dtype}; there are {", ".join(_DTYPES)}.')
+        dtype = np.dtype(_DTYPES[dtype])
+        if data + stop > size:
+            raise CheckpointError(
+                f'{file} is truncated: tensor {name} ends at byte {data + stop}, the file at {size}. Fetch it again.'
+            )
+        if start != previous or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+            raise CheckpointError(f'{file}: tensor {name}, {dtype} {list(shape)}, cannot be in bytes {start} to {stop}.')
+        previous = stop
+        found[name] = Tensor(file, shape, dtype, functools.partial(_map, file, dtype, data + start, shape))
+    return found
+
+
+def _map(file: pathlib.Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    return np.memmap(file, dtype, 'r', offset, shape) if math.prod(shape) else np.empty(shape, dtype)
+
+
+def _torch(file: pathlib.Path) -> dict[str, Tensor]:
+    found = {}
+    for name, value in _load_torch(file).items():
+        if not hasattr(value, 'untyped_storage'):
+            raise CheckpointError(
+                f'{file}: {name} is no tensor but a {type(value).__name__}. A state dictionary alone is wanted: '
+                'torch.save(model.state_dict(), …).'
+            )
+        dtype = np.dtype(_torch_array(value[:0] if value.ndim else value).dtype)
+        found[name] = Tensor(file, tuple(value.shape), dtype, functools.partial(_open_torch, file, name))
+    return found
+
+
+def _open_torch(file: pathlib.Path, name: str) -> np.ndarray:
+    return _torch_array(_load_torch(file)[name])
+
+
+def _torch_array(value: Any) -> np.ndarray:
+    import torch
+
+    value = value.detach()
+    if value.dtype == torch.bfloat16:  # which NumPy alone does not have
+        return value.view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+    return value.numpy()
+
+
+def _load_torch(file: pathlib.Path) -> dict[str, Any]:
+    """The state dictionary in a PyTorch file, mapped: each call maps anew, so what was read can be let go."""
+    if not zipfile.is_zipfile(file):
+        return _load_old_torch(file)
+    try:
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise CheckpointError(f'{file} is damaged ({error}). Fetch it again.') from error
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > file.stat().st_size:
+            raise CheckpointError(f'{file}: {entry.filename} in it is compressed, which PyTorch never does.')
+    return _plain_tensors(file, mmap=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_old_torch(file: pathlib.Path) -> dict[str, Any]:
+    """As before PyTorch 1.6: the file cannot be mapped, and takes memory as a whole."""
+    return _plain_tensors(file, mmap=False)
+
+
+def _plain_tensors(file: pathlib.Path, mmap: bool) -> dict[str, Any]:
+    try:
+        import torch
+    except ImportError as error:
+        raise CheckpointError(
+            f'{file} is read by PyTorch, which is not installed: pip install slm_jax[hf], or fetch safetensors.'
+        ) from error
+    damage = (RuntimeError, OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
+    try:
+        state = torch.load(file, map_location='cpu', weights_only=True, mmap=mmap)
+    except (pickle.UnpicklingError, *damage) as error:
+        raise CheckpointError(
+            f'{file} is damaged, or holds more than plain tensors, and is not loaded: {str(error).splitlines()[0]}'
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f'{file} holds no dictionary of tensors but a {type(state).__name__}.')
+    return state

@@ -1,0 +1,234 @@
+"""What cannot be imported exactly is refused, by the name of the file, tensor or flag; OUT is then not there."""
+
+import io
+import json
+import pathlib
+import pickle
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+
+from slm_jax import import_
+from slm_jax.importers import CheckpointError
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 't5_goldens'
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A T5 1.1 that may be damaged."""
+    shutil.copytree(GOLDENS / 't5_1_1', tmp_path / 'source')
+    return tmp_path / 'source'
+
+
+def refused(source, match):
+    out = source.parent / 'out'
+    with pytest.raises(CheckpointError, match=match):
+        import_.import_checkpoint(str(source), str(out))
+    assert not out.exists() and not list(source.parent.glob('.out*'))
+
+
+def arrays(source):
+    """Bytes by name, with types and shapes."""
+    data = (source / 'model.safetensors').read_bytes()
+    size = int.from_bytes(data[:8], 'little')
+    header = json.loads(data[8 : 8 + size])
+    header.pop('__metadata__', None)
+    body = data[8 + size :]
+    return {name: [e['dtype'], e['shape'], body[slice(*e['data_offsets'])]] for name, e in header.items()}
+
+
+def write(path, tensors):
+    header, offset = {}, 0
+    for name, (dtype, shape, data) in tensors.items():
+        header[name] = {'dtype': dtype, 'shape': shape, 'data_offsets': [offset, offset + len(data)]}
+        offset += len(data)
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, 'little') + text + b''.join(data for _, _, data in tensors.values()))
+
+
+def edit(path, **changes):
+    value = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in value.items() if v != 'absent'}))
+
+
+@pytest.mark.parametrize(
+    ('flag', 'value'),
+    [
+        ('relative_attention_num_buckets', 64),
+        ('relative_attention_max_distance', 256),
+        ('layer_norm_epsilon', 1e-5),
+        ('decoder_start_token_id', 2),
+        ('pad_token_id', 3),
+        ('eos_token_id', 2),
+        ('is_encoder_decoder', False),
+        ('quantization_config', {'bits': 4}),
+        ('feed_forward_proj', 'double-gelu'),
+        ('dense_act_fn', 'gelu'),
+        ('dropout_rate', 2.0),
+        ('d_kv', 'absent'),
+        ('num_layers', 0),
+        ('encoder_window', 7),
+    ],
+)
+def test_flags(source, flag, value):
+    edit(source / 'config.json', **{flag: value})
+    refused(source, f'config.json.*{flag}')
+
+
+def test_a_start_token_that_only_the_generation_has(source):
+    edit(source / 'config.json', decoder_start_token_id='absent')
+    edit(source / 'generation_config.json', decoder_start_token_id=5)
+    refused(source, 'generation_config.json: decoder_start_token_id is 5')
+
+
+def test_family_and_directory(source):
+    edit(source / 'config.json', model_type='bert')
+    refused(source, "model_type is 'bert'.*t5, mt5, umt5")
+    (source / 'config.json').write_text('{')
+    refused(source, 'config.json cannot be read as JSON')
+    (source / 'config.json').unlink()
+    refused(source, 'has no config.json')
+    shutil.rmtree(source)
+    refused(source, 'is no directory')
+
+
+def test_out_is_never_overwritten(source):
+    (source.parent / 'out').mkdir()
+    (source.parent / 'out' / 'precious').touch()
+    with pytest.raises(FileExistsError, match='is there already'):
+        import_.import_checkpoint(str(source), str(source.parent / 'out'))
+    assert (source.parent / 'out' / 'precious').exists()
+
+
+def test_tensors(source):
+    whole, path = arrays(source), source / 'model.safetensors'
+    name = 'encoder.block.1.layer.0.SelfAttention.k.weight'
+
+    def changed(**entry):
+        tensors = {k: list(v) for k, v in whole.items()}
+        for index, key in enumerate(('dtype', 'shape', 'data')):
+            tensors[name][index] = entry.get(key, tensors[name][index])
+        write(path, tensors)
+
+    write(path, {k: v for k, v in whole.items() if k != name})
+    refused(source, f'no tensor {name}')
+    write(path, {k: v for k, v in whole.items() if k != 'lm_head.weight'})
+    refused(source, 'lm_head.weight is missing')
+    write(path, whole | {'decoder.adapter.weight': ['F32', [2], b'\0' * 8]})
+    refused(source, 'model.safetensors: 1 tensors.*decoder.adapter.weight')
+    changed(shape=[12, 8])
+    refused(source, rf'tensor {name} is \[12, 8\]; by config.json it is \[8, 12\]')
+    changed(dtype='F16', data=whole[name][2][::2])
+    refused(source, f'tensor {name} is float16, shared.weight is float32')
+    changed(dtype='I32')
+    refused(source, f'tensor {name} is int32')
+    changed(dtype='F4')
+    refused(source, f'tensor {name} is of type F4')
+    changed(data=whole[name][2][:-4])
+    refused(source, f'tensor {name}.*cannot be in bytes')
+    write(path, whole | {'encoder.embed_tokens.weight': ['F32', [176, 12], b'\0' * 176 * 12 * 4]})
+    refused(source, 'encoder.embed_tokens.weight differs from shared.weight')
+    edit(source / 'config.json', num_layers=2)
+    write(path, whole)
+    refused(source, '9 tensors have no place.*encoder.block.2')
+
+
+def test_files(source):
+    path = source / 'model.safetensors'
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    refused(source, 'model.safetensors is truncated: tensor')
+    path.write_bytes(whole[:50])
+    refused(source, 'cut off in its header')
+    path.write_bytes(whole[:8] + b'\0' * len(whole[8:]))
+    refused(source, 'not a safetensors file')
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr('data', b'\0' * 10_000_000)
+    path.write_bytes(archive.getvalue())
+    refused(source, 'not a safetensors file')
+    path.unlink()
+    refused(source, 'has neither model.safetensors')
+
+
+def test_shards(source):
+    whole = arrays(source)
+    (source / 'model.safetensors').unlink()
+    names = sorted(whole)
+    parts = {'one.safetensors': names[:20], 'two.safetensors': names[20:]}
+    for shard, own in parts.items():
+        write(source / shard, {name: whole[name] for name in own})
+    index = source / 'model.safetensors.index.json'
+    weight_map = {name: shard for shard, own in parts.items() for name in own}
+    index.write_text(json.dumps({'weight_map': weight_map}))
+    import_.import_checkpoint(str(source), str(source.parent / 'good'))
+    (source / 'two.safetensors').rename(source / 'gone')
+    refused(source, "names the shard 'two.safetensors'.*not there")
+    (source / 'gone').rename(source.parent / 'two.safetensors')
+    index.write_text(json.dumps({'weight_map': {k: v.replace('two', '../two') for k, v in weight_map.items()}}))
+    refused(source, "names the shard '../two.safetensors'")
+    index.write_text(json.dumps({'weight_map': dict.fromkeys(weight_map, 'one.safetensors')}))
+    refused(source, f'one.safetensors has no tensor {names[20]}')
+
+
+def test_tokenizers(source):
+    spiece = source / 'spiece.model'
+    edit(source / 'tokenizer_config.json', extra_ids=200)
+    refused(source, 'spiece.model: 28 pieces and 200 sentinels are more than the vocab_size.*176')
+    edit(source / 'tokenizer_config.json', extra_ids=100, added_tokens_decoder={'90': {'content': '<extra_id_0>'}})
+    refused(source, '<extra_id_0> has the id 90')
+    spiece.write_bytes(b'no model')
+    refused(source, 'spiece.model is no SentencePiece model')
+    spiece.unlink()
+    refused(source, 'has no tokenizer: none of spiece.model')
+
+
+class Evil:
+    def __reduce__(self):
+        return (pathlib.Path.touch, (pathlib.Path('evil'),))
+
+
+def test_pickles_and_bombs_in_place_of_weights(source, monkeypatch):
+    pytest.importorskip('torch', reason='PyTorch reads .bin: pip install -e .[hf]')
+    monkeypatch.chdir(source)
+    (source / 'model.safetensors').unlink()
+    path = source / 'pytorch_model.bin'
+    path.write_bytes(pickle.dumps(Evil()))
+    refused(source, 'pytorch_model.bin is damaged, or holds more than plain tensors')
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr('archive/data.pkl', pickle.dumps(Evil()))
+        archive.writestr('archive/version', '3')
+    refused(source, 'pytorch_model.bin is damaged, or holds more than plain tensors')
+    assert not (source / 'evil').exists()
+    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('archive/data/0', b'\0' * 10_000_000)
+    refused(source, 'archive/data/0 in it is compressed')
+
+
+def test_what_is_no_state_dictionary(source):
+    torch = pytest.importorskip('torch', reason='PyTorch reads .bin: pip install -e .[hf]')
+    (source / 'model.safetensors').unlink()
+    path = source / 'pytorch_model.bin'
+    torch.save({'model': {'shared.weight': torch.zeros(2)}}, path)
+    refused(source, 'pytorch_model.bin: model is no tensor but a dict')
+    torch.save([torch.zeros(2)], path)
+    refused(source, 'holds no dictionary of tensors but a list')
+    torch.save({'shared.weight': torch.from_numpy(np.zeros((176, 12), np.float32))}, path)
+    path.write_bytes(path.read_bytes()[:-300])
+    refused(source, 'pytorch_model.bin is damaged')
+
+
+def test_the_hub_out_of_reach(source, monkeypatch):
+    hub = pytest.importorskip('huggingface_hub', reason='hf:owner/name is fetched by it: pip install -e .[hf]')
+
+    def offline(name, **options):
+        raise hub.errors.LocalEntryNotFoundError('no network')
+
+    monkeypatch.setattr(hub, 'snapshot_download', offline)
+    out = source.parent / 'out'
+    with pytest.raises(CheckpointError, match='hf:google/flan-t5-base cannot be fetched.*hf download google/flan'):
+        import_.import_checkpoint('hf:google/flan-t5-base', str(out))
+    assert not out.exists()
