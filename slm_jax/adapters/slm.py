@@ -184,13 +184,14 @@ class SlmAdapter(nn.Module):
             frames: the encoder's output, and `frame_lengths` the valid frames of each row.
             ctc_logits: for reduction 'ctc_blank' only, frame by frame; label 0 is blank.
             deterministic: no dropout.
-            label_embeddings: the LLM's embedding of each CTC label. If given, a slot is the mean of these under the
-                labels' probabilities, blank apart (LegoSLM, arXiv 2505.11352), and the Transformer's output is
-                added to it: with a small `output_scale` the LLM reads what CTC writes, from the first step.
+            label_embeddings: the LLM's embedding of each CTC label, and in the place of blank's that of the token with
+                which a text begins. If given, this stands first, and a slot is the mean of the others under the
+                labels' probabilities (LegoSLM, arXiv 2505.11352), to which the Transformer's output is added: with
+                a small `output_scale` the LLM reads what CTC writes, from the first step.
 
         Returns:
             embeddings, 0 after their length, and their lengths: ceil(frame_lengths /
-            reduction_factor), or for 'ctc_blank' at most that.
+            reduction_factor), or for 'ctc_blank' at most that; with `label_embeddings` one more.
 
         Raises:
             ValueError: reduction 'ctc_blank' without `ctc_logits`, or `label_embeddings` without it.
@@ -241,7 +242,11 @@ class SlmAdapter(nn.Module):
         if label_embeddings is not None:
             labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
             spelt = (labels @ label_embeddings[1:]).astype(cfg.dtype)
-            x = x + mean_of_slots(spelt, slots, num_slots)
+            x = jnp.where(valid[:, :, None], x + mean_of_slots(spelt, slots, num_slots), 0)
+            start = jnp.broadcast_to(label_embeddings[0].astype(cfg.dtype), x[:, :1].shape)
+            x = jnp.concatenate([start, x], axis=1)
+            lengths = jnp.where(lengths > 0, lengths + 1, 0)
+            valid = jnp.arange(x.shape[1]) < lengths[:, None]
         return jnp.where(valid[:, :, None], x, 0), lengths.astype(jnp.int32)
 
 

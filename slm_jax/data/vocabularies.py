@@ -91,7 +91,8 @@ class FoundationVocabulary(seqio.Vocabulary):
 def label_tokens() -> tuple[int, ...]:
     """The language model's token for each label of the speech encoder's tokenizer, -1 where it has no such piece.
 
-    Both are SentencePiece models; blank, end and unknown have none.
+    Both are SentencePiece models; end and unknown have none. Blank has the token with which the language model's texts
+    begin, the mark of a word's beginning.
 
     Raises:
       FoundationError: the language model reads bytes, and a label is none.
@@ -104,9 +105,8 @@ def label_tokens() -> tuple[int, ...]:
     pieces = [labels.id_to_piece(label) for label in range(labels.get_piece_size())]
     ids = [tokens.piece_to_id(piece) for piece in pieces]
     special = [labels.is_control(label) or labels.is_unknown(label) for label in range(len(ids))]
-    return tuple(
-        -1 if none or token == tokens.unk_id() else token for none, token in zip(special, ids, strict=True)
-    )
+    known = [-1 if none or token == tokens.unk_id() else token for none, token in zip(special, ids, strict=True)]
+    return (tokens.piece_to_id('▁'), *known[1:])
 
 
 LLM = FoundationVocabulary('llm')

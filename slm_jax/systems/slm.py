@@ -20,8 +20,8 @@ class SLM:
     `speech_first` puts the audio before the instruction, which AlignFormer (2412.01145) found better to follow
     instructions; the SLM paper does not say.
 
-    `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none), lets the adapter start
-    from the embeddings of what CTC writes; see `SlmAdapter`.
+    `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is the
+    one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
     """
 
     speech_encoder: nn.Module

@@ -189,12 +189,14 @@ def test_slots_start_from_the_embeddings_of_their_labels(speech):
     module = slm.SlmAdapter(config(reduction='ctc_blank', reduction_factor=1, output_scale=1e-3))
     variables = nn.unbox(module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings))
     spelt, lengths = module.apply(variables, frames[:1, :8], jnp.array([8]), sure, True, embeddings)
-    np.testing.assert_allclose(spelt[0, :3], embeddings[jnp.array([3, 1, 4])], atol=0.01)
-    assert lengths == 3 and (spelt[0, 3:] == 0).all()
+    np.testing.assert_allclose(spelt[0, :4], embeddings[jnp.array([0, 3, 1, 4])], atol=0.01)
+    assert lengths == 4 and (spelt[0, 4:] == 0).all()
     # Where CTC is not sure, the mean under its probabilities, blank apart.
     unsure, _ = module.apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
     mean = jax.nn.softmax(logits[0, 0, 1:]) @ embeddings[1:]
-    np.testing.assert_allclose(unsure[0, 0], mean, atol=0.01)
+    np.testing.assert_allclose(unsure[0, 1], mean, atol=0.01)
+    nothing, lengths = module.apply(variables, frames[:1, :4], jnp.array([0]), logits[:1, :4], True, embeddings)
+    assert lengths == 0 and (nothing == 0).all()
     with pytest.raises(ValueError, match='4 label_embeddings for a CTC head of 5 labels'):
         module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings[1:])
     with pytest.raises(ValueError, match="need SlmAdapterConfig.reduction 'ctc_blank', not 'mean'"):

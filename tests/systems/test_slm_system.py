@@ -160,7 +160,7 @@ def test_sizes(model, sizes):
 
 
 def test_label_tokens_let_the_llm_read_what_ctc_writes():
-    tokens = (-1, -1, *range(3, 21))
+    tokens = (22, -1, *range(3, 21))
     adapter = dataclasses.replace(ADAPTER.config, reduction='ctc_blank', reduction_factor=1, output_scale=1e-4)
     system = dataclasses.replace(SYSTEM, adapter=SlmAdapter(adapter), label_tokens=tokens)
     data = row(batch(), 0)
@@ -173,7 +173,7 @@ def test_label_tokens_let_the_llm_read_what_ctc_writes():
     written = [tokens[label] for label, before in zip(labels, [-1, *labels], strict=False) if label not in (0, before)]
     instruction = [int(token) for token in data['encoder_input_tokens'][0] if token]
     text = data | {'speech_samples': np.zeros((1, 0), np.int16), 'speech_lengths': np.zeros(1, np.int32)}
-    text['encoder_input_tokens'] = np.array([written + instruction], np.int32)
+    text['encoder_input_tokens'] = np.array([[22, *written, *instruction]], np.int32)
     assert len(set(written)) > 3
     np.testing.assert_allclose(system.loss(params, data, None)[0], system.loss(params, text, None)[0], rtol=1e-3)
 
