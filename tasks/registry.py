@@ -117,17 +117,20 @@ def manifest(
 
 
 @gin.configurable
-def mixture(rates: Mapping[str, float] = gin.REQUIRED, name: str = '') -> str:
+def mixture(
+    rates: Mapping[str, float] | Sequence[tuple[str, float]] = gin.REQUIRED, name: str = ''
+) -> str:
     """Registers a mixture of tasks and mixtures by rate and returns its name.
 
     In gin, one line: `MIXTURE_OR_TASK_NAME = {'voice_prompts_asr': 1.0, 'my_manifest': 2.0}` (the
     loader takes rates as they are), or `@tasks.mixture()` where a name is wanted.
 
     Args:
-      rates: {name: rate}; a mixture's rate is shared by its tasks in proportion to theirs.
+      rates: {name: rate} or pairs of these; a mixture's rate is shared by its tasks in proportion to theirs. In gin,
+        pairs are for parts that are themselves made, [(@tasks.manifest(), 1.0)]: cards can hold these.
       name: of the mixture; '' makes one from the rates.
     """
-    rates = {part: float(rate) for part, rate in rates.items()}
+    rates = {part: float(rate) for part, rate in dict(rates).items()}
     digest = hashlib.sha256(json.dumps(rates).encode()).hexdigest()[:12]
     name = name or f'mixture_{digest}'
     if name in seqio.MixtureRegistry.names():

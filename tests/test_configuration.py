@@ -88,4 +88,6 @@ def test_every_file_parses_alone(file):
         return found - given
 
     configuration.parse_gin([str(file)], [f"{macro}='given'" for macro in sorted(required(str(file)))])
+    rates = 'rates = ' in file.read_text()
+    assert not rates or 'mixture.rates = ' in configuration.operative_config(), 'a card would not know them'
     gin.clear_config()
