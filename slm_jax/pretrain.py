@@ -1,4 +1,4 @@
-"""Makes a foundation: `slm-jax pretrain usm_tiny OUT --tokenizer DIR --gin.SPEECH_MANIFEST=…`.
+"""Makes a foundation: `slm-jax pretrain t5_tiny OUT --tokenizer DIR --gin.TEXT_CORPORA=…`.
 
 Trains the stages of a recipe one after another in OUT/stages, each a training like any other (`slm_jax.train`), the
 next from what the last one left; then writes OUT/NAME, a foundation's directory in bfloat16. The same command goes

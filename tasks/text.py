@@ -81,7 +81,7 @@ def corpora(folder: str = '') -> pathlib.Path:
 
 
 def _noisy(text: str, rng: random.Random, share: float) -> str:
-    """In `share` of the cases the text as recognised, at error rates of 0 to 0.6, 0.16 in the mean."""
+    """In `share` of the cases the text as recognised, at error rates of 0 to 0.6, 0.17 in the mean."""
     if rng.random() >= share:
         return text
     return text_noise.as_recognised(text, min(0.6, rng.expovariate(1 / 0.18)), rng) or text

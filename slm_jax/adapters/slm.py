@@ -202,11 +202,16 @@ class SlmAdapter(nn.Module):
         frames = RmsNorm(cfg.dtype, axis='speech_embed', name='frames_norm')(
             jnp.where(valid[:, :, None], frames, 0)
         )
-        if label_embeddings is not None and ctc_logits is not None and len(label_embeddings) != ctc_logits.shape[-1]:
-            raise ValueError(
-                f'{len(label_embeddings)} label_embeddings for a CTC head of {ctc_logits.shape[-1]} labels: '
-                'vocabularies.names.speech_encoder has to be the foundation that the head belongs to.'
-            )
+        if label_embeddings is not None:
+            if cfg.reduction != 'ctc_blank':
+                raise ValueError(
+                    f"label_embeddings need SlmAdapterConfig.reduction 'ctc_blank', not {cfg.reduction!r}."
+                )
+            if ctc_logits is not None and len(label_embeddings) != ctc_logits.shape[-1]:
+                raise ValueError(
+                    f'{len(label_embeddings)} label_embeddings for a CTC head of {ctc_logits.shape[-1]} labels: '
+                    'vocabularies.names.speech_encoder has to be the foundation that the head belongs to.'
+                )
         if cfg.reduction == 'ctc_blank':
             if ctc_logits is None:
                 raise ValueError(
@@ -219,10 +224,6 @@ class SlmAdapter(nn.Module):
             num_slots = -(-frames.shape[1] // cfg.reduction_factor)
             x = mean_of_slots(frames, slots, num_slots)
         else:
-            if label_embeddings is not None:
-                raise ValueError(
-                    f"label_embeddings need SlmAdapterConfig.reduction 'ctc_blank', not {cfg.reduction!r}."
-                )
             lengths = -(-frame_lengths // cfg.reduction_factor)
             x = _reduce(frames, frame_lengths, cfg)
         x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
@@ -241,8 +242,8 @@ class SlmAdapter(nn.Module):
         )(x)
         if label_embeddings is not None:
             labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
-            spelt = (labels @ label_embeddings[1:]).astype(cfg.dtype)
-            x = jnp.where(valid[:, :, None], x + mean_of_slots(spelt, slots, num_slots), 0)
+            spelt = jnp.where(slots[:, :, None] >= 0, labels @ label_embeddings[1:], 0).astype(cfg.dtype)
+            x = x + mean_of_slots(spelt, slots, num_slots)
             start = jnp.broadcast_to(label_embeddings[0].astype(cfg.dtype), x[:, :1].shape)
             x = jnp.concatenate([start, x], axis=1)
             lengths = jnp.where(lengths > 0, lengths + 1, 0)

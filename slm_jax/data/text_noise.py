@@ -59,7 +59,7 @@ def as_recognised(text: str, error_rate: float, rng: random.Random) -> str:
 
     Args:
       error_rate: expected wrong characters per character. Of these 45% are taken for one that sounds alike, 36% are
-        dropped, and 19% get another one behind them, shares measured of usm_tiny's own errors.
+        dropped, and 19% get another one behind them, about as in usm_tiny's own errors.
     """
     text, written = text_corpora.normalize(text), []
     for character in text:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias, relative_position_bucket
+from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias
 
 _MASKED = -1e10
 _REMAT_POLICIES = ('none', 'minimal', 'full')
@@ -39,8 +39,8 @@ class T5Config:
         remat_policy: 'none' keeps every activation, 'minimal' the results of matrix products with
             weights, 'full' only the input of each layer.
         float32_attention_logits: compute attention logits in float32 whatever `dtype` is.
-        mimetic_attention: fresh parameters are arranged by `mimetic`, for a small model that is to learn
-            copying soon.
+        mimetic_attention: fresh parameters are arranged by `llms/mimetic.py`, for a small model that is to
+            learn copying soon.
     """
 
     vocab_size: int
@@ -485,48 +485,3 @@ def cached_step(
         return logits[:, 0], updated['cache']
 
     return tokens_to_logits, state['cache']
-
-
-def mimetic(params: Any, config: T5Config) -> Any:
-    """Fresh `params`, rearranged so that the model begins by copying (after arXiv 2305.09828).
-
-    Heads 0 to 2 of the self-attentions look one, two and three tokens back, heads 3 to 5 at all that came before,
-    faded over 4, 16 and 64 tokens; values and outputs are the same in both stacks. So where the tokens before are
-    much alike, the states are. The cross-attention looks for what is like its query and hands it on, and in it the
-    following token, which head 6 of the encoder has put there; head 7 looks at the one after.
-    """
-    cfg, values = config, nn.unbox(params)
-    encoder, decoder = values['encoder'], values['decoder']
-    for stack, ahead in ((encoder, (1, 2)), (decoder, ())):
-        bias = np.zeros(stack['relpos_bias']['rel_embedding'].shape, np.float32)
-
-        def buckets(offsets, bidirectional=stack is encoder):
-            return relative_position_bucket(np.array(offsets), bidirectional)
-
-        distances = np.arange(1000, -1, -1)  # the nearest of a bucket is written last
-        for head, decay in enumerate((4, 16, 64), 3):
-            bias[head] = -12.0  # what lies ahead
-            bias[head, buckets(-distances)] = np.maximum(-distances / decay, -12.0)
-        for head, offset in [*enumerate((-1, -2, -3)), *enumerate(ahead, 6)]:
-            bias[head, buckets([offset])] = 8.0
-        stack['relpos_bias']['rel_embedding'] = jnp.asarray(bias)
-
-    back, ahead = slice(0, 6 * cfg.head_dim), slice(6 * cfg.head_dim, 7 * cfg.head_dim)
-    for layer in range(cfg.num_encoder_layers):
-        attention = encoder[f'layers_{layer}']['attention']
-        value, out = attention['value']['kernel'], attention['out']['kernel']
-        attention['out']['kernel'] = out.at[ahead].set(value[:, ahead].T)
-        if layer < cfg.num_decoder_layers:
-            attention = decoder[f'layers_{layer}']['self_attention']
-            attention['value']['kernel'] = attention['value']['kernel'].at[:, back].set(value[:, back])
-            attention['out']['kernel'] = attention['out']['kernel'].at[back].set(out[back])
-    for layer in range(cfg.num_decoder_layers):
-        attention = decoder[f'layers_{layer}']['encoder_decoder_attention']
-        attention['query']['kernel'] = attention['key']['kernel'] * cfg.head_dim**-0.5
-        attention['out']['kernel'] = attention['value']['kernel'].T
-    return jax.tree.map(
-        lambda box, value: box.replace_boxed(value),
-        params,
-        values,
-        is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
-    )

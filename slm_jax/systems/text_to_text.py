@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import optax
 
 from slm_jax import decoding
-from slm_jax.llms import t5
+from slm_jax.llms import mimetic, t5
 from slm_jax.systems import Batch, Metrics, Params
 
 
@@ -56,7 +56,7 @@ def initial_params(llm: t5.T5, rng: Key[Array, '']) -> Params:
     tokens = jnp.zeros((1, 1), jnp.int32)
     params = llm.init(rng, tokens, tokens, tokens)['params']
     if llm.config.mimetic_attention:
-        return t5.mimetic(params, llm.config)
+        return mimetic.arrange(params, llm.config)
     return params
 
 

@@ -195,6 +195,9 @@ def test_slots_start_from_the_embeddings_of_their_labels(speech):
     unsure, _ = module.apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
     mean = jax.nn.softmax(logits[0, 0, 1:]) @ embeddings[1:]
     np.testing.assert_allclose(unsure[0, 1], mean, atol=0.01)
+    padded = [jnp.concatenate([x[:1, :1], jnp.full_like(x[:1, 1:4], jnp.nan)], axis=1) for x in speech]
+    still, _ = module.apply(variables, padded[0], jnp.array([1]), padded[1], True, embeddings)
+    np.testing.assert_allclose(still[0, :2], unsure[0], rtol=1e-5)
     nothing, lengths = module.apply(variables, frames[:1, :4], jnp.array([0]), logits[:1, :4], True, embeddings)
     assert lengths == 0 and (nothing == 0).all()
     with pytest.raises(ValueError, match='4 label_embeddings for a CTC head of 5 labels'):

@@ -64,7 +64,7 @@ class ToyLoader:
         targets = np.full((self.rows, 2 + step % 2), 1 + step % 5, np.int32)
         weights = np.ones(targets.shape, np.float32)
         weights[0] = step % 3 > 0  # rows of padding on one shard must not change the mean
-        batch = {
+        return {
             'speech_samples': rng.integers(-99, 99, (self.rows, 16 + 16 * (step % 2))).astype(np.int16),
             'speech_lengths': np.full(self.rows, 16, np.int32),
             'encoder_input_tokens': np.ones((self.rows, 1), np.int32),
@@ -72,7 +72,6 @@ class ToyLoader:
             'decoder_target_tokens': targets,
             'decoder_loss_weights': weights,
         }
-        return batch
 
     def _rows_of_this_host(self, batch):
         first, rows = jax.process_index(), self.rows // jax.process_count()
