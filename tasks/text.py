@@ -58,7 +58,7 @@ RATES = {
     'text_words': {'news': 0.5},
     'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.5, 'orders': 1.0},
     'text_translation': {'prompt_pairs': 1.2, 'numeral_pairs': 0.2, 'news_pairs': 0.1},
-    'text_slots': {'orders': 1.3},
+    'text_slots': {'orders': 2.0},
     'text_requests': {'prompts': 0.2, 'numerals': 0.3, 'news': 0.1},
 }
 
