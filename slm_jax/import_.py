@@ -1,10 +1,11 @@
 """Brings a public checkpoint in as a foundation: `slm-jax import SOURCE OUT`.
 
     slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
-    slm-jax import hf:google/flan-t5-base foundations/flan_t5_base
+    slm-jax import hf:openai/whisper-small foundations/whisper_small
 
-OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, with the model file OUT/model.gin. It is there whole
-or not at all. The last letter of this file's name is Python's: `import` is a word of its own.
+OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
+OUT/model.gin. It is there whole or not at all. The last letter of this file's name is Python's: `import` is a word of
+its own.
 """
 
 import argparse
@@ -35,19 +36,20 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     """
     from slm_jax import foundations
     from slm_jax.importers import CheckpointError
-    from slm_jax.importers.hugging_face import directory, t5
+    from slm_jax.importers.hugging_face import directory, t5, whisper
 
     path = pathlib.Path(out).expanduser().absolute()
     if path.exists():
         raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
     found = directory.read(source)
+    families = {name: family for family in (t5, whisper) for name in family.MODEL_TYPES}
     model_type = found.config.get('model_type')
-    if model_type not in t5.MODEL_TYPES:
+    if model_type not in families:
         raise CheckpointError(
             f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
-            f'{", ".join(t5.MODEL_TYPES)}.'
+            f'{", ".join(families)}.'
         )
-    imported = t5.convert(found, path)
+    imported = families[model_type].convert(found, path)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')

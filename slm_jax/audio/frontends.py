@@ -7,7 +7,6 @@ what the reference feature extractor gives for each clip alone, whatever the pad
 import dataclasses
 import math
 
-
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 import numpy as np
@@ -37,6 +36,11 @@ def _triangles(hz_points: np.ndarray, num_bins: int, fft_length: int) -> np.ndar
     width = np.diff(hz_points)
     slopes = hz_points[None, :] - bins[:, None]
     return np.maximum(0.0, np.minimum(-slopes[:, :-2] / width[:-1], slopes[:, 2:] / width[1:]))
+
+
+def _mel(spectrum: Float[Array, 'b t bins'], filters: np.ndarray) -> Float[Array, 'b t mel']:
+    """Spectrum by mel bin; accelerators would round a product in float32 to far less."""
+    return jnp.matmul(spectrum, filters.astype(np.float32), precision='highest')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +78,8 @@ class UsmFrontend:
         magnitude = jnp.abs(jnp.fft.rfft(frames * window.astype(np.float32), n=1024))
         mel = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
         points = 700.0 * (10.0 ** (np.linspace(*mel, self.num_mel_bins + 2) / 2595.0) - 1.0)
-        filters = _triangles(points, 513, 1024).astype(np.float32)
-        features = jnp.log(jnp.maximum(magnitude @ filters, self.mel_floor))
+        filters = _triangles(points, 513, 1024)
+        features = jnp.log(jnp.maximum(_mel(magnitude, filters), self.mel_floor))
         features = (features - self.mean) / self.stddev
         feature_lengths = self.num_frames(lengths)
         valid = jnp.arange(features.shape[1]) < feature_lengths[:, None]
@@ -84,17 +88,18 @@ class UsmFrontend:
 
 @dataclasses.dataclass(frozen=True)
 class WhisperFrontend:
-    """Whisper's log-mel features over a window of 30 s: 80 bins up to large-v2, 128 from large-v3 on.
+    """Whisper's log-mel features: 80 bins up to large-v2, 128 from large-v3 on.
 
-    Reference: `WhisperFeatureExtractor`. The output has 3,000 frames for every clip, as Whisper's encoder was
-    trained, with silence after the clip's end.
+    Reference: `WhisperFeatureExtractor`, which fills every clip up to 30 s with silence. Here the output ends with the
+    batch, after at least one frame of silence unless the batch has 30 s: all frames that the reference has after it
+    are equal to the last. `WhisperEncoder` repeats it.
     """
 
     num_mel_bins: int = 80
 
     def __call__(
         self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
-    ) -> tuple[Float[Array, 'b 3000 mel'], Int[Array, 'b']]:
+    ) -> tuple[Float[Array, 'b t mel'], Int[Array, 'b']]:
         """Returns the features and the number of frames that hold the clip.
 
         Raises:
@@ -102,16 +107,19 @@ class WhisperFrontend:
         """
         if samples.shape[1] > 480_000:
             raise ValueError(
-                f'Whisper hears 30 s (480000 samples) and the batch has {samples.shape[1]}: chunk the audio first'
+                f'Whisper hears 30 s, and the batch has {samples.shape[1] / 16_000:g} s. Train and evaluate on clips of '
+                "30 s at most: TASK_FEATURE_LENGTHS = {'speech': 480000, …}. `slm-jax infer --chunk_seconds 30` cuts at "
+                'pauses.'
             )
+        num_frames = min(3000, -(-samples.shape[1] // _HOP) + 3)  # a window of 400 samples ends in the second after
         waveform = jnp.pad(_mask_padding(samples, lengths), ((0, 0), (0, 480_000 - samples.shape[1])))
         waveform = jnp.pad(waveform, ((0, 0), (200, 200)), mode='reflect')
-        frames = _frame(waveform, 3000, 400)
+        frames = _frame(waveform, num_frames, 400)
         window = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(400) / 400))
         power = jnp.abs(jnp.fft.rfft(frames * window.astype(np.float32))) ** 2
         points = _slaney_mel_to_hz(np.linspace(0.0, _slaney_hz_to_mel(8000.0), self.num_mel_bins + 2))
         filters = _triangles(points, 201, 400) * (2.0 / (points[2:] - points[:-2]))
-        log_mel = jnp.log10(jnp.maximum(power @ filters.astype(np.float32), 1e-10))
+        log_mel = jnp.log10(jnp.maximum(_mel(power, filters), 1e-10))
         log_mel = jnp.maximum(log_mel, log_mel.max(axis=(1, 2), keepdims=True) - 8.0)
         return (log_mel + 4.0) / 4.0, -(-lengths // _HOP)
 
@@ -123,5 +131,3 @@ def _slaney_hz_to_mel(hz: float) -> float:
 
 def _slaney_mel_to_hz(mel: np.ndarray) -> np.ndarray:
     return np.where(mel < 15.0, 200.0 * mel / 3.0, 1000.0 * np.exp(math.log(6.4) / 27.0 * (mel - 15.0)))
-
-

@@ -17,6 +17,13 @@ class EncoderCtc:
 
     speech_encoder: SpeechEncoder
 
+    def __post_init__(self):
+        if self.speech_encoder.ctc_vocab_size is None:
+            raise ValueError(
+                'The speech encoder has no CTC head, so it writes nothing by itself. Train one '
+                '(SpeechEncoder.ctc_vocab_size), or an adapter to a language model.'
+            )
+
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""
         variables = self.speech_encoder.init(rng, batch['speech_samples'], batch['speech_lengths'])

@@ -30,8 +30,18 @@ def test_usm_equals_gemma3n(extra):
 @pytest.mark.parametrize('bins', [80, 128])
 def test_whisper_equals_reference(bins):
     features, lengths = jax.jit(WhisperFrontend(bins))(padded(6001, noise=True), np.array([len(SAMPLES)]))
-    assert features.shape == (1, 3000, bins) and lengths[0] == 150
+    assert features.shape == (1, 191, bins) and lengths[0] == 150
     np.testing.assert_allclose(features[0, :170], GOLDENS[f'whisper_{bins}'], atol=1e-4)
+
+
+@pytest.mark.parametrize('length', [479_519, 479_521, 479_840, 480_000])
+def test_whisper_ends_with_silence_or_with_the_window(length):
+    samples = np.random.default_rng(0).integers(-9000, 9000, (1, length)).astype(np.int16)
+    whole, lengths = WhisperFrontend()(np.pad(samples, ((0, 0), (0, 480_000 - length))), np.array([length]))
+    features, _ = WhisperFrontend()(samples, np.array([length]))
+    assert whole.shape[1] == 3000 and lengths[0] == -(-length // 160)
+    repeated = np.pad(features, ((0, 0), (0, 3000 - features.shape[1]), (0, 0)), mode='edge')
+    np.testing.assert_array_equal(repeated, whole)
 
 
 def test_whisper_refuses_to_cut():

@@ -4,6 +4,7 @@ import io
 import json
 import pathlib
 import pickle
+import re
 import shutil
 import zipfile
 
@@ -14,6 +15,7 @@ from slm_jax import import_
 from slm_jax.importers import CheckpointError
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 't5_goldens'
+ENCODERS = GOLDENS.with_name('encoder_goldens')
 
 
 @pytest.fixture
@@ -232,3 +234,66 @@ def test_the_hub_out_of_reach(source, monkeypatch):
     with pytest.raises(CheckpointError, match='hf:google/flan-t5-base cannot be fetched.*hf download google/flan'):
         import_.import_checkpoint('hf:google/flan-t5-base', str(out))
     assert not out.exists()
+
+
+@pytest.fixture
+def encoder(tmp_path):
+    """encoder(family) gives a directory of a speech encoder that may be damaged."""
+
+    def copy(family):
+        shutil.copytree(ENCODERS / family, tmp_path / family)
+        return tmp_path / family
+
+    return copy
+
+
+@pytest.mark.parametrize(
+    ('family', 'flag', 'value'),
+    [
+        ('whisper', 'activation_function', 'relu'),
+        ('whisper', 'max_source_positions', 750),
+        ('whisper', 'encoder_layers', 'absent'),
+        ('whisper', 'encoder_attention_heads', 5),
+        ('whisper', 'quantization_config', {'bits': 4}),
+        ('whisper', 'encoder_window', 7),
+    ],
+)
+def test_flags_of_encoders(encoder, family, flag, value):
+    source = encoder(family)
+    edit(source / 'config.json', **{flag: value})
+    refused(source, 'config.json.*' + (str(value) if flag.endswith('heads') else flag))
+
+
+@pytest.mark.parametrize(
+    ('family', 'flag', 'value'),
+    [('whisper', 'hop_length', 320), ('whisper', 'feature_size', 128), ('whisper', 'dither', 1e-4)],
+)
+def test_feature_extractors(encoder, family, flag, value):
+    source = encoder(family)
+    path = source / 'preprocessor_config.json'
+    edit(path, **{flag: value})
+    refused(source, f'preprocessor_config.json: {flag} is {value}')
+    processor = {'feature_extractor': json.loads(path.read_text())}
+    path.rename(source / 'processor_config.json').write_text(json.dumps(processor))
+    refused(source, f'processor_config.json: {flag} is {value}')
+
+
+@pytest.mark.parametrize(
+    ('family', 'landmark', 'name', 'expected'),
+    [('whisper', 'conv1.weight', 'model.encoder.layers.1.fc1.weight', [20, 12])],
+)
+def test_tensors_of_encoders(encoder, family, landmark, name, expected):
+    source = encoder(family)
+    path, whole = source / 'model.safetensors', arrays(source)
+    dtype, shape, data = whole[name]
+    prefix = name.split('layers')[0]
+    write(path, {k: v for k, v in whole.items() if k != name})
+    refused(source, f'no tensor {name}')
+    write(path, {k: v for k, v in whole.items() if not k.endswith(landmark)})
+    refused(source, f'no tensor {landmark}')
+    write(path, whole | {name: [dtype, shape[::-1], data]})
+    refused(source, re.escape(f'model.safetensors: tensor {name} is {shape[::-1]}; by config.json it is {expected}'))
+    write(path, whole | {name: ['F16', shape, data[::2]]})
+    refused(source, f'tensor {name} is float16, .*{landmark} is float32')
+    write(path, whole | {f'{prefix}gate.weight': ['F32', [2], b'\0' * 8]})
+    refused(source, f'model.safetensors: 1 tensors.*{prefix}gate.weight')

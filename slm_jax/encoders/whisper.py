@@ -1,0 +1,123 @@
+"""Whisper's encoder (arXiv 2212.04356, section 2.2): two convolutions and a Transformer over a window of 30 s.
+
+Reference: `transformers`' `WhisperEncoder`, whose names the parameters have. It attends to the silence after a clip
+as to the clip, so a short clip costs as much as one of 30 s, and nothing has to be masked.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+_WINDOW = 3000  # frames at 100 Hz
+
+
+@dataclasses.dataclass(frozen=True)
+class WhisperConfig:
+    """Sizes, and the type of activations. Public models have `mlp_dim` = 4 · `emb_dim` and heads of 64."""
+
+    num_layers: int
+    emb_dim: int
+    num_heads: int
+    mlp_dim: int
+    dtype: Any = jnp.float32
+
+
+def _dense(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    return nn.Dense(
+        features,
+        use_bias,
+        dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+def _layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(
+        1e-5,
+        dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
+        name=name,
+    )
+
+
+class _SelfAttention(nn.Module):
+    config: WhisperConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
+        d, axes, dtype = self.config.emb_dim, ('embed', 'joined_kv'), self.config.dtype
+
+        def heads_of(name: str, use_bias: bool = True) -> Float[Array, 'b t h k']:
+            y = _dense(d, axes, dtype, name, use_bias)(x)
+            return y.reshape(*y.shape[:2], self.config.num_heads, -1)
+
+        query, key, value = heads_of('q_proj'), heads_of('k_proj', use_bias=False), heads_of('v_proj')
+        y = jax.nn.dot_product_attention(query, key, value)
+        return _dense(d, axes[::-1], dtype, 'out_proj')(y.reshape(x.shape))
+
+
+class _Layer(nn.Module):
+    """Self-attention and a GELU block, each pre-normalised; (output, None) for nn.scan."""
+
+    config: WhisperConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b t d']) -> tuple[Float[Array, 'b t d'], None]:
+        config, dtype = self.config, self.config.dtype
+        y = _layer_norm(dtype, 'self_attn_layer_norm')(x)
+        x = x + _SelfAttention(config, name='self_attn')(y)
+        y = _layer_norm(dtype, 'final_layer_norm')(x)
+        y = nn.gelu(_dense(config.mlp_dim, ('embed', 'mlp'), dtype, 'fc1')(y), approximate=False)
+        return x + _dense(config.emb_dim, ('mlp', 'embed'), dtype, 'fc2')(y), None
+
+
+class WhisperEncoder(nn.Module):
+    """Log-mel frames at 100 Hz -> frames at 50 Hz."""
+
+    config: WhisperConfig
+
+    @nn.compact
+    def __call__(
+        self, features: Float[Array, 'b t mel'], lengths: Int[Array, 'b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b u d'], Int[Array, 'b']]:
+        """Features as `WhisperFrontend` makes them: after the last frame comes its like, silence, up to 30 s.
+
+        Returns the frames of the clips, zero beyond them, and their number. There is no dropout, as in Whisper's own
+        training: `deterministic` changes nothing.
+        """
+        config = self.config
+        u, lengths = -(-features.shape[1] // 2), -(-lengths // 2)
+        x = jnp.pad(features, ((0, 0), (0, _WINDOW - features.shape[1]), (0, 0)), mode='edge').astype(config.dtype)
+        for name, stride, axis in (('conv1', 1, 'conv_in'), ('conv2', 2, 'embed')):
+            conv = nn.Conv(
+                config.emb_dim,
+                (3,),
+                stride,
+                padding=1,
+                dtype=config.dtype,
+                kernel_init=nn.with_logical_partitioning(
+                    nn.initializers.lecun_normal(), ('conv_time', axis, 'conv_out')
+                ),
+                bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)),
+                name=name,
+            )
+            x = nn.gelu(conv(x), approximate=False)
+        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('length', 'embed'))
+        x = x + self.param('embed_positions', init, x.shape[1:], jnp.float32).astype(config.dtype)
+        x, _ = nn.scan(
+            _Layer,
+            variable_axes={'params': 0},
+            split_rngs={'params': True},
+            length=config.num_layers,
+            metadata_params={nn.PARTITION_NAME: 'layers'},
+        )(config, name='layers')(x)
+        x = _layer_norm(config.dtype, 'layer_norm')(x[:, :u])
+        return jnp.where((jnp.arange(u) < lengths[:, None])[..., None], x, 0.0), lengths

@@ -1,0 +1,139 @@
+"""Speech encoders: what transformers makes of a waveform, we make of it.
+
+The goldens are small models that transformers saved, with its outputs (tests/testdata/encoder_goldens/make.py). The
+slow tests make more of them here, and need torch and transformers: pip install -e .[hf].
+"""
+
+import functools
+import pathlib
+import runpy
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from slm_jax import cli, configuration, foundations, import_
+from slm_jax.systems.speech_encoder import SpeechEncoder
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
+FAMILIES = ('whisper',)
+
+
+@pytest.fixture(autouse=True)
+def no_configuration():
+    """gin is as it was afterwards."""
+    yield
+    gin.clear_config()
+
+
+def imported(source, out):
+    """What the foundation makes of samples and their lengths."""
+    import_.import_checkpoint(str(source), str(out), 'float32')
+    configuration.parse_gin([str(out / 'model.gin')], [])
+    encoder = configuration.configured(SpeechEncoder)()
+    params = foundations.load(out, verify=True)
+    return jax.jit(lambda samples, lengths: encoder.apply({'params': params}, samples, lengths)[:2])
+
+
+def batched(clips, length):
+    """Clips in one batch of `length` samples, noise behind them, and their lengths."""
+    rng = np.random.default_rng(1)
+    samples = rng.integers(-20_000, 20_000, (len(clips), length)).astype(np.int16)
+    for row, clip in zip(samples, clips, strict=True):
+        row[: len(clip)] = clip
+    return jnp.asarray(samples), jnp.array([len(clip) for clip in clips])
+
+
+def check(encode, clips, expected):
+    """In a batch, and each clip alone."""
+    longest = max(map(len, clips))
+    for rows in (range(len(clips)), *([i] for i in range(len(clips)))):
+        for extra in (0, 5003) if len(rows) > 1 and longest < 470_000 else (0,):
+            length = max(len(clips[i]) for i in rows) + extra
+            frames, lengths = encode(*batched([clips[i] for i in rows], length))
+            for i, found, count in zip(rows, frames, lengths, strict=True):
+                assert count == len(expected[i])
+                np.testing.assert_allclose(found[:count], expected[i], rtol=0, atol=1e-4)
+                assert not np.any(found[count:])
+
+
+@functools.cache
+def clips():
+    """The clips of the goldens."""
+    with np.load(GOLDENS.parent / 'transformers_goldens' / 'frontends.npz') as goldens:
+        samples = goldens['samples']
+    return [samples, samples[3000:15_001], samples[:7777]]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_frames_are_those_of_transformers(family, tmp_path):
+    encode = imported(GOLDENS / family, tmp_path / 'out')
+    with np.load(GOLDENS / family / 'outputs.npz') as golden:
+        check(encode, clips(), [golden[str(i)] for i in range(3)])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_text_only_rows_and_short_clips(family, tmp_path):
+    encode = imported(GOLDENS / family, tmp_path / 'out')
+    frames, lengths = encode(*batched([clips()[0], clips()[0][:1], clips()[0][:0]], 24_000))
+    assert lengths[0] > 0 and lengths[2] == 0
+    assert np.all(np.isfinite(frames)) and not np.any(frames[2])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_what_an_import_leaves(family, tmp_path, capsys):
+    out = tmp_path / 'deep' / family
+    assert cli.main(['import', str(GOLDENS / family), str(out)]) == 0
+    assert 'licence: apache-2.0' in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ['card.json', 'model.gin', 'params']
+    assert foundations.card(out)['kind'] == 'speech_encoder'
+    stored = foundations.flatten(foundations.abstract(out))
+    assert {leaf.dtype for leaf in stored.values()} == {jnp.dtype('bfloat16')}
+    assert all(path.startswith('encoder/') for path in stored)
+
+
+def test_whisper_hears_30_seconds(tmp_path):
+    encode = imported(GOLDENS / 'whisper', tmp_path / 'out')
+    with pytest.raises(ValueError, match='30 s.*TASK_FEATURE_LENGTHS.*chunk_seconds 30'):
+        encode(jnp.zeros((1, 480_640), jnp.int16), jnp.array([16_000]))
+
+
+# From here on with transformers itself. `slow`, and skipped without torch and transformers.
+
+
+@functools.cache
+def reference():
+    """The functions of make.py."""
+    for name in ('torch', 'transformers'):
+        pytest.importorskip(name, reason=f'{name} makes the reference: pip install -e .[hf]')
+    return runpy.run_path(str(GOLDENS / 'make.py'))
+
+
+def noise(seconds, seed=0):
+    """A clip of odd length, louder and softer."""
+    rng = np.random.default_rng(seed)
+    n = int(16_000 * seconds) | 1
+    return (3000 * rng.standard_normal(n) * (1 + np.sin(np.arange(n) / 9000))).astype(np.int16)
+
+
+# Family, what makes its feature extractor unlike the golden's, and its configuration.
+VARIANTS = {
+    'whisper large-v3': ('whisper', dict(feature_size=128), dict(num_mel_bins=128, encoder_attention_heads=4)),
+    'whisper with one layer': ('whisper', {}, dict(encoder_layers=1, d_model=64, encoder_ffn_dim=256)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variant', VARIANTS)
+def test_random_models_agree(variant, tmp_path):
+    make = reference()
+    family, features, changes = VARIANTS[variant]
+    golden_extractor, settings = make['FAMILIES'][family]
+    extractor = type(golden_extractor)(**features)
+    model = make['random_model'](family, seed=11, **settings | changes)
+    make['save'](model, family, extractor, tmp_path / 'source', max_shard_size='20KB')
+    found = [noise(2.4), clips()[1], noise(29.9), noise(0.31)]
+    expected = make['encode'](model, family, extractor, found)
+    check(imported(tmp_path / 'source', tmp_path / 'out'), found, expected)

@@ -1,0 +1,74 @@
+"""Makes the goldens of this folder with `transformers` and PyTorch: pip install -e .[hf]; python make.py
+
+A folder each of small random models as `save_pretrained` leaves them, with the configuration of their feature
+extractor and outputs.npz: what the reference makes of the clips, from waveform to frames.
+"""
+
+import pathlib
+
+import numpy as np
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).parent
+# By family: feature extractor, and the configuration of the golden.
+FAMILIES = {
+    'whisper': (
+        transformers.WhisperFeatureExtractor(),
+        dict(
+            d_model=12, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=20, decoder_layers=1,
+            decoder_attention_heads=2, decoder_ffn_dim=4, vocab_size=8, max_target_positions=4, pad_token_id=0,
+            bos_token_id=1, eos_token_id=2, decoder_start_token_id=3, begin_suppress_tokens=None,
+        ),
+    ),
+}  # fmt: skip
+
+
+def clips() -> list[np.ndarray]:
+    """The recording of the frontends' goldens and parts of it, of odd lengths."""
+    with np.load(HERE.parent / 'transformers_goldens' / 'frontends.npz') as goldens:
+        samples = goldens['samples']
+    return [samples, samples[3000:15_001], samples[:7777]]
+
+
+def random_model(family: str, seed: int = 0, **settings):
+    """A model whose parameters are all far from their initial values, so that nothing can be left out unseen."""
+    torch.manual_seed(seed)
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            parameter.data = ('norm.weight' in name) + 0.3 * torch.randn_like(parameter)
+        elif 'embed_positions' not in name:
+            parameter.data = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
+    return model.eval()
+
+
+def save(model, family: str, extractor, directory: pathlib.Path, **options) -> None:
+    """As a public directory of this family is."""
+    model.save_pretrained(directory, **options)
+    extractor.save_pretrained(directory)
+    (directory / 'README.md').write_text('---\nlicense: apache-2.0\n---\nA random model.\n')
+
+
+def features(family: str, extractor, clip: np.ndarray) -> np.ndarray:
+    """[frames, width] of a clip alone, from its waveform in int16."""
+    floats = clip.astype(np.float32) / 32768
+    found = extractor([floats], sampling_rate=16_000, return_tensors='np')['input_features'][0]
+    return found.T if family == 'whisper' else found
+
+
+def encode(model, family: str, extractor, clips: list[np.ndarray]) -> list[np.ndarray]:
+    """Frames of each clip, from its waveform in int16."""
+    floats = [clip.astype(np.float32) / 32768 for clip in clips]
+    with torch.no_grad():
+        batch = extractor(floats, sampling_rate=16_000, return_tensors='pt')
+        frames = model.get_encoder()(batch['input_features']).last_hidden_state
+        return [frames[i, : -(-len(clip) // 320)].numpy() for i, clip in enumerate(clips)]
+
+
+if __name__ == '__main__':
+    for family, (extractor, settings) in FAMILIES.items():
+        model = random_model(family, **settings)
+        save(model, family, extractor, HERE / family)
+        frames = encode(model, family, extractor, clips())
+        np.savez_compressed(HERE / family / 'outputs.npz', **{str(i): part for i, part in enumerate(frames)})
