@@ -5,6 +5,7 @@ slow tests make more of them here, and need torch and transformers: pip install 
 """
 
 import functools
+import json
 import pathlib
 import runpy
 
@@ -14,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from test_import_bad_input import arrays, write
+
 from slm_jax import cli, configuration, foundations, import_
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
-FAMILIES = ('whisper',)
+FAMILIES = ('whisper', 'gemma3n')
 
 
 @pytest.fixture(autouse=True)
@@ -94,6 +97,21 @@ def test_what_an_import_leaves(family, tmp_path, capsys):
     assert all(path.startswith('encoder/') for path in stored)
 
 
+def test_the_tower_of_a_whole_gemma(tmp_path):
+    import_.import_checkpoint(str(GOLDENS / 'gemma3n'), str(tmp_path / 'tower'))
+    source = tmp_path / 'source'
+    source.mkdir()
+    other = {f'model.{part}.norm.weight': ['F32', [2], b'\0' * 8] for part in ('embed_audio', 'language_model')}
+    tower = {f'model.audio_tower.{name}': tensor for name, tensor in arrays(GOLDENS / 'gemma3n').items()}
+    write(source / 'model.safetensors', other | tower)
+    audio = json.loads((GOLDENS / 'gemma3n' / 'config.json').read_text())
+    config = {'model_type': 'gemma3n', 'audio_config': audio, 'text_config': {'hidden_size': 8}, 'vision_config': {}}
+    (source / 'config.json').write_text(json.dumps(config))
+    import_.import_checkpoint(str(source), str(tmp_path / 'whole'))
+    fingerprints = [foundations.card(tmp_path / name)['fingerprint'] for name in ('tower', 'whole')]
+    assert fingerprints[0] == fingerprints[1]
+
+
 def test_whisper_hears_30_seconds(tmp_path):
     encode = imported(GOLDENS / 'whisper', tmp_path / 'out')
     with pytest.raises(ValueError, match='30 s.*TASK_FEATURE_LENGTHS.*chunk_seconds 30'):
@@ -122,6 +140,23 @@ def noise(seconds, seed=0):
 VARIANTS = {
     'whisper large-v3': ('whisper', dict(feature_size=128), dict(num_mel_bins=128, encoder_attention_heads=4)),
     'whisper with one layer': ('whisper', {}, dict(encoder_layers=1, d_model=64, encoder_ffn_dim=256)),
+    'gemma 3n looking ahead': ('gemma3n', {}, dict(conf_attention_context_right=4, conf_reduction_factor=2)),
+    'gemma 3n with all its numbers': (
+        'gemma3n',
+        {},
+        dict(
+            conf_attention_logit_cap=5.0,
+            conf_residual_weight=0.3,
+            gradient_clipping=1.5,
+            rms_norm_eps=1e-3,
+            sscp_conv_group_norm_eps=0.1,
+            conf_conv_kernel_size=3,
+            conf_attention_chunk_size=12,
+            conf_attention_context_left=13,
+            sscp_conv_channel_size=(8, 3),
+            conf_reduction_factor=1,
+        ),
+    ),
 }
 
 

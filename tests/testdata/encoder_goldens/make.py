@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import torch
 import transformers
+from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
 
 HERE = pathlib.Path(__file__).parent
 # By family: feature extractor, and the configuration of the golden.
@@ -19,6 +20,13 @@ FAMILIES = {
             d_model=12, encoder_layers=3, encoder_attention_heads=2, encoder_ffn_dim=20, decoder_layers=1,
             decoder_attention_heads=2, decoder_ffn_dim=4, vocab_size=8, max_target_positions=4, pad_token_id=0,
             bos_token_id=1, eos_token_id=2, decoder_start_token_id=3, begin_suppress_tokens=None,
+        ),
+    ),
+    'gemma3n': (
+        transformers.Gemma3nAudioFeatureExtractor(),
+        dict(
+            hidden_size=16, conf_num_attention_heads=2, conf_num_hidden_layers=3, conf_attention_chunk_size=5,
+            conf_attention_context_left=8, sscp_conv_channel_size=(6, 4),
         ),
     ),
 }  # fmt: skip
@@ -34,7 +42,10 @@ def clips() -> list[np.ndarray]:
 def random_model(family: str, seed: int = 0, **settings):
     """A model whose parameters are all far from their initial values, so that nothing can be left out unseen."""
     torch.manual_seed(seed)
-    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+    if family == 'whisper':
+        model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+    else:
+        model = Gemma3nAudioEncoder(transformers.Gemma3nAudioConfig(**settings))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             parameter.data = ('norm.weight' in name) + 0.3 * torch.randn_like(parameter)
@@ -61,6 +72,10 @@ def encode(model, family: str, extractor, clips: list[np.ndarray]) -> list[np.nd
     """Frames of each clip, from its waveform in int16."""
     floats = [clip.astype(np.float32) / 32768 for clip in clips]
     with torch.no_grad():
+        if family == 'gemma3n':  # the padding of a batch would reach the last frames of its shorter clips
+            alone = [extractor([clip], return_tensors='pt') for clip in floats]
+            alone = [model(batch['input_features'], ~batch['input_features_mask']) for batch in alone]
+            return [output.last_hidden_state[0].numpy() for output in alone]
         batch = extractor(floats, sampling_rate=16_000, return_tensors='pt')
         frames = model.get_encoder()(batch['input_features']).last_hidden_state
         return [frames[i, : -(-len(clip) // 320)].numpy() for i, clip in enumerate(clips)]

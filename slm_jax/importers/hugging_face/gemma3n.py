@@ -1,0 +1,78 @@
+"""Gemma 3n's audio tower, a Universal Speech Model: saved alone, or out of a checkpoint of the whole model."""
+
+import pathlib
+
+from slm_jax.audio.frontends import UsmFrontend
+from slm_jax.encoders.usm import UsmConfig, UsmEncoder
+from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers.hugging_face import speech
+from slm_jax.importers.hugging_face.directory import Directory
+
+MODEL_TYPES = ('gemma3n', 'gemma3n_audio')
+
+_SIZES = {
+    'conf_num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'conf_num_attention_heads': 'num_heads',
+    'conf_conv_kernel_size': 'conv_kernel_size', 'conf_attention_chunk_size': 'chunk_size',
+    'conf_attention_context_left': 'context_left', 'conf_reduction_factor': 'reduction_factor',
+    'input_feat_size': 'num_mel_bins',
+}  # fmt: skip
+# Where they are absent, our defaults are the reference's.
+_NUMBERS = {
+    'conf_attention_context_right': 'context_right', 'conf_attention_logit_cap': 'logit_cap',
+    'conf_residual_weight': 'residual_weight', 'gradient_clipping': 'activation_clip', 'rms_norm_eps': 'norm_epsilon',
+    'sscp_conv_group_norm_eps': 'subsample_norm_epsilon',
+}  # fmt: skip
+_FIXED = {
+    'sscp_conv_kernel_size': [[3, 3], [3, 3]], 'sscp_conv_stride_size': [[2, 2], [2, 2]],
+    'sscp_conv_eps': 1e-3,  # older files' name of sscp_conv_group_norm_eps, where transformers does not read it
+}  # fmt: skip
+_CHANNELS = 'sscp_conv_channel_size'
+_PREPROCESSOR = {
+    'sampling_rate': 16_000, 'frame_length': 512, 'hop_length': 160, 'fft_length': 1024, 'fft_overdrive': True,
+    'min_frequency': 125.0, 'max_frequency': 7600.0, 'preemphasis': 0.97, 'preemphasis_htk_flavor': True,
+    'mel_floor': 1e-5, 'dither': 0.0, 'input_scale_factor': 1.0, 'padding_value': 0.0, 'per_bin_mean': None,
+    'per_bin_stddev': None,
+}  # fmt: skip
+
+_MODULES = {
+    'input_proj': 'subsample_conv_projection.input_proj_linear',
+    'conformer/pre_attention_norm': 'conformer.{}.attention.pre_attn_norm',
+    'conformer/post_attention_norm': 'conformer.{}.attention.post_norm',
+    'conformer/attention_out': 'conformer.{}.attention.post',
+    'conformer/attention/pos_proj': 'conformer.{}.attention.attn.relative_position_embedding.pos_proj',
+    'conformer/attention': 'conformer.{}.attention.attn',
+    'conformer': 'conformer.{}',
+}
+
+
+def convert(directory: Directory, out: pathlib.Path) -> Imported:
+    """Takes the audio tower out of a Gemma 3n checkpoint; see `speech.convert` for what is raised."""
+    file, flags = directory.path / 'config.json', directory.config
+    if flags['model_type'] == 'gemma3n':
+        if not isinstance(flags.get('audio_config'), dict):
+            raise CheckpointError(f'{file} has no audio_config, so this Gemma 3n has no audio tower.')
+        flags = {'quantization_config': flags.get('quantization_config')} | flags['audio_config']
+    sizes = speech.check_flags(file, flags, _SIZES, _FIXED, {'vocab_offset', _CHANNELS, *_NUMBERS})
+    numbers = {name: flags[key] for key, name in _NUMBERS.items() if flags.get(key) is not None}
+    for key, name in _NUMBERS.items():
+        if type(numbers.get(name, 0)) not in (int, float) or numbers.get(name, 0) < 0:
+            raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be a number, not below 0.')
+    channels = flags.get(_CHANNELS) or UsmConfig.subsample_channels
+    if [type(channel) for channel in channels] != [int, int] or min(channels) < 1:
+        raise CheckpointError(f'{file}: {_CHANNELS} is {channels!r}; it must be two positive numbers.')
+    speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
+    config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))
+    frontend, landmark = UsmFrontend(config.num_mel_bins), 'subsample_conv_projection.input_proj_linear.weight'
+    return speech.convert(directory, out, UsmEncoder(config), frontend, _name, landmark)
+
+
+def _name(path: str) -> str:
+    module, _, kind = path.rpartition('/')
+    if module.startswith('subsample_'):
+        part = {'kernel': 'conv', 'scale': 'norm'}[kind]
+        return f'subsample_conv_projection.conv_{module.removeprefix("subsample_")}.{part}.weight'
+    prefix = next(prefix for prefix in _MODULES if f'{module}/'.startswith(f'{prefix}/'))
+    module = _MODULES[prefix] + module.removeprefix(prefix).replace('/', '.')
+    if kind == 'depthwise_kernel':
+        return f'{module}.depthwise_conv1d.weight'
+    return f'{module}.per_dim_scale' if kind == 'per_dim_scale' else f'{module}.weight'
