@@ -36,13 +36,13 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     """
     from slm_jax import foundations
     from slm_jax.importers import CheckpointError
-    from slm_jax.importers.hugging_face import directory, gemma3n, t5, whisper
+    from slm_jax.importers.hugging_face import directory, gemma3n, t5, w2v_bert, whisper
 
     path = pathlib.Path(out).expanduser().absolute()
     if path.exists():
         raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
     found = directory.read(source)
-    families = {name: family for family in (t5, whisper, gemma3n) for name in family.MODEL_TYPES}
+    families = {name: family for family in (t5, whisper, gemma3n, w2v_bert) for name in family.MODEL_TYPES}
     model_type = found.config.get('model_type')
     if model_type not in families:
         raise CheckpointError(

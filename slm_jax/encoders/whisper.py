@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from slm_jax.encoders.layers import conv, dense, layer_norm
+
 _WINDOW = 3000  # frames at 100 Hz
 
 
@@ -26,28 +28,6 @@ class WhisperConfig:
     dtype: Any = jnp.float32
 
 
-def _dense(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias,
-        dtype,
-        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-        name=name,
-    )
-
-
-def _layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(
-        1e-5,
-        dtype,
-        use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
-        name=name,
-    )
-
-
 class _SelfAttention(nn.Module):
     config: WhisperConfig
 
@@ -56,12 +36,12 @@ class _SelfAttention(nn.Module):
         d, axes, dtype = self.config.emb_dim, ('embed', 'joined_kv'), self.config.dtype
 
         def heads_of(name: str, use_bias: bool = True) -> Float[Array, 'b t h k']:
-            y = _dense(d, axes, dtype, name, use_bias)(x)
+            y = dense(d, axes, dtype, name, use_bias)(x)
             return y.reshape(*y.shape[:2], self.config.num_heads, -1)
 
         query, key, value = heads_of('q_proj'), heads_of('k_proj', use_bias=False), heads_of('v_proj')
         y = jax.nn.dot_product_attention(query, key, value)
-        return _dense(d, axes[::-1], dtype, 'out_proj')(y.reshape(x.shape))
+        return dense(d, axes[::-1], dtype, 'out_proj')(y.reshape(x.shape))
 
 
 class _Layer(nn.Module):
@@ -72,11 +52,11 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b t d']) -> tuple[Float[Array, 'b t d'], None]:
         config, dtype = self.config, self.config.dtype
-        y = _layer_norm(dtype, 'self_attn_layer_norm')(x)
+        y = layer_norm(1e-5, dtype, 'self_attn_layer_norm')(x)
         x = x + _SelfAttention(config, name='self_attn')(y)
-        y = _layer_norm(dtype, 'final_layer_norm')(x)
-        y = nn.gelu(_dense(config.mlp_dim, ('embed', 'mlp'), dtype, 'fc1')(y), approximate=False)
-        return x + _dense(config.emb_dim, ('mlp', 'embed'), dtype, 'fc2')(y), None
+        y = layer_norm(1e-5, dtype, 'final_layer_norm')(x)
+        y = nn.gelu(dense(config.mlp_dim, ('embed', 'mlp'), dtype, 'fc1')(y), approximate=False)
+        return x + dense(config.emb_dim, ('mlp', 'embed'), dtype, 'fc2')(y), None
 
 
 class WhisperEncoder(nn.Module):
@@ -96,20 +76,8 @@ class WhisperEncoder(nn.Module):
         config = self.config
         u, lengths = -(-features.shape[1] // 2), -(-lengths // 2)
         x = jnp.pad(features, ((0, 0), (0, _WINDOW - features.shape[1]), (0, 0)), mode='edge').astype(config.dtype)
-        for name, stride, axis in (('conv1', 1, 'conv_in'), ('conv2', 2, 'embed')):
-            conv = nn.Conv(
-                config.emb_dim,
-                (3,),
-                stride,
-                padding=1,
-                dtype=config.dtype,
-                kernel_init=nn.with_logical_partitioning(
-                    nn.initializers.lecun_normal(), ('conv_time', axis, 'conv_out')
-                ),
-                bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('conv_out',)),
-                name=name,
-            )
-            x = nn.gelu(conv(x), approximate=False)
+        for name, stride in (('conv1', 1), ('conv2', 2)):
+            x = nn.gelu(conv(config.emb_dim, 3, stride, 1, config.dtype, name)(x), approximate=False)
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('length', 'embed'))
         x = x + self.param('embed_positions', init, x.shape[1:], jnp.float32).astype(config.dtype)
         x, _ = nn.scan(
@@ -119,5 +87,5 @@ class WhisperEncoder(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(config, name='layers')(x)
-        x = _layer_norm(config.dtype, 'layer_norm')(x[:, :u])
+        x = layer_norm(1e-5, config.dtype, 'layer_norm')(x[:, :u])
         return jnp.where((jnp.arange(u) < lengths[:, None])[..., None], x, 0.0), lengths

@@ -263,6 +263,15 @@ def encoder(tmp_path):
         ('gemma3n', 'conf_attention_context_right', -1),
         ('gemma3n', 'conf_num_attention_heads', 3),
         ('gemma3n', 'conf_attention_window', 7),
+        ('w2v_bert', 'position_embeddings_type', 'alibi'),
+        ('w2v_bert', 'hidden_act', 'mish'),
+        ('w2v_bert', 'layer_norm_eps', 0),
+        ('w2v_bert', 'feature_projection_input_dim', 80),
+        ('w2v_bert', 'num_attention_heads', 5),
+        ('w2v_bert', 'conv_window', 7),
+        ('w2v_bert_with_adapter', 'adapter_stride', 4),
+        ('w2v_bert_with_adapter', 'adapter_act', 'mish'),
+        ('w2v_bert_with_adapter', 'num_adapter_layers', 0),
     ],
 )
 def test_flags_of_encoders(encoder, family, flag, value):
@@ -279,6 +288,7 @@ def test_flags_of_encoders(encoder, family, flag, value):
         ('whisper', 'dither', 1e-4),
         ('gemma3n', 'per_bin_mean', [0.5]),
         ('gemma3n', 'max_frequency', 8000.0),
+        ('w2v_bert', 'stride', 1),
     ],
 )
 def test_feature_extractors(encoder, family, flag, value):
@@ -296,13 +306,14 @@ def test_feature_extractors(encoder, family, flag, value):
     [
         ('whisper', 'conv1.weight', 'model.encoder.layers.1.fc1.weight', [20, 12]),
         ('gemma3n', 'input_proj_linear.weight', 'conformer.1.ffw_layer_end.ffw_layer_1.weight', [64, 16]),
+        ('w2v_bert', 'projection.weight', 'encoder.layers.1.ffn1.output_dense.weight', [12, 20]),
     ],
 )
 def test_tensors_of_encoders(encoder, family, landmark, name, expected):
     source = encoder(family)
     path, whole = source / 'model.safetensors', arrays(source)
     dtype, shape, data = whole[name]
-    prefix = re.split('layers|conformer', name)[0]
+    prefix = name.split('layers')[0] if family == 'whisper' else ''
     write(path, {k: v for k, v in whole.items() if k != name})
     refused(source, f'no tensor {name}')
     write(path, {k: v for k, v in whole.items() if not k.endswith(landmark)})

@@ -21,7 +21,7 @@ from slm_jax import cli, configuration, foundations, import_
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
-FAMILIES = ('whisper', 'gemma3n')
+FAMILIES = ('whisper', 'gemma3n', 'w2v_bert', 'w2v_bert_with_adapter')
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +140,25 @@ def noise(seconds, seed=0):
 VARIANTS = {
     'whisper large-v3': ('whisper', dict(feature_size=128), dict(num_mel_bins=128, encoder_attention_heads=4)),
     'whisper with one layer': ('whisper', {}, dict(encoder_layers=1, d_model=64, encoder_ffn_dim=256)),
+    'w2v-BERT with relative positions': ('w2v_bert', {}, dict(position_embeddings_type='relative', hidden_act='gelu')),
+    'w2v-BERT with rotary positions': (
+        'w2v_bert',
+        {},
+        dict(position_embeddings_type='rotary', rotary_embedding_base=500, layer_norm_eps=1e-2),
+    ),
+    'w2v-BERT without positions': ('w2v_bert', {}, dict(position_embeddings_type=None, hidden_act='relu')),
+    'w2v-BERT with a long left': ('w2v_bert', {}, dict(left_max_position_embeddings=64, conv_depthwise_kernel_size=31)),
+    'w2v-BERT with three adapter layers': (
+        'w2v_bert_with_adapter',
+        {},
+        dict(
+            num_adapter_layers=3,
+            output_hidden_size=12,
+            adapter_act='gelu_new',
+            adapter_stride=3,
+            use_intermediate_ffn_before_adapter=False,
+        ),
+    ),
     'gemma 3n looking ahead': ('gemma3n', {}, dict(conf_attention_context_right=4, conf_reduction_factor=2)),
     'gemma 3n with all its numbers': (
         'gemma3n',

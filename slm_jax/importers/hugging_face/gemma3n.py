@@ -63,7 +63,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
     config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))
     frontend, landmark = UsmFrontend(config.num_mel_bins), 'subsample_conv_projection.input_proj_linear.weight'
-    return speech.convert(directory, out, UsmEncoder(config), frontend, _name, landmark)
+    return speech.convert(directory, out, UsmEncoder(config), frontend, config.num_mel_bins, _name, landmark)
 
 
 def _name(path: str) -> str:

@@ -106,6 +106,7 @@ def convert(
     out: pathlib.Path,
     encoder: nn.Module,
     frontend: Any,
+    feature_dim: int,
     names: Callable[[str], str],
     landmark: str,
     unused: tuple[str, ...] = (),
@@ -116,7 +117,8 @@ def convert(
         directory: the checkpoint, whose flags have been checked.
         out: where the foundation will stand.
         encoder: as configured by the flags, with a `config`.
-        frontend: that makes its features, `num_mel_bins` wide.
+        frontend: that makes its features.
+        feature_dim: their width.
         names: from the path of a parameter to the name of its tensor, {} in the place of the layer's number.
         landmark: name of a tensor; what stands before it in the checkpoint is the prefix of all.
         unused: tensors of the encoder that are for training alone.
@@ -137,7 +139,7 @@ def convert(
     for name in unused:
         left.pop(prefixes[0] + name, None)
     first, leaves = found[prefixes[0] + landmark], {}
-    features = jnp.zeros((1, 16, frontend.num_mel_bins * getattr(frontend, 'stride', 1)))
+    features = jnp.zeros((1, 16, feature_dim))
     boxed = jax.eval_shape(encoder.init, jax.random.key(0), features, jnp.array([16]))['params']
     for leaf_path, leaf in foundations.flatten(nn.unbox(boxed)).items():
         name = prefixes[0] + names(leaf_path)

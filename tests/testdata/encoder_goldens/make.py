@@ -29,6 +29,21 @@ FAMILIES = {
             conf_attention_context_left=8, sscp_conv_channel_size=(6, 4),
         ),
     ),
+    'w2v_bert': (
+        transformers.SeamlessM4TFeatureExtractor(),
+        dict(
+            hidden_size=12, num_hidden_layers=3, num_attention_heads=2, intermediate_size=20,
+            conv_depthwise_kernel_size=7, left_max_position_embeddings=20, right_max_position_embeddings=5,
+        ),
+    ),
+    'w2v_bert_with_adapter': (
+        transformers.SeamlessM4TFeatureExtractor(),
+        dict(
+            hidden_size=12, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20,
+            conv_depthwise_kernel_size=7, add_adapter=True, num_adapter_layers=2, output_hidden_size=8,
+            use_intermediate_ffn_before_adapter=True,
+        ),
+    ),
 }  # fmt: skip
 
 
@@ -44,6 +59,8 @@ def random_model(family: str, seed: int = 0, **settings):
     torch.manual_seed(seed)
     if family == 'whisper':
         model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
+    elif family.startswith('w2v_bert'):
+        model = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**settings))
     else:
         model = Gemma3nAudioEncoder(transformers.Gemma3nAudioConfig(**settings))
     for name, parameter in model.named_parameters():
@@ -76,7 +93,15 @@ def encode(model, family: str, extractor, clips: list[np.ndarray]) -> list[np.nd
             alone = [extractor([clip], return_tensors='pt') for clip in floats]
             alone = [model(batch['input_features'], ~batch['input_features_mask']) for batch in alone]
             return [output.last_hidden_state[0].numpy() for output in alone]
+        if family == 'w2v_bert_with_adapter':  # which the padding of a batch would reach too
+            alone = [
+                extractor([clip], sampling_rate=16_000, pad_to_multiple_of=None, return_tensors='pt') for clip in floats
+            ]
+            return [model(**batch).last_hidden_state[0].numpy() for batch in alone]
         batch = extractor(floats, sampling_rate=16_000, return_tensors='pt')
+        if family == 'w2v_bert':
+            frames = model(**batch).last_hidden_state.numpy()
+            return [row[:count] for row, count in zip(frames, batch['attention_mask'].sum(1), strict=True)]
         frames = model.get_encoder()(batch['input_features']).last_hidden_state
         return [frames[i, : -(-len(clip) // 320)].numpy() for i, clip in enumerate(clips)]
 

@@ -1,0 +1,44 @@
+"""Layers that several encoders are made of, with biases, and with the names of their axes."""
+
+from typing import Any
+
+import flax.linen as nn
+
+
+def dense(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
+    """A linear map; its bias has the second axis."""
+    return nn.Dense(
+        features,
+        use_bias,
+        dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+        name=name,
+    )
+
+
+def conv(features: int, size: int, stride: int, padding: int, dtype: Any, name: str) -> nn.Conv:
+    """A convolution over time."""
+    axes = ('conv_time', 'conv_in', 'conv_out')
+    return nn.Conv(
+        features,
+        (size,),
+        stride,
+        padding,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[2:]),
+        name=name,
+    )
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str) -> nn.LayerNorm:
+    """Of the last axis, in float32."""
+    return nn.LayerNorm(
+        epsilon,
+        dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
+        name=name,
+    )
