@@ -113,8 +113,8 @@ class WhisperFrontend:
         if samples.shape[1] > 480_000:
             raise ValueError(
                 f'Whisper hears 30 s, and the batch has {samples.shape[1] / 16_000:g} s. Train and evaluate on clips '
-                "of 30 s at most: TASK_FEATURE_LENGTHS = {'speech': 480000, …}. `slm-jax infer --chunk_seconds 30` cuts "
-                'at pauses.'
+                "of 30 s at most: TASK_FEATURE_LENGTHS = {'speech': 480000, …}. `slm-jax infer --chunk_seconds 30` "
+                'cuts at pauses.'
             )
         num_frames = min(3000, -(-samples.shape[1] // _HOP) + 3)  # a window of 400 samples ends in the second after
         waveform = jnp.pad(_mask_padding(samples, lengths), ((0, 0), (0, 480_000 - samples.shape[1])))
