@@ -58,7 +58,11 @@ class DecodeConfig:
         for field, valid, remedy in (
             ('method', self.method in _METHODS, f'one of {_METHODS}'),
             ('max_decode_length', self.max_decode_length >= 1, 'at least 1'),
-            ('max_length_ratio', self.max_length_ratio is None or self.max_length_ratio > 0, 'above 0, or None'),
+            (
+                'max_length_ratio',
+                self.max_length_ratio is None or self.max_length_ratio > 0,
+                'above 0, or None',
+            ),
             ('beam_size', self.beam_size >= 1, 'at least 1'),
             ('ctc_weight', 0 <= self.ctc_weight <= 1, 'in [0, 1]'),
             ('temperature', self.temperature > 0, "above 0 (for none, use method 'greedy')"),
@@ -159,7 +163,6 @@ def with_ctc(
     ctc_logits: Float[Array, 'b f l'],
     frame_lengths: Int[Array, 'b'],
     token_labels: Int[Array, 'v'],
-    separator: int,
     weight: float,
     eos_id: int = 1,
     *,
@@ -173,25 +176,31 @@ def with_ctc(
 
     Args:
         ctc_logits: label 0 is blank; rows of no `frame_lengths` are the model's alone.
-        token_labels: the label of each token; 0 for those that are not heard, such as a comma, and cost nothing.
-        separator: the label between words, which is not heard before the first.
+        token_labels: the label of each token; 0 for those that are not heard, such as a comma, and cost nothing; the
+            negative label for what stands between words and is not heard before the first.
     """
     batch, frames, num_labels = ctc_logits.shape
     never = jnp.float32(-1e9)
     # Sums over frames stay exact enough in float32 if no frame counts for more than this.
     log_probs = jnp.maximum(jax.nn.log_softmax(ctc_logits.astype(jnp.float32)), -30.0)
     silence = jnp.where(jnp.arange(num_labels) == 0, 0.0, -1e4)
-    log_probs = jnp.where((jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence)
+    log_probs = jnp.where(
+        (jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence
+    )
     blank = log_probs[:, None, :, 0]
-    token_labels = jnp.asarray(token_labels)
+    token_labels, between = jnp.abs(token_labels), token_labels < 0
 
     def before(x, first):
-        return jnp.concatenate([jnp.broadcast_to(first[..., None], (*x.shape[:-1], 1)), x[..., :-1]], axis=-1)
+        return jnp.concatenate(
+            [jnp.broadcast_to(first[..., None], (*x.shape[:-1], 1)), x[..., :-1]], axis=-1
+        )
 
     def forward(entering, log_p):
         """x with x[f] = (x[f - 1] + entering[f]) * p[f], in logarithms."""
         total = jnp.cumsum(log_p, axis=-1)
-        return total + lax.cumlogsumexp(entering - before(total, jnp.zeros(())), axis=entering.ndim - 1)
+        return total + lax.cumlogsumexp(
+            entering - before(total, jnp.zeros(())), axis=entering.ndim - 1
+        )
 
     def extended(state, label):
         """The state of a text that `label` [b, k] is added to."""
@@ -203,6 +212,9 @@ def with_ctc(
         on_blank = forward(before(on_label, never), jnp.broadcast_to(blank, on_label.shape))
         return on_label, on_blank, label, jax.nn.logsumexp(reached + log_p, axis=-1)
 
+    def heard(label, between, last):
+        return (label > 0) & ~(between & (last == 0))
+
     def scores(state):
         """log p(text token ...) - log p(text ...) of every token, [b, k, v]."""
         on_label, on_blank, last, text = state
@@ -212,14 +224,23 @@ def with_ctc(
         most = jnp.max(reached, axis=-1, keepdims=True)
         labels = most + jnp.log(jnp.exp(reached - most) @ jnp.exp(log_probs) + 1e-37)
         log_p = jnp.take_along_axis(log_probs, last[:, None, :], axis=2).swapaxes(1, 2)
-        again = jax.nn.logsumexp(before(on_blank, never) + log_p, axis=-1)  # a blank has to lie between
-        labels = jnp.where(jnp.arange(num_labels) == last[..., None], again[..., None], labels) - text[..., None]
-        unheard = (jnp.arange(num_labels) == 0) | ((jnp.arange(num_labels) == separator) & (last == 0)[..., None])
-        tokens = jnp.where(unheard, 0.0, labels)[..., token_labels]
+        again = jax.nn.logsumexp(
+            before(on_blank, never) + log_p, axis=-1
+        )  # a blank has to lie between
+        labels = (
+            jnp.where(jnp.arange(num_labels) == last[..., None], again[..., None], labels)
+            - text[..., None]
+        )
+        tokens = jnp.where(
+            heard(token_labels, between, last[..., None]), labels[..., token_labels], 0.0
+        )
         return tokens.at[..., eos_id].set(ended - text)
 
     def stored(state):
-        return [jnp.expand_dims(x.reshape(-1, *x.shape[2:]), tuple(range(cache_batch_axis))) for x in state]
+        return [
+            jnp.expand_dims(x.reshape(-1, *x.shape[2:]), tuple(range(cache_batch_axis)))
+            for x in state
+        ]
 
     def step(tokens, both):
         cache, state = both
@@ -230,9 +251,9 @@ def with_ctc(
             last.reshape(batch, -1), text.reshape(batch, -1),
         )  # fmt: skip
         label = token_labels[tokens].reshape(batch, -1)
-        heard = (label > 0) & ~((label == separator) & (state[2] == 0))
+        grows = heard(label, between[tokens].reshape(batch, -1), state[2])
         state = [
-            jnp.where(heard.reshape(heard.shape + (1,) * (new.ndim - 2)), new, old)
+            jnp.where(grows.reshape(grows.shape + (1,) * (new.ndim - 2)), new, old)
             for new, old in zip(extended(state, label), state, strict=True)
         ]
         joint = (1 - weight) * log_p.reshape(batch, -1, log_p.shape[-1]) + weight * scores(state)

@@ -90,7 +90,7 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
     group.add_argument(
         '--ctc_weight',
         type=float,
-        help='transcribe together with the CTC head, at this weight (0 to 1)',
+        help='of the CTC head in transcripts, 0 to 1 (translations and slots are left alone)',
     )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)

@@ -112,10 +112,11 @@ def label_tokens() -> tuple[int, ...]:
 
 @gin.configurable
 def token_labels() -> tuple[int, ...] | None:
-    """The speech encoder's label for each of the language model's tokens; 0 for what is not heard, as a comma.
+    """The speech encoder's label for each of the language model's tokens, as `decoding.with_ctc` wants them.
 
-    Large letters have the label of the small ones, which are what CTC writes. None for a language model that reads bytes
-    or writes pieces of more than one character.
+    0 is for what is not heard, as a comma; large letters have the label of the small ones, which are what CTC writes;
+    the mark of a word's beginning has the negative of its own. None for a language model that reads bytes or writes
+    pieces of more than one character.
     """
     if isinstance(LLM.vocabulary, seqio.ByteVocabulary):
         return None
@@ -127,7 +128,8 @@ def token_labels() -> tuple[int, ...] | None:
             if len(piece) > 1:
                 return None
             label = labels.piece_to_id(piece if piece == '▁' else text_corpora.normalize(piece))
-        result.append(0 if label == labels.unk_id() else label)
+            label = 0 if label == labels.unk_id() else -label if piece == '▁' else label
+        result.append(label)
     return tuple(result)
 
 

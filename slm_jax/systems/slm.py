@@ -23,8 +23,8 @@ class SLM:
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is the
     one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
 
-    `token_labels`, the label of each of the LLM's tokens (0: it is not heard), lets both write a transcript together,
-    where `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+    `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
+    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
     """
 
     speech_encoder: nn.Module
@@ -129,24 +129,23 @@ class SLM:
         return loss, metrics
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
-        """Generated tokens; see `System`."""
+        """Generated tokens; see `System`. Of a batch with `transcribed` [batch], only these rows are written with CTC."""
         encoded, mask, parts = self._encode(params, batch, None)
         ctc = None
         if decode.ctc_weight and parts:
-            if self.token_labels is None or self.label_tokens is None or parts['ctc_logits'] is None:
+            if self.token_labels is None or parts['ctc_logits'] is None:
                 raise ValueError(
                     f'DecodeConfig.ctc_weight is {decode.ctc_weight}, which needs a speech encoder with a CTC head, a '
-                    'language model that writes single characters, SLM.label_tokens and SLM.token_labels (as in '
-                    'models/slm_tiny.gin); use 0 to let the language model write alone.'
+                    'language model that writes single characters, and SLM.token_labels (as in models/slm_tiny.gin); '
+                    'use 0 to let the language model write alone.'
                 )
             ctc = {
                 'ctc_logits': parts['ctc_logits'],
-                'frame_lengths': parts['frame_lengths'],
+                'frame_lengths': jnp.where(batch.get('transcribed', True), parts['frame_lengths'], 0),
                 'token_labels': jnp.pad(
                     jnp.array(self.token_labels),
                     (0, self.llm.config.vocab_size - len(self.token_labels)),
                 ),  # embeddings without a token are never written
-                'separator': self.token_labels[self.label_tokens[0]],
             }
         return generate(self.llm, params['llm'], encoded, mask, decode, ctc)
 
