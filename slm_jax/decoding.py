@@ -234,7 +234,7 @@ def with_ctc(
         tokens = jnp.where(
             heard(token_labels, between, last[..., None]), labels[..., token_labels], 0.0
         )
-        return tokens.at[..., eos_id].set(ended - text)
+        return tokens.at[..., eos_id].set(ended - text).at[..., 0].set(never)  # padding is not text
 
     def stored(state):
         return [
