@@ -13,13 +13,12 @@ import math
 import pathlib
 from typing import Any
 
-from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.importers.hugging_face.tensors import read_json, Tensor, tensors
 from slm_jax.llms import t5
@@ -78,22 +77,6 @@ _UNUSED = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weigh
 _SHARED, _HEAD = 'shared.weight', 'lm_head.weight'
 _ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 
-_TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
-_GIN = """\
-# {source}: {parameters:,} parameters, as `slm-jax import` found them. The tasks' text is encoded with its vocabulary.
-from __gin__ import dynamic_registration
-from slm_jax.data import vocabularies
-from slm_jax.llms import t5
-
-LLM = {out!r}
-DROPOUT_RATE = {dropout!r}
-
-t5.T5Config:
-{config}
-t5.T5.config = @t5.T5Config()
-vocabularies.names.llm = %LLM
-"""
-
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Makes a T5 of a Hugging Face directory.
@@ -107,7 +90,11 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
             no tokenizer; names it.
     """
     cfg = config(directory)
-    card, tokenizer = vocabulary(directory, cfg.vocab_size)
+    tokenizer_config = directory.path / 'tokenizer_config.json'
+    settings = read_json(tokenizer_config) if tokenizer_config.is_file() else {}
+    if directory.config.get('tokenizer_class') == importers_t5.BYTES:
+        settings['tokenizer_class'] = importers_t5.BYTES
+    card, tokenizer = importers_t5.vocabulary(directory.path, settings, cfg.vocab_size)
     found = _weights(directory.path)
     head, scaled = found.pop(_HEAD, None), _scaled(directory.config)
     if head is None and directory.config.get('tie_word_embeddings') is False:
@@ -116,15 +103,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         head = None
     cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
     params = _params(cfg, found, head, cfg.emb_dim**-0.5 if scaled else 1.0, directory.config['model_type'] == 'umt5')
-    fields = [
-        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
-        for field in dataclasses.fields(cfg)
-        if field.name in ('dropout_rate', *_SIZES.values()) or getattr(cfg, field.name) != field.default
-    ]
-    parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
-    gin = _GIN.format(
-        source=directory.source, parameters=parameters, out=str(out), dropout=cfg.dropout_rate, config='\n'.join(fields)
-    )
+    gin = importers_t5.model_file(cfg, params, directory.source, out)
     return Imported('llm', params, gin, card, tokenizer)
 
 
@@ -172,64 +151,6 @@ def config(directory: Directory) -> t5.T5Config:
     )
 
 
-def vocabulary(directory: Directory, vocab_size: int) -> tuple[dict[str, Any], pathlib.Path | None]:
-    """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
-
-    The model may have more rows than the vocabulary has ids (T5: 32,128 against 32,000 pieces and 100 sentinels).
-
-    Raises:
-        CheckpointError: no tokenizer, or one that does not belong to this model.
-    """
-    path = directory.path / 'tokenizer_config.json'
-    settings = read_json(path) if path.is_file() else {}
-    if 'ByT5Tokenizer' in (settings.get('tokenizer_class'), directory.config.get('tokenizer_class')):
-        extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
-        card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}
-    else:
-        file = next((directory.path / name for name in _TOKENIZERS if (directory.path / name).is_file()), None)
-        if file is None:
-            raise CheckpointError(
-                f'{directory.path} has no tokenizer: none of {", ".join(_TOKENIZERS)} is there (tokenizer.json is not '
-                "read). Copy the model's SentencePiece file to it, under the first of these names."
-            )
-        pieces, extra_ids = _sentencepiece(file, settings)
-        card = {'extra_ids': extra_ids}
-    if pieces + extra_ids > vocab_size:
-        raise CheckpointError(
-            f'{file or path}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of config.json, '
-            f'{vocab_size}. This tokenizer is of another model.'
-        )
-    return card, file
-
-
-def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int]:
-    """Pieces of a SentencePiece model, and sentinels that come after them."""
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f'{file} is no SentencePiece model: {error}.') from error
-    pieces, special = model.get_piece_size(), (model.pad_id(), model.eos_id(), model.unk_id())
-    if special != (0, 1, 2):
-        raise CheckpointError(f'{file}: padding, end and unknown are {special}; in a T5 they are (0, 1, 2).')
-    if any(model.piece_to_id(piece) != 2 for piece in ('<extra_id_0>', '▁<extra_id_0>')):
-        return pieces, 0  # mT5's are pieces like others
-    ids = {
-        entry['content']: int(number)
-        for number, entry in settings.get('added_tokens_decoder', {}).items()
-        if '<extra_id_' in entry['content']
-    }
-    named = [token for token in settings.get('additional_special_tokens') or () if '<extra_id_' in str(token)]
-    extra_ids = settings.get('extra_ids', len(ids) or len(named) or 100)
-    if ids and ids.get('<extra_id_0>') != pieces + extra_ids - 1:
-        raise CheckpointError(
-            f'{file}: <extra_id_0> has the id {ids.get("<extra_id_0>")} in tokenizer_config.json; with {pieces} pieces '
-            f'and {extra_ids} sentinels, counted from the end, it would have {pieces + extra_ids - 1}.'
-        )
-    return pieces, extra_ids
-
-
 def _weights(path: pathlib.Path) -> dict[str, Tensor]:
     """The tensors that count, all of one type, `shared.weight` among them."""
     found = tensors(path)
@@ -270,13 +191,8 @@ def _params(
         head_scale: what a separate output layer is multiplied by.
         own_biases: whether each layer has a relative position bias, or all of a stack that of its first.
     """
-
-    def init():
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return t5.T5(cfg).init(jax.random.key(0), tokens, tokens, tokens)['params']
-
     leaves, unused = {}, dict(found)
-    for path, leaf in foundations.flatten(nn.unbox(jax.eval_shape(init))).items():
+    for path, leaf in importers_t5.shapes(cfg).items():
         if path == 'decoder/logits_dense/kernel':
             leaves[path] = _leaf(path, leaf.shape, [(_HEAD, head or found[_SHARED])], False, head_scale)
             continue
