@@ -27,7 +27,7 @@ MODEL_TYPES = ('t5', 'mt5', 'umt5')
 _MAX_UNSCANNED_LAYERS = 12
 _ROWS = 8192  # of an embedding, compared at a time
 
-_SIZES = {
+SIZES = {
     'vocab_size': 'vocab_size', 'd_model': 'emb_dim', 'num_heads': 'num_heads', 'd_kv': 'head_dim', 'd_ff': 'mlp_dim',
     'num_layers': 'num_encoder_layers', 'num_decoder_layers': 'num_decoder_layers',
 }  # fmt: skip
@@ -74,7 +74,7 @@ _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 _BIAS = '{}.block.{}.layer.0.SelfAttention.relative_attention_bias.weight'
 # T5 1.0 was saved with it, and no code reads it.
 _UNUSED = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-_SHARED, _HEAD = 'shared.weight', 'lm_head.weight'
+_SHARED, HEAD = 'shared.weight', 'lm_head.weight'
 _ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
 
 
@@ -96,9 +96,9 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         settings['tokenizer_class'] = importers_t5.BYTES
     card, tokenizer = importers_t5.vocabulary(directory.path, settings, cfg.vocab_size)
     found = _weights(directory.path)
-    head, scaled = found.pop(_HEAD, None), _scaled(directory.config)
+    head, scaled = found.pop(HEAD, None), _scaled(directory.config)
     if head is None and directory.config.get('tie_word_embeddings') is False:
-        raise CheckpointError(f'{directory.path}: {_HEAD} is missing, and config.json says that it is not tied.')
+        raise CheckpointError(f'{directory.path}: {HEAD} is missing, and config.json says that it is not tied.')
     if head is not None and _equal(head, found[_SHARED]):
         head = None
     cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
@@ -114,7 +114,7 @@ def config(directory: Directory) -> t5.T5Config:
         CheckpointError: a flag that is unknown, missing, or at a value that cannot be honoured.
     """
     flags, file = directory.config, directory.path / 'config.json'
-    if unknown := sorted(flags.keys() - _SIZES.keys() - _FIXED.keys() - _READ - _WITHOUT_EFFECT):
+    if unknown := sorted(flags.keys() - SIZES.keys() - _FIXED.keys() - _READ - _WITHOUT_EFFECT):
         raise CheckpointError(
             f'{file}: unknown flag {unknown[0]!r} = {flags[unknown[0]]!r}. Whether numbers depend on it nobody here '
             'knows; if they do not, delete it from config.json.'
@@ -126,7 +126,7 @@ def config(directory: Directory) -> t5.T5Config:
             if values.get(key) not in (None, expected, [expected]):
                 raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
     sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
-    for key in _SIZES:
+    for key in SIZES:
         if type(sizes.get(key)) is not int or sizes[key] < 1:
             raise CheckpointError(f'{file}: {key} is {sizes.get(key)!r}; it must be a positive number.')
     projection = sizes.get('feed_forward_proj', 'relu' if flags['model_type'] == 't5' else 'gated-gelu')
@@ -144,7 +144,7 @@ def config(directory: Directory) -> t5.T5Config:
         raise CheckpointError(f'{file}: dropout_rate is {dropout_rate!r}; it must be in [0, 1).')
     layers = max(sizes['num_layers'], sizes['num_decoder_layers'])
     return t5.T5Config(
-        **{name: sizes[key] for key, name in _SIZES.items()},
+        **{name: sizes[key] for key, name in SIZES.items()},
         mlp_activations=(_ACTIVATIONS[activation], *['linear'] * sizes.get('is_gated_act', gate == 'gated')),
         dropout_rate=float(dropout_rate),
         scan_layers=flags['model_type'] == 'umt5' or layers > _MAX_UNSCANNED_LAYERS,
@@ -194,15 +194,14 @@ def _params(
     leaves, unused = {}, dict(found)
     for path, leaf in importers_t5.shapes(cfg).items():
         if path == 'decoder/logits_dense/kernel':
-            leaves[path] = _leaf(path, leaf.shape, [(_HEAD, head or found[_SHARED])], False, head_scale)
+            leaves[path] = _leaf(path, leaf.shape, [(HEAD, head or found[_SHARED])], False, head_scale)
             continue
-        names = _names(path, cfg, own_biases)
-        if missing := [name for name in names if name not in found]:
+        made_of = names(path, cfg, own_biases)
+        if missing := [name for name in made_of if name not in found]:
             raise CheckpointError(f'the weights have no tensor {missing[0]}, which {path} is made of.')
-        for name in names:
+        for name in made_of:
             unused.pop(name, None)
-        scanned = cfg.scan_layers and path.split('/')[0] == path.split('/')[1]
-        leaves[path] = _leaf(path, leaf.shape, [(name, found[name]) for name in names], scanned)
+        leaves[path] = _leaf(path, leaf.shape, [(name, found[name]) for name in made_of], scanned(path, cfg))
     if unused:
         name, tensor = next(iter(unused.items()))
         raise CheckpointError(
@@ -211,7 +210,7 @@ def _params(
     return foundations.unflatten(leaves)
 
 
-def _names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
+def names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
     """Names of the tensors that the leaf at `path` is made of: one, or one a layer."""
     stack, *rest = path.split('/')
     if stack == 'token_embedder':
@@ -227,15 +226,28 @@ def _names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
     return [f'{stack}.block.{layer}.{".".join(module)}.weight' for layer in layers]
 
 
+def scanned(path: str, cfg: t5.T5Config) -> bool:
+    """Whether the leaf at `path` has the layers at axis 1."""
+    return cfg.scan_layers and path.split('/')[0] == path.split('/')[1]
+
+
+def transposed(path: str) -> bool:
+    """Whether the leaf at `path` is stored as [outputs, inputs], which linear maps and biases are."""
+    return path.endswith(('/kernel', '/rel_embedding'))
+
+
+def stored_shape(path: str, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the tensor that holds the leaf at `path`, or one layer of it, of the shape `own`."""
+    inputs = math.prod(own[:-1]) if path.endswith('/out/kernel') else own[0]
+    return (math.prod(own) // inputs, inputs) if transposed(path) else own
+
+
 def _leaf(
-    path: str, shape: tuple[int, ...], made_of: list[tuple[str, Tensor]], scanned: bool, scale: float = 1.0
+    path: str, shape: tuple[int, ...], made_of: list[tuple[str, Tensor]], stacked: bool, scale: float = 1.0
 ) -> foundations.Blocks:
-    """A leaf that reads its tensors: linear maps and biases transposed, layers side by side at axis 1 if `scanned`."""
-    *_, module, kind = path.split('/')
-    transposed = kind in ('kernel', 'rel_embedding')
-    own = shape[:1] + shape[2:] if scanned else shape  # of one layer
-    inputs = math.prod(own[:-1]) if module == 'out' else own[0]
-    expected = (math.prod(own) // inputs, inputs) if transposed else own
+    """A leaf that reads its tensors: linear maps and biases transposed, layers side by side at axis 1 if `stacked`."""
+    own = shape[:1] + shape[2:] if stacked else shape  # of one layer
+    expected = stored_shape(path, own)
     for name, tensor in made_of:
         if tensor.shape != expected:
             raise CheckpointError(
@@ -244,10 +256,10 @@ def _leaf(
 
     def rows(tensor, start, stop):
         array = tensor.open()
-        return (array.T if transposed else array).reshape(own)[start:stop]
+        return (array.T if transposed(path) else array).reshape(own)[start:stop]
 
     def read(start: int, stop: int) -> np.ndarray:
-        if not scanned:
+        if not stacked:
             block = rows(made_of[0][1], start, stop)
             return block if scale == 1.0 else block.astype(np.float32) * np.float32(scale)
         block = np.empty((stop - start, *shape[1:]), made_of[0][1].dtype)
