@@ -7,6 +7,7 @@ into its model directory, one above the checkpoint.
 """
 
 import itertools
+import math
 import pathlib
 import re
 from typing import Any
@@ -132,9 +133,11 @@ def config(directory: Directory, arrays: dict[str, foundations.Blocks]) -> t5.T5
         )
     activations, dropout_rate = said['mlp_activations'], said.get('dropout_rate', 0.1)
     if not isinstance(activations, (list, tuple)) or any(name not in _ACTIVATIONS for name in activations):
-        raise CheckpointError(f'{_CONFIG}: mlp_activations is {activations!r}; there are {", ".join(_ACTIVATIONS)}.')
+        raise CheckpointError(
+            f'{directory.path}: by {_CONFIG} mlp_activations is {activations!r}; there are {", ".join(_ACTIVATIONS)}.'
+        )
     if not isinstance(dropout_rate, (int, float)) or not 0 <= dropout_rate < 1:
-        raise CheckpointError(f'{_CONFIG}: dropout_rate is {dropout_rate!r}; it must be in [0, 1).')
+        raise CheckpointError(f'{directory.path}: by {_CONFIG} dropout_rate is {dropout_rate!r}; it must be in [0, 1).')
     return t5.T5Config(
         **{name: value for name, value in told.items() if name != 'param_scan_axis'},
         mlp_activations=tuple(activations),
@@ -211,8 +214,8 @@ def _arrays(path: pathlib.Path) -> dict[str, foundations.Blocks]:
 
 def _inline(file: pathlib.Path, name: str, leaf: Any) -> foundations.Blocks:
     """An array that the index itself holds."""
-    if not isinstance(leaf, np.ndarray) or not leaf.shape:
-        raise CheckpointError(f'{file}: {name} is no array but a {type(leaf).__name__}.')
+    if not isinstance(leaf, np.ndarray) or not leaf.size or not leaf.shape:
+        raise CheckpointError(f'{file}: {name} is no array with axes and elements but a {type(leaf).__name__}.')
     return foundations.Blocks(leaf.shape, leaf.dtype, lambda start, stop: leaf[start:stop])
 
 
@@ -239,7 +242,12 @@ def _stored(path: pathlib.Path, name: str, spec: dict[str, Any]) -> foundations.
     except (ValueError, OSError) as error:
         raise CheckpointError(f'{place} is damaged ({error}). Fetch it again.') from error
     chunk = store.chunk_layout.read_chunk.shape
-    if store.shape != shape or not shape or any(part > whole for part, whole in zip(chunk, shape, strict=True)):
+    if (
+        store.shape != shape
+        or not math.prod(shape)
+        or not shape
+        or any(part > whole for part, whole in zip(chunk, shape, strict=True))
+    ):
         raise CheckpointError(f'{place}: {name} is {list(shape)} in the index, {list(store.shape)} in .zarray.')
     dtype, held = store.dtype.numpy_dtype, []
 
