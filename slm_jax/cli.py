@@ -19,6 +19,7 @@ COMMANDS = {
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'infer': 'transcribe, translate or question audio files with a trained model',
+    'export': 'write an adapter as safetensors, or a fine-tuned T5 for transformers',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
 }
 

@@ -5,7 +5,7 @@ ends as soon as no sequence can change. A sequence decodes alike alone and in a 
 depends on another row, and random keys are folded from example ids.
 
 Shape names: b sequences, k beams, n = b * k rows (the beams of a sequence adjacent), m maximum
-length, v vocabulary.
+length, v vocabulary, f frames, l CTC labels.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ _METHODS = ('greedy', 'beam', 'sample')
 _IMPOSSIBLE = -1.0e7
 
 Cache = Any
-TokensToLogits = Callable[[Int32[Array, 'n 1'], Cache], tuple[Float[Array, 'n v'], Cache]]
+# Log-probabilities of the next token. They need not sum to one: what disagrees with CTC (`with_ctc`) loses.
+TokensToLogProbs = Callable[[Int32[Array, 'n 1'], Cache], tuple[Float[Array, 'n v'], Cache]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +36,7 @@ class DecodeConfig:
         max_length_ratio: and at most this times what the encoder has read (speech and text), as ESPnet's
             `maxlenratio`: a model that repeats itself stops there. None: no such limit.
         beam_size, alpha: for 'beam'; scores are divided by ((5 + length) / 6) ** alpha.
+        ctc_weight: of the CTC head's log-probability beside the language model's, for transcription: see `with_ctc`.
         temperature: for 'sample'; logits are divided by it.
         top_k: for 'sample'; only the k likeliest tokens, 0 for all.
         top_p: for 'sample'; only the fewest tokens whose probability reaches top_p, 1.0 for all.
@@ -46,6 +48,7 @@ class DecodeConfig:
     max_length_ratio: float | None = None
     beam_size: int = 4
     alpha: float = 0.6
+    ctc_weight: float = 0.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -55,8 +58,13 @@ class DecodeConfig:
         for field, valid, remedy in (
             ('method', self.method in _METHODS, f'one of {_METHODS}'),
             ('max_decode_length', self.max_decode_length >= 1, 'at least 1'),
-            ('max_length_ratio', self.max_length_ratio is None or self.max_length_ratio > 0, 'above 0, or None'),
+            (
+                'max_length_ratio',
+                self.max_length_ratio is None or self.max_length_ratio > 0,
+                'above 0, or None',
+            ),
             ('beam_size', self.beam_size >= 1, 'at least 1'),
+            ('ctc_weight', 0 <= self.ctc_weight <= 1, 'in [0, 1]'),
             ('temperature', self.temperature > 0, "above 0 (for none, use method 'greedy')"),
             ('top_k', self.top_k >= 0, 'at least 0'),
             ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
@@ -68,7 +76,7 @@ class DecodeConfig:
 
 
 def decode(
-    tokens_to_logits: TokensToLogits,
+    tokens_to_log_probs: TokensToLogProbs,
     cache: Cache,
     batch_size: int,
     config: DecodeConfig,
@@ -81,7 +89,7 @@ def decode(
     """Generates one sequence per row; the first input token is 0, as in T5.
 
     Args:
-        tokens_to_logits: one step, (tokens [n, 1], cache) to (logits [n, v], cache).
+        tokens_to_log_probs: one step, (tokens [n, 1], cache) to (log-probabilities [n, v] in float32, cache).
         cache: arrays with a batch axis of size `batch_size` at `cache_batch_axis`, and scalars.
         batch_size: b.
         config: how to generate.
@@ -98,29 +106,27 @@ def decode(
     """
     if config.method == 'beam':
         tokens, scores = beam_search(
-            tokens_to_logits, cache, batch_size, config.beam_size, config.alpha,
+            tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
             config.max_decode_length, eos_id, cache_batch_axis=cache_batch_axis, active=active,
         )  # fmt: skip
         return tokens[:, -1], scores[:, -1]
     if config.method == 'greedy':
-        choose = lambda logits, position: jnp.argmax(logits, axis=-1)
+        choose = lambda log_probs, position: jnp.argmax(log_probs, axis=-1)
     else:
         ids = jnp.arange(batch_size) if example_ids is None else example_ids
         keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), ids)
 
-        def choose(logits, position):
+        def choose(log_probs, position):
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
-            return jax.vmap(jax.random.categorical)(step_keys, truncate(logits, config))
+            return jax.vmap(jax.random.categorical)(step_keys, truncate(log_probs, config))
 
     def step(state):
         position, tokens, scores, done, cache = state
         previous = lax.dynamic_slice_in_dim(tokens, position, 1, axis=1)
-        logits, cache = tokens_to_logits(previous, cache)
-        logits = logits.astype(jnp.float32)
-        chosen = choose(logits, position).astype(jnp.int32)
-        log_probs = jnp.take_along_axis(logits, chosen[:, None], 1)[:, 0]
-        log_probs -= jax.nn.logsumexp(logits, axis=-1)
-        scores = jnp.where(done, scores, scores + log_probs)
+        log_probs, cache = tokens_to_log_probs(previous, cache)
+        chosen = choose(log_probs, position).astype(jnp.int32)
+        log_prob = jnp.take_along_axis(log_probs, chosen[:, None], 1)[:, 0]
+        scores = jnp.where(done, scores, scores + log_prob)
         written = jnp.where(done, 0, chosen)[:, None]
         tokens = lax.dynamic_update_slice_in_dim(tokens, written, position + 1, axis=1)
         return position + 1, tokens, scores, done | (chosen == eos_id), cache
@@ -137,18 +143,127 @@ def decode(
 
 
 def limited(
-    tokens_to_logits: TokensToLogits, cache: Cache, lengths: Int[Array, 'b'], eos_id: int = 1
-) -> tuple[TokensToLogits, Cache]:
-    """(tokens_to_logits, cache) that generate at most `lengths` tokens: the last of them can only be the end."""
+    tokens_to_log_probs: TokensToLogProbs, cache: Cache, lengths: Int[Array, 'b'], eos_id: int = 1
+) -> tuple[TokensToLogProbs, Cache]:
+    """(tokens_to_log_probs, cache) that generate at most `lengths` tokens: the last of them can only be the end."""
 
     def step(tokens, state):
         cache, position = state
-        logits, cache = tokens_to_logits(tokens, cache)
+        log_probs, cache = tokens_to_log_probs(tokens, cache)
         last = position + 1 >= jnp.repeat(lengths, tokens.shape[0] // lengths.shape[0])
-        ends = jnp.where(jnp.arange(logits.shape[-1]) == eos_id, 0.0, 100 * _IMPOSSIBLE).astype(logits.dtype)
-        return jnp.where(last[:, None], ends, logits), (cache, position + 1)
+        ends = jnp.where(jnp.arange(log_probs.shape[-1]) == eos_id, 0.0, 100 * _IMPOSSIBLE)
+        return jnp.where(last[:, None], ends, log_probs), (cache, position + 1)
 
     return step, (cache, jnp.int32(0))
+
+
+def with_ctc(
+    tokens_to_log_probs: TokensToLogProbs,
+    cache: Cache,
+    ctc_logits: Float[Array, 'b f l'],
+    frame_lengths: Int[Array, 'b'],
+    token_labels: Int[Array, 'v'],
+    weight: float,
+    eos_id: int = 1,
+    *,
+    cache_batch_axis: int = 0,
+) -> tuple[TokensToLogProbs, Cache]:
+    """(tokens_to_log_probs, cache) whose log-probabilities are `weight` parts CTC's, the rest the model's.
+
+    CTC's part of a token is log p(text token ...) - log p(text ...), where p(text ...) is the probability that the
+    frames spell something that begins with the text (hybrid CTC/attention decoding, 10.1109/JSTSP.2017.2763455). It
+    keeps a model that writes characters from losing its place in the audio, from skipping and repeating.
+
+    Args:
+        ctc_logits: label 0 is blank; rows of no `frame_lengths` are the model's alone.
+        token_labels: the label of each token; 0 for those that are not heard, such as a comma, and cost nothing; the
+            negative label for what stands between words and is not heard before the first.
+    """
+    batch, frames, num_labels = ctc_logits.shape
+    never = jnp.float32(-1e9)
+    # Sums over frames stay exact enough in float32 if no frame counts for more than this.
+    log_probs = jnp.maximum(jax.nn.log_softmax(ctc_logits.astype(jnp.float32)), -30.0)
+    silence = jnp.where(jnp.arange(num_labels) == 0, 0.0, -1e4)
+    log_probs = jnp.where(
+        (jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence
+    )
+    blank = log_probs[:, None, :, 0]
+    token_labels, between = jnp.abs(token_labels), token_labels < 0
+
+    def before(x, first):
+        return jnp.concatenate(
+            [jnp.broadcast_to(first[..., None], (*x.shape[:-1], 1)), x[..., :-1]], axis=-1
+        )
+
+    def forward(entering, log_p):
+        """x with x[f] = (x[f - 1] + entering[f]) * p[f], in logarithms."""
+        total = jnp.cumsum(log_p, axis=-1)
+        return total + lax.cumlogsumexp(
+            entering - before(total, jnp.zeros(())), axis=entering.ndim - 1
+        )
+
+    def extended(state, label):
+        """The state of a text that `label` [b, k] is added to."""
+        on_label, on_blank, last, _ = state
+        reached = jnp.where((last == label)[..., None], on_blank, jnp.logaddexp(on_label, on_blank))
+        reached = before(reached, jnp.where(last == 0, 0.0, never))
+        log_p = jnp.take_along_axis(log_probs, label[:, None, :], axis=2).swapaxes(1, 2)
+        on_label = forward(reached, log_p)
+        on_blank = forward(before(on_label, never), jnp.broadcast_to(blank, on_label.shape))
+        return on_label, on_blank, label, jax.nn.logsumexp(reached + log_p, axis=-1)
+
+    def heard(label, between, last):
+        return (label > 0) & ~(between & (last == 0))
+
+    def scores(state):
+        """log p(text token ...) - log p(text ...) of every token, [b, k, v]."""
+        on_label, on_blank, last, text = state
+        reached = jnp.logaddexp(on_label, on_blank)
+        ended = reached[..., -1]
+        reached = before(reached, jnp.where(last == 0, 0.0, never))
+        most = jnp.max(reached, axis=-1, keepdims=True)
+        labels = most + jnp.log(jnp.exp(reached - most) @ jnp.exp(log_probs) + 1e-37)
+        log_p = jnp.take_along_axis(log_probs, last[:, None, :], axis=2).swapaxes(1, 2)
+        again = jax.nn.logsumexp(
+            before(on_blank, never) + log_p, axis=-1
+        )  # a blank has to lie between
+        labels = (
+            jnp.where(jnp.arange(num_labels) == last[..., None], again[..., None], labels)
+            - text[..., None]
+        )
+        tokens = jnp.where(
+            heard(token_labels, between, last[..., None]), labels[..., token_labels], 0.0
+        )
+        return tokens.at[..., eos_id].set(ended - text).at[..., 0].set(never)  # padding is not text
+
+    def stored(state):
+        return [
+            jnp.expand_dims(x.reshape(-1, *x.shape[2:]), tuple(range(cache_batch_axis)))
+            for x in state
+        ]
+
+    def step(tokens, both):
+        cache, state = both
+        log_p, cache = tokens_to_log_probs(tokens, cache)
+        on_label, on_blank, last, text = state
+        state = (
+            on_label.reshape(batch, -1, frames), on_blank.reshape(batch, -1, frames),
+            last.reshape(batch, -1), text.reshape(batch, -1),
+        )  # fmt: skip
+        label = token_labels[tokens].reshape(batch, -1)
+        grows = heard(label, between[tokens].reshape(batch, -1), state[2])
+        state = [
+            jnp.where(grows.reshape(grows.shape + (1,) * (new.ndim - 2)), new, old)
+            for new, old in zip(extended(state, label), state, strict=True)
+        ]
+        joint = (1 - weight) * log_p.reshape(batch, -1, log_p.shape[-1]) + weight * scores(state)
+        spoken = jnp.repeat(frame_lengths > 0, log_p.shape[0] // batch)
+        return jnp.where(spoken[:, None], joint.reshape(log_p.shape), log_p), (cache, stored(state))
+
+    nothing = jnp.cumsum(blank, axis=-1)
+    zeros = jnp.zeros((batch, 1))
+    state = (jnp.full_like(nothing, never), nothing, zeros.astype(jnp.int32), zeros)
+    return step, (cache, stored(state))
 
 
 def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:
@@ -169,7 +284,7 @@ def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 
 
 
 def beam_search(
-    tokens_to_logits: TokensToLogits,
+    tokens_to_log_probs: TokensToLogProbs,
     cache: Cache,
     batch_size: int,
     beam_size: int,
@@ -215,9 +330,8 @@ def beam_search(
     def step(state):
         position, live_scores, live, ended_scores, ended_tokens, ended, cache = state
         previous = lax.dynamic_slice_in_dim(live, position, 1, axis=2)
-        logits, cache = tokens_to_logits(previous.reshape(-1, 1), cache)
-        vocab_size = logits.shape[-1]
-        log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
+        log_probs, cache = tokens_to_log_probs(previous.reshape(-1, 1), cache)
+        vocab_size = log_probs.shape[-1]
         totals = log_probs.reshape(batch_size, beam_size, -1) + live_scores[:, :, None]
         totals, indices = lax.top_k(totals.reshape(batch_size, -1), candidates)
         beams, tokens = indices // vocab_size, indices % vocab_size

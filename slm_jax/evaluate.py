@@ -61,12 +61,8 @@ def parser() -> argparse.ArgumentParser:
     ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")
     change = result.add_argument_group('instead of the speech')
     change.add_argument('--shuffle_audio', action='store_true', help="another clip's audio")
-    change.add_argument(
-        '--text_from', metavar='FILE', help='a text, looked up by id in a predictions.jsonl'
-    )
-    change.add_argument(
-        '--text_field', default='', help='its field, or the one of the manifest (prediction, text)'
-    )
+    change.add_argument('--text_from', metavar='FILE', help='a text, looked up by id in a predictions.jsonl')
+    change.add_argument('--text_field', default='', help='its field, or the one of the manifest (prediction, text)')
     scores = result.add_argument_group('scores')
     scores.add_argument('--normalizer', default='basic', help='for WER, CER, slots: basic, none')
     scores.add_argument('--translation_normalizer', default='none', help='for BLEU and chrF')
@@ -91,6 +87,11 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
     group.add_argument('--decode', choices=('greedy', 'beam', 'sample'), dest='method')
     group.add_argument('--beam_size', type=int)
     group.add_argument('--alpha', type=float, help="length penalty of 'beam'")
+    group.add_argument(
+        '--ctc_weight',
+        type=float,
+        help='of the CTC head in transcripts, 0 to 1 (translations and slots are left alone)',
+    )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)
     group.add_argument('--top_p', type=float)
@@ -102,7 +103,7 @@ def load_model(name: str, args: argparse.Namespace) -> Any:
     """The model that the arguments of `add_model_arguments` ask for."""
     from slm_jax.evaluation import model
 
-    fields = ('method', 'beam_size', 'alpha', 'temperature', 'top_k', 'top_p', 'seed')
+    fields = ('method', 'beam_size', 'alpha', 'ctc_weight', 'temperature', 'top_k', 'top_p', 'seed')
     decode = {field: getattr(args, field) for field in (*fields, 'max_decode_length')}
     return model.load(
         name,

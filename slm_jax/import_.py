@@ -2,6 +2,7 @@
 
     slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
     slm-jax import hf:openai/whisper-small foundations/whisper_small
+    slm-jax import t5_1_1_base/ foundations/t5_1_1_base         a checkpoint of T5X, or its model directory
 
 OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
 OUT/model.gin. It is there whole or not at all. The last letter of this file's name is Python's: `import` is a word of
@@ -23,7 +24,7 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     """Imports a checkpoint.
 
     Args:
-        source: directory, or hf:owner/name.
+        source: directory of Hugging Face's layout or of T5X's, or hf:owner/name.
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
 
@@ -35,21 +36,25 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         FileExistsError: something is at `out`.
     """
     from slm_jax import foundations
-    from slm_jax.importers import CheckpointError
+    from slm_jax.importers import CheckpointError, t5x
     from slm_jax.importers.hugging_face import directory, gemma3n, t5, w2v_bert, whisper
 
     path = pathlib.Path(out).expanduser().absolute()
     if path.exists():
         raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
-    found = directory.read(source)
-    families = {name: family for family in (t5, whisper, gemma3n, w2v_bert) for name in family.MODEL_TYPES}
-    model_type = found.config.get('model_type')
-    if model_type not in families:
-        raise CheckpointError(
-            f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
-            f'{", ".join(families)}.'
-        )
-    imported = families[model_type].convert(found, path)
+    if t5x.is_checkpoint(source):
+        found = t5x.read(source)
+        imported = t5x.convert(found, path)
+    else:
+        found = directory.read(source)
+        families = {name: family for family in (t5, whisper, gemma3n, w2v_bert) for name in family.MODEL_TYPES}
+        model_type = found.config.get('model_type')
+        if model_type not in families:
+            raise CheckpointError(
+                f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
+                f'{", ".join(families)}.'
+            )
+        imported = families[model_type].convert(found, path)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
@@ -73,7 +78,9 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         prog='slm-jax import', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument('source', metavar='SOURCE', help='a Hugging Face directory, or hf:owner/name[@revision]')
+    result.add_argument(
+        'source', metavar='SOURCE', help='a Hugging Face directory, hf:owner/name[@revision], or a T5X checkpoint'
+    )
     result.add_argument('out', metavar='OUT', help='directory of the foundation, which is not there yet')
     result.add_argument(
         '--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of the parameters (default: bfloat16)'

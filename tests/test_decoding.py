@@ -57,7 +57,9 @@ def generate(golden):
 
 def test_beams_over_scanned_layers_are_those_of_t5x(golden):
     config = decoding.DecodeConfig('beam', LENGTH, beam_size=4, alpha=0.6)
-    tokens, scores = make_generate(golden, scan_layers=True)(golden['encoder_input_tokens'], config, all_beams=True)
+    tokens, scores = make_generate(golden, scan_layers=True)(
+        golden['encoder_input_tokens'], config, all_beams=True
+    )
     np.testing.assert_array_equal(tokens, golden['beam4_alpha0.6/decodes'])
     np.testing.assert_allclose(scores, golden['beam4_alpha0.6/scores'], rtol=1e-5)
 
@@ -89,10 +91,14 @@ def test_no_more_tokens_than_the_limit(method):
 
     def step(tokens, cache):
         at = jnp.repeat(ends_at, tokens.shape[0] // 3)
-        logits = jnp.where(cache['count'] >= at[:, None], jnp.array([0.0, 9, 0, 0]), jnp.array([0.0, -9, 1, 2]))
-        return logits, {'count': cache['count'] + 1}
+        logits = jnp.where(
+            cache['count'] >= at[:, None], jnp.array([0.0, 9, 0, 0]), jnp.array([0.0, -9, 1, 2])
+        )
+        return jax.nn.log_softmax(logits), {'count': cache['count'] + 1}
 
-    limited, cache = decoding.limited(step, {'count': jnp.zeros((3, 1), jnp.int32)}, jnp.array([4, 6, 9]))
+    limited, cache = decoding.limited(
+        step, {'count': jnp.zeros((3, 1), jnp.int32)}, jnp.array([4, 6, 9])
+    )
     tokens, _ = decoding.decode(limited, cache, 3, decoding.DecodeConfig(method, 12))
     assert [int(jnp.argmax(row == 1)) + 1 for row in tokens] == [4, 6, 3]
     assert ((tokens > 0).sum(axis=1) == jnp.array([4, 6, 3])).all()
@@ -111,8 +117,8 @@ def test_alone_as_in_a_batch(golden, generate, method):
 
 
 def table_step(table, calls=None):
-    """A step whose logits depend only on the position: table [m, v]; its cache is the position."""
-    table = jnp.asarray(table, jnp.float32)
+    """A step that depends only on the position, by the logits of table [m, v]; its cache is the position."""
+    table = jax.nn.log_softmax(jnp.asarray(table, jnp.float32))
 
     def step(tokens, cache):
         if calls is not None:
@@ -160,9 +166,9 @@ def test_wide_beam_finds_the_best_of_all_sequences():
     table = rng.normal(size=(4, 5, 5)) * 2  # Logits by position and previous token.
 
     def step(tokens, cache):
-        return jnp.asarray(table, jnp.float32)[cache['position'], tokens[:, 0]], {
-            'position': cache['position'] + 1
-        }
+        return jax.nn.log_softmax(jnp.asarray(table, jnp.float32))[
+            cache['position'], tokens[:, 0]
+        ], {'position': cache['position'] + 1}
 
     tokens, scores = decoding.beam_search(step, {'position': jnp.int32(0)}, 1, 80, 0.0, 4)
     log_probs = np.asarray(jax.nn.log_softmax(table, axis=-1))
@@ -218,3 +224,86 @@ def test_sampling_is_a_function_of_seed_and_example():
 def test_errors_name_the_field(field, value):
     with pytest.raises(ValueError, match=f'DecodeConfig.{field}.*must be'):
         decoding.DecodeConfig(**{field: value})
+
+
+# Labels: 0 blank, 1 between words, 2 a, 3 b. Tokens: 0 padding, 1 end, 2 comma, 3 a, 4 A, 5 b, 6 between words.
+TOKEN_LABELS = jnp.array([0, 0, 0, 2, 2, 3, -1])
+
+
+def uniform_step(tokens, cache):
+    return jnp.full((len(tokens), 7), -jnp.log(7.0)), cache
+
+
+def spelt(path):
+    """What CTC writes for a label per frame."""
+    return tuple(
+        label for label, before in zip(path, (0, *path), strict=False) if label not in (0, before)
+    )
+
+
+@pytest.mark.parametrize('axis', [0, 1])
+def test_ctc_scores_every_beginning_by_its_probability(axis):
+    """Against the sum over all paths; beams of two texts for each of two clips, of 5 and 3 frames."""
+    logits = np.random.default_rng(0).normal(size=(2, 5, 4)) * 2
+    lengths, texts = (
+        [5, 3],
+        [[0, 6, 3, 5, 2, 6], [0, 4, 3, 6, 2, 5], [0, 5, 5, 2, 6, 3], [0, 6, 2, 3, 6, 4]],
+    )
+    noise = jnp.where(
+        jnp.arange(5)[:, None] < jnp.array(lengths)[:, None, None], jnp.asarray(logits), 7.0
+    )
+    step, cache = decoding.with_ctc(
+        uniform_step, {}, noise, jnp.array(lengths), TOKEN_LABELS, 1.0, cache_batch_axis=axis
+    )
+    cache = jax.tree.map(lambda x: jnp.repeat(x, 2, axis), cache)
+    steps = []
+    for i in range(6):
+        log_probs, cache = step(jnp.array([text[i : i + 1] for text in texts]), cache)
+        steps.append(np.asarray(log_probs))
+    compared = 0
+    for n, text in enumerate(texts):
+        log_p = np.asarray(jax.nn.log_softmax(logits[n // 2, : lengths[n // 2]], axis=-1))
+        probabilities = {}
+        for path in itertools.product(range(4), repeat=len(log_p)):
+            probability = np.exp(sum(log_p[frame, label] for frame, label in enumerate(path)))
+            probabilities[spelt(path)] = probabilities.get(spelt(path), 0.0) + probability
+
+        def beginning(tokens):
+            labels = [abs(int(TOKEN_LABELS[token])) for token in tokens if TOKEN_LABELS[token]]
+            while labels[:1] == [1]:
+                labels = labels[1:]
+            whole = probabilities.get(tuple(labels), 0.0)
+            return whole, sum(
+                p
+                for all_of_it, p in probabilities.items()
+                if all_of_it[: len(labels)] == tuple(labels)
+            )
+
+        for i in range(6):
+            whole, before = beginning(text[: i + 1])
+            if before == 0.0:  # more than the frames can spell
+                break
+            expected = [whole, *(beginning([*text[: i + 1], token])[1] for token in range(2, 7))]
+            np.testing.assert_allclose(
+                np.exp(steps[i][n, 1:]), np.array(expected) / before, rtol=1e-4, atol=1e-6
+            )
+            compared += 1
+    assert compared > 16
+
+
+@pytest.mark.parametrize('method', ['greedy', 'beam'])
+def test_ctc_leads_a_model_that_knows_nothing(method):
+    said = [2, 2, 0, 3, 1, 1, 0, 2, 0, 2]
+    logits = jnp.stack([8 * jax.nn.one_hot(jnp.array(said), 4)] * 2)
+
+    def letters(tokens, cache):
+        log_probs, cache = uniform_step(tokens, cache)
+        return log_probs + jnp.array([-9, 0, -9, 0, 0, 0, -1]), cache
+
+    step, cache = decoding.with_ctc(letters, {}, logits, jnp.array([10, 0]), TOKEN_LABELS, 0.5)
+    config = decoding.DecodeConfig(method, 12, alpha=0.0)
+    tokens, _ = decoding.decode(step, cache, 2, config, active=jnp.array([True, False]))
+    heard = [abs(int(TOKEN_LABELS[token])) for token in tokens[0] if TOKEN_LABELS[token]]
+    assert heard == [2, 3, 1, 2, 2]
+    log_probs, _ = step(jnp.zeros((2, 1), jnp.int32), cache)
+    np.testing.assert_array_equal(log_probs[1], letters(jnp.zeros((1, 1)), None)[0][0])  # no speech

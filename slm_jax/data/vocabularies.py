@@ -19,6 +19,7 @@ import seqio
 
 import gin
 from slm_jax import foundations
+from slm_jax.data import text_corpora
 
 
 @gin.configurable
@@ -107,6 +108,29 @@ def label_tokens() -> tuple[int, ...]:
     special = [labels.is_control(label) or labels.is_unknown(label) for label in range(len(ids))]
     known = [-1 if none or token == tokens.unk_id() else token for none, token in zip(special, ids, strict=True)]
     return (tokens.piece_to_id('▁'), *known[1:])
+
+
+@gin.configurable
+def token_labels() -> tuple[int, ...] | None:
+    """The speech encoder's label for each of the language model's tokens, as `decoding.with_ctc` wants them.
+
+    0 is for what is not heard, as a comma; large letters have the label of the small ones, which are what CTC writes;
+    the mark of a word's beginning has the negative of its own. None for a language model that reads bytes or writes
+    pieces of more than one character.
+    """
+    if isinstance(LLM.vocabulary, seqio.ByteVocabulary):
+        return None
+    labels, tokens = CTC.vocabulary.tokenizer, LLM.vocabulary.tokenizer
+    result = []
+    for token in range(LLM.vocab_size - LLM.vocabulary.extra_ids):
+        piece, label = tokens.id_to_piece(token), 0
+        if not (tokens.is_control(token) or tokens.is_unknown(token) or tokens.is_byte(token)):
+            if len(piece) > 1:
+                return None
+            label = labels.piece_to_id(piece if piece == '▁' else text_corpora.normalize(piece))
+            label = 0 if label == labels.unk_id() else -label if piece == '▁' else label
+        result.append(label)
+    return tuple(result)
 
 
 LLM = FoundationVocabulary('llm')

@@ -112,12 +112,14 @@ def _batch(
         'decoder_input_tokens': np.zeros((rows, 8), np.int32),
         'decoder_target_tokens': np.zeros((rows, 8), np.int32),
         'decoder_loss_weights': np.zeros((rows, 8), np.float32),
+        'transcribed': np.zeros(rows, bool),
     }
     for row, (_, query) in enumerate(group):
         if query.samples is not None:
             batch['speech_samples'][row, : len(query.samples)] = query.samples
             batch['speech_lengths'][row] = len(query.samples)
         batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
+        batch['transcribed'][row] = metrics.kind_of(query.info) == 'transcription'
     return batch
 
 

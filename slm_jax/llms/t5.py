@@ -469,19 +469,19 @@ def cached_step(
     """What `slm_jax.decoding.decode` needs to generate from `encoded`.
 
     Returns:
-        (tokens_to_logits, cache): tokens_to_logits maps (tokens [n, 1], cache) to
-        (logits [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
+        (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
+        (log-probabilities [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
     """
     _, state = module.apply(
         {'params': params}, encoded, encoded_mask, max_decode_length,
         method='init_cache', mutable=['cache', 'cross'],
     )  # fmt: skip
 
-    def tokens_to_logits(tokens, cache):
+    def tokens_to_log_probs(tokens, cache):
         logits, updated = module.apply(
             {'params': params, 'cache': cache, 'cross': state['cross']}, None, None, tokens,
             decode=True, method='decode', mutable=['cache'],
         )  # fmt: skip
-        return logits[:, 0], updated['cache']
+        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated['cache']
 
-    return tokens_to_logits, state['cache']
+    return tokens_to_log_probs, state['cache']

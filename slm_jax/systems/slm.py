@@ -22,6 +22,9 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is the
     one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
+
+    `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
+    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
     """
 
     speech_encoder: nn.Module
@@ -30,6 +33,7 @@ class SLM:
     speech_first: bool = True
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
+    token_labels: tuple[int, ...] | None = None
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters of the three parts; see `System`."""
@@ -53,46 +57,53 @@ class SLM:
         embeddings = self.llm.apply({'params': llm}, jnp.maximum(tokens, 0), method='embed')
         return jnp.where(tokens[:, None] >= 0, embeddings, 0.0)
 
-    def adapted_speech(
-        self, params: Params, batch: Batch, rng: Key[Array, ''] | None = None
-    ) -> tuple[Float[Array, 'b s e'], Int[Array, 'b']]:
-        """Speech as a sequence of the LLM's embeddings, and its lengths."""
+    def _prompt(
+        self, params: Params, batch: Batch, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
+        """What the LLM's encoder reads, without a gap between speech and text, and the parts it was made of."""
+        tokens = batch['encoder_input_tokens']
+        text, text_lengths = (
+            self.llm.apply({'params': params['llm']}, tokens, method='embed'),
+            jnp.sum(tokens > 0, axis=1),
+        )
+        if batch['speech_samples'].shape[1] == 0:
+            return text, tokens > 0, {}
         rngs = None if rng is None else {'dropout': rng}
-        heard = self.speech_encoder.apply(
+        frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
             {'params': params['speech_encoder']},
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,
             rngs=rngs,
         )
-        labels = self._label_embeddings(params['llm'])
-        return self.adapter.apply({'params': params['adapter']}, *heard, rng is None, labels, rngs=rngs)
-
-    def _prompt(
-        self, params: Params, batch: Batch, rng: Key[Array, ''] | None
-    ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
-        """What the LLM's encoder reads, without a gap between speech and text, and the parts it was made of."""
-        tokens = batch['encoder_input_tokens']
-        text, text_lengths = self.llm.apply({'params': params['llm']}, tokens, method='embed'), jnp.sum(tokens > 0, axis=1)
-        if batch['speech_samples'].shape[1] == 0:
-            return text, tokens > 0, {}
-        speech, speech_lengths = self.adapted_speech(params, batch, rng)
+        speech, speech_lengths = self.adapter.apply(
+            {'params': params['adapter']},
+            frames,
+            frame_lengths,
+            ctc_logits,
+            rng is None,
+            self._label_embeddings(params['llm']),
+            rngs=rngs,
+        )
         first, second = (speech, text) if self.speech_first else (text, speech)
         first_length = speech_lengths if self.speech_first else text_lengths
         place = jnp.arange(speech.shape[1] + text.shape[1])
-        source = jnp.where(
-            place < first_length[:, None], place, first.shape[1] + place - first_length[:, None]
-        )
+        source = jnp.where(place < first_length[:, None], place, first.shape[1] + place - first_length[:, None])
         joined = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         mask = place < (speech_lengths + text_lengths)[:, None]
-        return joined, mask, {'speech': speech, 'speech_lengths': speech_lengths}
+        parts = {'speech': speech, 'speech_lengths': speech_lengths}
+        return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
 
     def _encode(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
         prompt, mask, parts = self._prompt(params, batch, rng)
         rngs = None if rng is None else {'dropout': rng}
         llm = {'params': params['llm']}
-        return self.llm.apply(llm, prompt, mask, rng is None, rngs=rngs, method='encode'), mask, parts
+        return (
+            self.llm.apply(llm, prompt, mask, rng is None, rngs=rngs, method='encode'),
+            mask,
+            parts,
+        )
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens; also the accuracy and `speech_text_cosine`, between the mean
@@ -112,17 +123,31 @@ class SLM:
         if parts:
             targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
             target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
-            cosine = _cosine(
-                _mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths)
-            )
+            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
             spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
             metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
         return loss, metrics
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
-        """Generated tokens; see `System`."""
-        encoded, mask, _ = self._encode(params, batch, None)
-        return generate(self.llm, params['llm'], encoded, mask, decode)
+        """Generated tokens; see `System`. Of a batch with `transcribed` [batch], only these rows are written with CTC."""
+        encoded, mask, parts = self._encode(params, batch, None)
+        ctc = None
+        if decode.ctc_weight and parts:
+            if self.token_labels is None or parts['ctc_logits'] is None:
+                raise ValueError(
+                    f'DecodeConfig.ctc_weight is {decode.ctc_weight}, which needs a speech encoder with a CTC head, a '
+                    'language model that writes single characters, and SLM.token_labels (as in models/slm_tiny.gin); '
+                    'use 0 to let the language model write alone.'
+                )
+            ctc = {
+                'ctc_logits': parts['ctc_logits'],
+                'frame_lengths': jnp.where(batch.get('transcribed', True), parts['frame_lengths'], 0),
+                'token_labels': jnp.pad(
+                    jnp.array(self.token_labels),
+                    (0, self.llm.config.vocab_size - len(self.token_labels)),
+                ),  # embeddings without a token are never written
+            }
+        return generate(self.llm, params['llm'], encoded, mask, decode, ctc)
 
 
 def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, 'b']) -> Float[Array, 'b e']:

@@ -1,11 +1,13 @@
 """Text to text: how the language model is pretrained, and the second half of the cascade that SLM is compared with."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
 import optax
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.llms import mimetic, t5
@@ -66,9 +68,16 @@ def generate(
     encoded: Float[Array, 'b p e'],
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
+    ctc: Mapping[str, Any] | None = None,
 ) -> Int[Array, 'b l']:
-    """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle."""
+    """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle.
+
+    `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
+    """
     step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
+    axis = llm.config.cache_batch_axis
+    if ctc is not None:
+        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
         step, cache = decoding.limited(step, cache, lengths)
@@ -77,7 +86,7 @@ def generate(
         cache,
         encoded.shape[0],
         decode,
-        cache_batch_axis=llm.config.cache_batch_axis,
+        cache_batch_axis=axis,
         active=jnp.any(mask, axis=1),
     )
     return tokens

@@ -40,7 +40,7 @@ def train(kind: str, depth: int, seed: int, steps: int) -> tuple[float, ...]:
                 f'TRAIN_STEPS={steps}',
                 f'EVAL_PERIOD={steps}',
                 f'WARMUP_STEPS={steps // 5}',
-                'NUM_BUCKETS=6',
+                'NUM_BUCKETS=4',
                 'train.train.num_samples=0',
                 f'RANDOM_SEED={seed}',
                 f'adapter.SlmAdapterConfig.reduction={reduction!r}',

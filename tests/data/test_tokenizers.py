@@ -7,14 +7,22 @@ import seqio
 
 from slm_jax.data import text_corpora, tokenizers, vocabularies
 
-LINES = ['Please hold the line.', "L'été, ça va ?", 'Не кладите, не надо!', '¿Qué? 10 % de más…'] * 5
+LINES = [
+    'Please hold the line.',
+    "L'été, ça va ?",
+    'Не кладите, не надо!',
+    '¿Qué? 10 % de más…',
+] * 5
 
 
 @pytest.fixture(scope='module')
 def models(tmp_path_factory):
     """Directory with both tokenizers, made of a small corpus."""
     corpora, out = tmp_path_factory.mktemp('corpora'), tmp_path_factory.mktemp('tokenizers')
-    text_corpora.write_jsonl(corpora / 'text_train.jsonl', [{'text': line, 'lang': 'en', 'source': 'x'} for line in LINES])
+    text_corpora.write_jsonl(
+        corpora / 'text_train.jsonl',
+        [{'text': line, 'lang': 'en', 'source': 'x'} for line in LINES],
+    )
     text_corpora.write_jsonl(corpora / 'speech.jsonl', [{'text': line, 'lang': 'en'} for line in LINES])
     tokenizers.main([str(corpora), str(out)])
     return out
@@ -38,5 +46,16 @@ def test_labels_and_tokens_stand_for_the_same_characters(models, monkeypatch):
     monkeypatch.setattr(vocabularies, '_load', loaded.__getitem__)
     tokens = vocabularies.label_tokens()
     labels = loaded['speech_encoder'].encode(text_corpora.normalize(LINES[2]))
-    assert tokens[:3] == (loaded['llm'].tokenizer.piece_to_id('▁'), -1, -1) and len(tokens) == loaded['speech_encoder'].vocab_size
+    assert (
+        tokens[:3] == (loaded['llm'].tokenizer.piece_to_id('▁'), -1, -1)
+        and len(tokens) == loaded['speech_encoder'].vocab_size
+    )
     assert loaded['llm'].decode([tokens[label] for label in labels]) == text_corpora.normalize(LINES[2])
+
+    heard = vocabularies.token_labels()
+    written = [heard[token] for token in loaded['llm'].encode(LINES[2])]
+    assert len(heard) == loaded['llm'].vocab_size - 32 and written[0] == heard[tokens[0]] < 0
+    assert [abs(label) for label in written[1:] if label] == labels  # its comma and its large letter notwithstanding
+
+    monkeypatch.setitem(loaded, 'llm', seqio.ByteVocabulary())
+    assert vocabularies.token_labels() is None

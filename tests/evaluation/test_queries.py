@@ -80,7 +80,14 @@ def test_a_batch_has_the_contract():
         'decoder_input_tokens': 'int32',
         'decoder_target_tokens': 'int32',
         'decoder_loss_weights': 'float32',
+        'transcribed': 'bool',
     }
+
+
+def test_only_transcripts_are_marked_as_such():
+    asked = [{'lang': 'en'}, {'lang': 'en', 'target_lang': 'fr'}, {'lang': 'en', 'slot': 'size'}, {}]
+    [(_, batch)] = queries.batched([spoken(1, **info) for info in asked])
+    assert batch['transcribed'].tolist() == [True, False, False, True]
 
 
 def test_shuffled_audio_is_always_another_clip():

@@ -115,14 +115,15 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
         method='encode',
     )  # fmt: skip
     expected = module.apply({'params': params}, encoded, mask, decoder_inputs, method='decode')
+    expected = jax.nn.log_softmax(expected)
     step, cache = t5.cached_step(module, params, encoded, mask, max_decode_length=9)
     axis = module.config.cache_batch_axis
     cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis) if x.ndim else x, cache)
     tokens, step = jnp.repeat(decoder_inputs, beams, axis=0), jax.jit(step)
     for i in range(decoder_inputs.shape[1]):
-        logits, cache = step(tokens[:, i : i + 1], cache)
+        log_probs, cache = step(tokens[:, i : i + 1], cache)
         np.testing.assert_allclose(
-            logits, jnp.repeat(expected[:, i], beams, axis=0), rtol=1e-5, atol=1e-5
+            log_probs, jnp.repeat(expected[:, i], beams, axis=0), rtol=1e-5, atol=1e-5
         )
 
 

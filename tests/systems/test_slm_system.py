@@ -216,3 +216,28 @@ def test_a_mimetic_t5_begins_by_copying():
     for change in ({'scan_layers': True}, {'num_heads': 7}):
         with pytest.raises(ValueError, match='mimetic_attention is for scan_layers = False and 8 heads'):
             dataclasses.replace(config, **change)
+
+
+def test_ctc_takes_part_where_something_is_transcribed():
+    """Between a CTC head that is sure and a language model that knows nothing, and only in the rows that ask for it."""
+    labels = (0, 0, 1, *(2 + token % 18 for token in range(37)))  # CTC never writes 1
+    system, data, params = dataclasses.replace(SYSTEM, token_labels=labels), batch(), dict(PARAMS)
+    head = params['speech_encoder']['ctc']['Dense_0']
+    sure = {'Dense_0': {'kernel': head['kernel'] * 1e3, 'bias': head['bias'].at[1].set(-1e6)}}
+    params['speech_encoder'] = params['speech_encoder'] | {'ctc': sure}
+
+    def written(system, data, weight):
+        decode = DecodeConfig(max_decode_length=24, ctc_weight=weight)
+        return np.asarray(jax.jit(lambda p, b: system.predict(p, b, decode))(params, data))
+
+    alone, both = written(system, data, 0.0), written(system, data, 0.99)
+    spoken = EncoderCtc(SPEECH).predict(params, data, DecodeConfig())
+    for tokens, heard in zip(both, spoken, strict=True):
+        assert sum(tokens > 1) > 4
+        assert [labels[token] for token in tokens if token > 1] == [int(label) for label in heard if label][
+            : sum(tokens > 1)
+        ]
+    some = written(system, data | {'transcribed': np.array([True, False, True])}, 0.99)
+    np.testing.assert_array_equal(some, np.where(np.array([[True], [False], [True]]), both, alone))
+    with pytest.raises(ValueError, match='SLM.token_labels'):
+        written(SYSTEM, data, 0.5)

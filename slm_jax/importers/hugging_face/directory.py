@@ -41,7 +41,10 @@ def read(source: str) -> Directory:
     if not path.is_dir():
         raise CheckpointError(f'{source} is no directory. From the Hub: {_SCHEME}owner/name.')
     if not (path / 'config.json').is_file():
-        raise CheckpointError(f'{path} has no config.json, so it is no Hugging Face directory.')
+        raise CheckpointError(
+            f'{path} has no config.json, so it is no Hugging Face directory; and no file `checkpoint` or '
+            'checkpoint_<step>/checkpoint, so it is none of T5X in its own format either (its Orbax one is not read).'
+        )
     revision = path.absolute().name
     return Directory(
         source=source,

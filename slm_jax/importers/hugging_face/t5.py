@@ -13,13 +13,12 @@ import math
 import pathlib
 from typing import Any
 
-from flax import linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.importers.hugging_face.tensors import read_json, Tensor, tensors
 from slm_jax.llms import t5
@@ -28,7 +27,7 @@ MODEL_TYPES = ('t5', 'mt5', 'umt5')
 _MAX_UNSCANNED_LAYERS = 12
 _ROWS = 8192  # of an embedding, compared at a time
 
-_SIZES = {
+SIZES = {
     'vocab_size': 'vocab_size', 'd_model': 'emb_dim', 'num_heads': 'num_heads', 'd_kv': 'head_dim', 'd_ff': 'mlp_dim',
     'num_layers': 'num_encoder_layers', 'num_decoder_layers': 'num_decoder_layers',
 }  # fmt: skip
@@ -75,24 +74,8 @@ _PROJECTIONS = {'query': 'q', 'key': 'k', 'value': 'v', 'out': 'o'}
 _BIAS = '{}.block.{}.layer.0.SelfAttention.relative_attention_bias.weight'
 # T5 1.0 was saved with it, and no code reads it.
 _UNUSED = 'decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight'
-_SHARED, _HEAD = 'shared.weight', 'lm_head.weight'
+_SHARED, HEAD = 'shared.weight', 'lm_head.weight'
 _ALIASES = ('encoder.embed_tokens.weight', 'decoder.embed_tokens.weight')
-
-_TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
-_GIN = """\
-# {source}: {parameters:,} parameters, as `slm-jax import` found them. The tasks' text is encoded with its vocabulary.
-from __gin__ import dynamic_registration
-from slm_jax.data import vocabularies
-from slm_jax.llms import t5
-
-LLM = {out!r}
-DROPOUT_RATE = {dropout!r}
-
-t5.T5Config:
-{config}
-t5.T5.config = @t5.T5Config()
-vocabularies.names.llm = %LLM
-"""
 
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
@@ -107,24 +90,20 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
             no tokenizer; names it.
     """
     cfg = config(directory)
-    card, tokenizer = vocabulary(directory, cfg.vocab_size)
+    tokenizer_config = directory.path / 'tokenizer_config.json'
+    settings = read_json(tokenizer_config) if tokenizer_config.is_file() else {}
+    if directory.config.get('tokenizer_class') == importers_t5.BYTES:
+        settings['tokenizer_class'] = importers_t5.BYTES
+    card, tokenizer = importers_t5.vocabulary(directory.path, settings, cfg.vocab_size)
     found = _weights(directory.path)
-    head, scaled = found.pop(_HEAD, None), _scaled(directory.config)
+    head, scaled = found.pop(HEAD, None), _scaled(directory.config)
     if head is None and directory.config.get('tie_word_embeddings') is False:
-        raise CheckpointError(f'{directory.path}: {_HEAD} is missing, and config.json says that it is not tied.')
+        raise CheckpointError(f'{directory.path}: {HEAD} is missing, and config.json says that it is not tied.')
     if head is not None and _equal(head, found[_SHARED]):
         head = None
     cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
     params = _params(cfg, found, head, cfg.emb_dim**-0.5 if scaled else 1.0, directory.config['model_type'] == 'umt5')
-    fields = [
-        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
-        for field in dataclasses.fields(cfg)
-        if field.name in ('dropout_rate', *_SIZES.values()) or getattr(cfg, field.name) != field.default
-    ]
-    parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
-    gin = _GIN.format(
-        source=directory.source, parameters=parameters, out=str(out), dropout=cfg.dropout_rate, config='\n'.join(fields)
-    )
+    gin = importers_t5.model_file(cfg, params, directory.source, out)
     return Imported('llm', params, gin, card, tokenizer)
 
 
@@ -135,7 +114,7 @@ def config(directory: Directory) -> t5.T5Config:
         CheckpointError: a flag that is unknown, missing, or at a value that cannot be honoured.
     """
     flags, file = directory.config, directory.path / 'config.json'
-    if unknown := sorted(flags.keys() - _SIZES.keys() - _FIXED.keys() - _READ - _WITHOUT_EFFECT):
+    if unknown := sorted(flags.keys() - SIZES.keys() - _FIXED.keys() - _READ - _WITHOUT_EFFECT):
         raise CheckpointError(
             f'{file}: unknown flag {unknown[0]!r} = {flags[unknown[0]]!r}. Whether numbers depend on it nobody here '
             'knows; if they do not, delete it from config.json.'
@@ -147,7 +126,7 @@ def config(directory: Directory) -> t5.T5Config:
             if values.get(key) not in (None, expected, [expected]):
                 raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
     sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
-    for key in _SIZES:
+    for key in SIZES:
         if type(sizes.get(key)) is not int or sizes[key] < 1:
             raise CheckpointError(f'{file}: {key} is {sizes.get(key)!r}; it must be a positive number.')
     projection = sizes.get('feed_forward_proj', 'relu' if flags['model_type'] == 't5' else 'gated-gelu')
@@ -165,69 +144,11 @@ def config(directory: Directory) -> t5.T5Config:
         raise CheckpointError(f'{file}: dropout_rate is {dropout_rate!r}; it must be in [0, 1).')
     layers = max(sizes['num_layers'], sizes['num_decoder_layers'])
     return t5.T5Config(
-        **{name: sizes[key] for key, name in _SIZES.items()},
+        **{name: sizes[key] for key, name in SIZES.items()},
         mlp_activations=(_ACTIVATIONS[activation], *['linear'] * sizes.get('is_gated_act', gate == 'gated')),
         dropout_rate=float(dropout_rate),
         scan_layers=flags['model_type'] == 'umt5' or layers > _MAX_UNSCANNED_LAYERS,
     )
-
-
-def vocabulary(directory: Directory, vocab_size: int) -> tuple[dict[str, Any], pathlib.Path | None]:
-    """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
-
-    The model may have more rows than the vocabulary has ids (T5: 32,128 against 32,000 pieces and 100 sentinels).
-
-    Raises:
-        CheckpointError: no tokenizer, or one that does not belong to this model.
-    """
-    path = directory.path / 'tokenizer_config.json'
-    settings = read_json(path) if path.is_file() else {}
-    if 'ByT5Tokenizer' in (settings.get('tokenizer_class'), directory.config.get('tokenizer_class')):
-        extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
-        card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}
-    else:
-        file = next((directory.path / name for name in _TOKENIZERS if (directory.path / name).is_file()), None)
-        if file is None:
-            raise CheckpointError(
-                f'{directory.path} has no tokenizer: none of {", ".join(_TOKENIZERS)} is there (tokenizer.json is not '
-                "read). Copy the model's SentencePiece file to it, under the first of these names."
-            )
-        pieces, extra_ids = _sentencepiece(file, settings)
-        card = {'extra_ids': extra_ids}
-    if pieces + extra_ids > vocab_size:
-        raise CheckpointError(
-            f'{file or path}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of config.json, '
-            f'{vocab_size}. This tokenizer is of another model.'
-        )
-    return card, file
-
-
-def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int]:
-    """Pieces of a SentencePiece model, and sentinels that come after them."""
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f'{file} is no SentencePiece model: {error}.') from error
-    pieces, special = model.get_piece_size(), (model.pad_id(), model.eos_id(), model.unk_id())
-    if special != (0, 1, 2):
-        raise CheckpointError(f'{file}: padding, end and unknown are {special}; in a T5 they are (0, 1, 2).')
-    if any(model.piece_to_id(piece) != 2 for piece in ('<extra_id_0>', '▁<extra_id_0>')):
-        return pieces, 0  # mT5's are pieces like others
-    ids = {
-        entry['content']: int(number)
-        for number, entry in settings.get('added_tokens_decoder', {}).items()
-        if '<extra_id_' in entry['content']
-    }
-    named = [token for token in settings.get('additional_special_tokens') or () if '<extra_id_' in str(token)]
-    extra_ids = settings.get('extra_ids', len(ids) or len(named) or 100)
-    if ids and ids.get('<extra_id_0>') != pieces + extra_ids - 1:
-        raise CheckpointError(
-            f'{file}: <extra_id_0> has the id {ids.get("<extra_id_0>")} in tokenizer_config.json; with {pieces} pieces '
-            f'and {extra_ids} sentinels, counted from the end, it would have {pieces + extra_ids - 1}.'
-        )
-    return pieces, extra_ids
 
 
 def _weights(path: pathlib.Path) -> dict[str, Tensor]:
@@ -270,23 +191,17 @@ def _params(
         head_scale: what a separate output layer is multiplied by.
         own_biases: whether each layer has a relative position bias, or all of a stack that of its first.
     """
-
-    def init():
-        tokens = jnp.zeros((1, 1), jnp.int32)
-        return t5.T5(cfg).init(jax.random.key(0), tokens, tokens, tokens)['params']
-
     leaves, unused = {}, dict(found)
-    for path, leaf in foundations.flatten(nn.unbox(jax.eval_shape(init))).items():
+    for path, leaf in importers_t5.shapes(cfg).items():
         if path == 'decoder/logits_dense/kernel':
-            leaves[path] = _leaf(path, leaf.shape, [(_HEAD, head or found[_SHARED])], False, head_scale)
+            leaves[path] = _leaf(path, leaf.shape, [(HEAD, head or found[_SHARED])], False, head_scale)
             continue
-        names = _names(path, cfg, own_biases)
-        if missing := [name for name in names if name not in found]:
+        made_of = names(path, cfg, own_biases)
+        if missing := [name for name in made_of if name not in found]:
             raise CheckpointError(f'the weights have no tensor {missing[0]}, which {path} is made of.')
-        for name in names:
+        for name in made_of:
             unused.pop(name, None)
-        scanned = cfg.scan_layers and path.split('/')[0] == path.split('/')[1]
-        leaves[path] = _leaf(path, leaf.shape, [(name, found[name]) for name in names], scanned)
+        leaves[path] = _leaf(path, leaf.shape, [(name, found[name]) for name in made_of], scanned(path, cfg))
     if unused:
         name, tensor = next(iter(unused.items()))
         raise CheckpointError(
@@ -295,7 +210,7 @@ def _params(
     return foundations.unflatten(leaves)
 
 
-def _names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
+def names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
     """Names of the tensors that the leaf at `path` is made of: one, or one a layer."""
     stack, *rest = path.split('/')
     if stack == 'token_embedder':
@@ -311,15 +226,28 @@ def _names(path: str, cfg: t5.T5Config, own_biases: bool) -> list[str]:
     return [f'{stack}.block.{layer}.{".".join(module)}.weight' for layer in layers]
 
 
+def scanned(path: str, cfg: t5.T5Config) -> bool:
+    """Whether the leaf at `path` has the layers at axis 1."""
+    return cfg.scan_layers and path.split('/')[0] == path.split('/')[1]
+
+
+def transposed(path: str) -> bool:
+    """Whether the leaf at `path` is stored as [outputs, inputs], which linear maps and biases are."""
+    return path.endswith(('/kernel', '/rel_embedding'))
+
+
+def stored_shape(path: str, own: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the tensor that holds the leaf at `path`, or one layer of it, of the shape `own`."""
+    inputs = math.prod(own[:-1]) if path.endswith('/out/kernel') else own[0]
+    return (math.prod(own) // inputs, inputs) if transposed(path) else own
+
+
 def _leaf(
-    path: str, shape: tuple[int, ...], made_of: list[tuple[str, Tensor]], scanned: bool, scale: float = 1.0
+    path: str, shape: tuple[int, ...], made_of: list[tuple[str, Tensor]], stacked: bool, scale: float = 1.0
 ) -> foundations.Blocks:
-    """A leaf that reads its tensors: linear maps and biases transposed, layers side by side at axis 1 if `scanned`."""
-    *_, module, kind = path.split('/')
-    transposed = kind in ('kernel', 'rel_embedding')
-    own = shape[:1] + shape[2:] if scanned else shape  # of one layer
-    inputs = math.prod(own[:-1]) if module == 'out' else own[0]
-    expected = (math.prod(own) // inputs, inputs) if transposed else own
+    """A leaf that reads its tensors: linear maps and biases transposed, layers side by side at axis 1 if `stacked`."""
+    own = shape[:1] + shape[2:] if stacked else shape  # of one layer
+    expected = stored_shape(path, own)
     for name, tensor in made_of:
         if tensor.shape != expected:
             raise CheckpointError(
@@ -328,10 +256,10 @@ def _leaf(
 
     def rows(tensor, start, stop):
         array = tensor.open()
-        return (array.T if transposed else array).reshape(own)[start:stop]
+        return (array.T if transposed(path) else array).reshape(own)[start:stop]
 
     def read(start: int, stop: int) -> np.ndarray:
-        if not scanned:
+        if not stacked:
             block = rows(made_of[0][1], start, stop)
             return block if scale == 1.0 else block.astype(np.float32) * np.float32(scale)
         block = np.empty((stop - start, *shape[1:]), made_of[0][1].dtype)

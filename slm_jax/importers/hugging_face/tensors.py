@@ -21,7 +21,7 @@ import numpy as np
 
 from slm_jax.importers import CheckpointError
 
-_DTYPES = {
+DTYPES = {
     'F64': 'float64', 'F32': 'float32', 'F16': 'float16', 'BF16': ml_dtypes.bfloat16,
     'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
 }  # fmt: skip
@@ -114,15 +114,17 @@ def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
             raise CheckpointError(f'{file} is not a safetensors file: its header means nothing ({error!r}).') from error
     data, previous, found = 8 + header_size, 0, {}
     for start, stop, name, dtype, shape in sorted(entries):
-        if dtype not in _DTYPES:
-            raise CheckpointError(f'{file}: tensor {name} is of type {dtype}; there are {", ".join(_DTYPES)}.')
-        dtype = np.dtype(_DTYPES[dtype])
+        if dtype not in DTYPES:
+            raise CheckpointError(f'{file}: tensor {name} is of type {dtype}; there are {", ".join(DTYPES)}.')
+        dtype = np.dtype(DTYPES[dtype])
         if data + stop > size:
             raise CheckpointError(
                 f'{file} is truncated: tensor {name} ends at byte {data + stop}, the file at {size}. Fetch it again.'
             )
         if start != previous or stop - start != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
-            raise CheckpointError(f'{file}: tensor {name}, {dtype} {list(shape)}, cannot be in bytes {start} to {stop}.')
+            raise CheckpointError(
+                f'{file}: tensor {name}, {dtype} {list(shape)}, cannot be in bytes {start} to {stop}.'
+            )
         previous = stop
         found[name] = Tensor(file, shape, dtype, functools.partial(_map, file, dtype, data + start, shape))
     return found

@@ -1,0 +1,125 @@
+"""Writes what a training made in formats that others read: `slm-jax export MODEL_DIR OUT`.
+
+    slm-jax export runs/slm out/slm          an adapter: trainable.safetensors and card.json
+    slm-jax export runs/t5 out/t5            only the LLM was trained: a directory of transformers
+
+trainable.safetensors holds all that was trained, under its paths, and nothing frozen; card.json, and the file's own
+header, name the foundations that it belongs to, with their fingerprints. Where nothing but the language model was
+trained, OUT is a T5 that `T5ForConditionalGeneration.from_pretrained` loads, merged with what stayed frozen of it,
+in float32, with its tokenizer. OUT is there whole or not at all.
+"""
+
+import argparse
+from collections.abc import Sequence
+import json
+import pathlib
+import shutil
+import sys
+import tempfile
+from typing import Any
+
+from slm_jax import cli
+
+_PART = 'llm/'
+
+
+def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
+    """Exports a checkpoint.
+
+    Args:
+        model_dir: of a training.
+        out: directory that is made, and is not there yet.
+        step: of the checkpoint; None: the newest.
+
+    Returns:
+        Names of the files.
+
+    Raises:
+        ValueError: no training, no such checkpoint, foundations that have changed, or a model that transformers does
+            not have; names it and the remedy.
+        FileExistsError: something is at `out`.
+    """
+    from slm_jax import foundations
+    from slm_jax.exporters import ExportError, safetensors
+    from slm_jax.importers.hugging_face.tensors import Tensor
+    from slm_jax.training import checkpoints
+
+    path = pathlib.Path(out).expanduser().absolute()
+    if path.exists():
+        raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
+    directory = foundations.find(model_dir)
+    if foundations.card(directory).get('kind') != checkpoints.KIND:
+        raise ExportError(f'{directory} is a foundation. What is exported is what a training made: give its MODEL_DIR.')
+    trained, card = checkpoints.load_for_inference(directory, step)
+    leaves = foundations.flatten(trained)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        if all(name.startswith(_PART) for name in leaves):
+            _write_llm(temporary, directory, leaves, card)
+        else:
+            tensors = {name: Tensor(directory, leaf.shape, leaf.dtype, leaf.__array__) for name, leaf in leaves.items()}
+            metadata = {'foundations': json.dumps(card['foundations'])}
+            safetensors.write(temporary / 'trainable.safetensors', tensors, metadata)
+        text = json.dumps(card, indent=2, ensure_ascii=False) + '\n'
+        (temporary / foundations.CARD).write_text(text, encoding='utf-8')
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return sorted(file.name for file in path.iterdir())
+
+
+def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any], card: dict[str, Any]) -> None:
+    """Writes the language model of a training: `leaves` of it, the others as its foundation has them."""
+    import gin
+
+    from slm_jax import foundations
+    from slm_jax.evaluation import model
+    from slm_jax.exporters import ExportError, t5 as exporter
+    from slm_jax.importers import t5 as importers_t5
+    from slm_jax.llms import t5
+    from slm_jax.training import checkpoints, origins
+
+    model.configure(card, [], [])
+    llm = getattr(model.configured_system(), 'llm', None)
+    if not isinstance(llm, t5.T5):
+        raise ExportError(f'{directory}: its language model is a {type(llm).__name__}; only a T5 can be exported.')
+    wanted = {_PART + path: leaf for path, leaf in importers_t5.shapes(llm.config).items()}
+    missing = {path: leaf for path, leaf in wanted.items() if path not in leaves}
+    if missing:
+        needed = {'llm': card['foundations']['llm']}
+        found = origins.find({'llm': needed['llm']['name']})
+        checkpoints.check_foundations(directory, needed, {'llm': found[0].describe()})
+        leaves = leaves | foundations.flatten(origins.load(found, foundations.unflatten(missing)))
+    with gin.unlock_config():
+        from slm_jax.data import vocabularies
+    vocabulary = foundations.find(vocabularies.names()['llm'])
+    exporter.write(out, llm.config, {path.removeprefix(_PART): leaves[path] for path in wanted}, vocabulary)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog='slm-jax export', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument('model_dir', metavar='MODEL_DIR', help='directory of a training')
+    result.add_argument('out', metavar='OUT', help='directory that is made, and is not there yet')
+    result.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The program; returns the exit status."""
+    cli.quiet_libraries()
+    args = parser().parse_args(argv)
+    try:
+        files = export(args.model_dir, args.out, args.step)
+    except (ValueError, OSError) as error:
+        return cli.fail('export', error, 2)
+    print(f'wrote {args.out}: {", ".join(files)}')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""What a foundation of a T5 needs whatever layout it was read from: its shapes, its model file and its vocabulary."""
+
+import dataclasses
+import math
+import pathlib
+from typing import Any
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+
+from slm_jax import foundations
+from slm_jax.importers import CheckpointError
+from slm_jax.llms import t5
+
+TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
+BYTES = 'ByT5Tokenizer'
+_SIZES = {
+    'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
+}  # fmt: skip
+_GIN = """\
+# {source}: {parameters:,} parameters, as `slm-jax import` found them. The tasks' text is encoded with its vocabulary.
+from __gin__ import dynamic_registration
+from slm_jax.data import vocabularies
+from slm_jax.llms import t5
+
+LLM = {out!r}
+DROPOUT_RATE = {dropout!r}
+
+t5.T5Config:
+{config}
+t5.T5.config = @t5.T5Config()
+vocabularies.names.llm = %LLM
+"""
+
+
+def shapes(cfg: t5.T5Config) -> dict[str, jax.ShapeDtypeStruct]:
+    """The parameters of `cfg` by path, abstract."""
+
+    def init():
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        return t5.T5(cfg).init(jax.random.key(0), tokens, tokens, tokens)['params']
+
+    return foundations.flatten(nn.unbox(jax.eval_shape(init)))
+
+
+def model_file(cfg: t5.T5Config, params: dict[str, Any], source: str, out: pathlib.Path) -> str:
+    """Text of the model file of a T5 that will stand at `out`."""
+    fields = [
+        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
+        for field in dataclasses.fields(cfg)
+        if field.name in ('dropout_rate', *_SIZES) or getattr(cfg, field.name) != field.default
+    ]
+    parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
+    return _GIN.format(
+        source=source, parameters=parameters, out=str(out), dropout=cfg.dropout_rate, config='\n'.join(fields)
+    )
+
+
+def vocabulary(
+    directory: pathlib.Path, settings: dict[str, Any], vocab_size: int
+) -> tuple[dict[str, Any], pathlib.Path | None]:
+    """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
+
+    The model may have more rows than the vocabulary has ids (T5: 32,128 against 32,000 pieces and 100 sentinels).
+
+    Args:
+        directory: where the file is.
+        settings: as in a `tokenizer_config.json`; a `tokenizer_class` of `BYTES` needs no file.
+        vocab_size: rows of the embedding.
+
+    Raises:
+        CheckpointError: no tokenizer, or one that does not belong to this model.
+    """
+    if settings.get('tokenizer_class') == BYTES:
+        extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
+        card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}
+    else:
+        file = next((directory / name for name in TOKENIZERS if (directory / name).is_file()), None)
+        if file is None:
+            raise CheckpointError(
+                f'{directory} has no tokenizer: none of {", ".join(TOKENIZERS)} is there (tokenizer.json is not '
+                "read). Copy the model's SentencePiece file to it, under the first of these names."
+            )
+        pieces, extra_ids = _sentencepiece(file, settings)
+        card = {'extra_ids': extra_ids}
+    if pieces + extra_ids > vocab_size:
+        raise CheckpointError(
+            f'{file or directory}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of the '
+            f'model, {vocab_size}. This tokenizer is of another model.'
+        )
+    return card, file
+
+
+def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int]:
+    """Pieces of a SentencePiece model, and sentinels that come after them."""
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(file))
+    except (RuntimeError, OSError) as error:
+        raise CheckpointError(f'{file} is no SentencePiece model: {error}.') from error
+    pieces, special = model.get_piece_size(), (model.pad_id(), model.eos_id(), model.unk_id())
+    if special != (0, 1, 2):
+        raise CheckpointError(f'{file}: padding, end and unknown are {special}; in a T5 they are (0, 1, 2).')
+    if any(model.piece_to_id(piece) != 2 for piece in ('<extra_id_0>', '▁<extra_id_0>')):
+        return pieces, 0  # mT5's are pieces like others
+    ids = {
+        entry['content']: int(number)
+        for number, entry in settings.get('added_tokens_decoder', {}).items()
+        if '<extra_id_' in entry['content']
+    }
+    named = [token for token in settings.get('additional_special_tokens') or () if '<extra_id_' in str(token)]
+    extra_ids = settings.get('extra_ids', len(ids) or len(named) or 100)
+    if ids and ids.get('<extra_id_0>') != pieces + extra_ids - 1:
+        raise CheckpointError(
+            f'{file}: <extra_id_0> has the id {ids.get("<extra_id_0>")} in tokenizer_config.json; with {pieces} pieces '
+            f'and {extra_ids} sentinels, counted from the end, it would have {pieces + extra_ids - 1}.'
+        )
+    return pieces, extra_ids
