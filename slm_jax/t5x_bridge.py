@@ -5,12 +5,12 @@ Nothing else of the package imports this file: T5X (github.com/google-research/t
 
 from collections.abc import Mapping, Sequence
 
-from clu import metrics as clu_metrics
 import flax
 import flax.linen as nn
-from flax.linen import partitioning as flax_partitioning
 import jax
 import jax.numpy as jnp
+from clu import metrics as clu_metrics
+from flax.linen import partitioning as flax_partitioning
 from jaxtyping import Array, Float, Int, UInt32
 from t5x import models, optimizers, train_state, utils
 
@@ -70,9 +70,9 @@ class SystemModel(models.BaseModel):
             )
         names = flatten(nn.get_partition_spec(boxed))
         axes = {
-            f'{collection}_axes': unflatten({
-                f'{path}_axes': flax_partitioning.AxisMetadata(tuple(names[path])) for path in flatten(tree)
-            })
+            f'{collection}_axes': unflatten(
+                {f'{path}_axes': flax_partitioning.AxisMetadata(tuple(names[path])) for path in flatten(tree)}
+            )
             for collection, tree in variables.items()
         }
         return variables | axes
@@ -146,22 +146,19 @@ class FoundationInitializer(utils.TrainStateInitializer):
         Raises:
             FoundationError: a foundation is absent or of another shape, or a frozen parameter comes from none.
         """
-        shapes = self.global_train_state_shape
         origins = origins_lib.find(self._foundations)
-        frozen_shapes = shapes.flax_mutables.get(FROZEN, {})
-        origins_lib.check(origins, flax.core.unfreeze(shapes.params), flax.core.unfreeze(frozen_shapes))
+        shapes = self.global_train_state_shape
+        frozen = flax.core.unfreeze(shapes.flax_mutables).get(FROZEN, {})
+        origins_lib.check(origins, flax.core.unfreeze(shapes.params), frozen)
         state = super().from_scratch(init_rng)
-        params = _read(origins, state.params)
-        if not state.flax_mutables:
-            return state.replace_params(params)
-        return state.replace_params(params).replace_flax_mutables(
-            flax.core.freeze({FROZEN: _read(origins, state.flax_mutables[FROZEN])})
-        )
+        collections = {name: _read(origins, tree) for name, tree in state.flax_mutables.items()}
+        state = state.replace_flax_mutables(flax.core.freeze(collections))
+        return state.replace_params(_read(origins, state.params))
 
 
 def _merged(params: Params, flax_mutables: Params | None) -> Params:
-    frozen = {} if flax_mutables is None else flax_mutables[FROZEN]
-    return state_lib.merge(flax.core.unfreeze(params), flax.core.unfreeze(frozen))
+    frozen = flax.core.unfreeze(flax_mutables or {}).get(FROZEN, {})
+    return state_lib.merge(flax.core.unfreeze(params), frozen)
 
 
 def _read(origins: Sequence[origins_lib.Origin], params: Params) -> Params:
