@@ -78,7 +78,9 @@ def test_a_module_reads_the_float_weights(scanned):
     params = state.unboxed(module.init(jax.random.key(0), tokens, tokens, tokens)['params'])
     _, abstract = held(module, partitioning.Partitioner().mesh(jax.devices()[:1]), partitioning.Partitioner())
     quantized = {
-        path: quantization.quantize(leaf, abstract_leaf.axes) if isinstance(abstract_leaf, quantization.Quantized) else leaf
+        path: quantization.quantize(leaf, abstract_leaf.axes)
+        if isinstance(abstract_leaf, quantization.Quantized)
+        else leaf
         for (path, leaf), abstract_leaf in zip(
             foundations.flatten(params).items(), foundations.flatten(abstract).values(), strict=True
         )
@@ -86,6 +88,31 @@ def test_a_module_reads_the_float_weights(scanned):
     quantized = foundations.unflatten(quantized)
     apply = jax.jit(lambda params: module.apply({'params': params}, tokens, tokens, tokens))
     np.testing.assert_allclose(apply(quantized), apply(nn.unbox(quantized)), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('remat_policy', ['minimal', 'none'])
+@pytest.mark.parametrize('scanned', [True, False])
+def test_memory_of_a_gradient(scanned, remat_policy):
+    """A scan over rematerialised layers opens one at a time; else XLA holds all of them. A scan copies the int8 stack."""
+    width, layers = 512, 4
+    config = t5.T5Config(
+        vocab_size=256, emb_dim=width, num_heads=8, head_dim=width // 8, mlp_dim=4 * width, num_encoder_layers=layers,
+        num_decoder_layers=1, scan_layers=scanned, remat_policy=remat_policy,
+    )  # fmt: skip
+    module, x = t5.T5(config), jax.ShapeDtypeStruct((1, 8, width), jnp.float32)
+    _, params = held(module, partitioning.Partitioner().mesh(jax.devices()[:1]), partitioning.Partitioner())
+
+    def loss(x, params):
+        return jnp.sum(module.apply({'params': params}, x, jnp.ones((1, 8), bool), method='encode') ** 2)
+
+    compiled = jax.jit(jax.value_and_grad(loss)).lower(x, params).compile()
+    weights = 4 * width**2 + 3 * 4 * width**2  # of one layer
+    opened = 1 if scanned and remat_policy == 'minimal' else layers + 1
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(
+        f'scanned {scanned}, {remat_policy}: {temporary / 1e6:.1f} MB, {temporary / (4 * weights):.1f} layers of float32'
+    )
+    assert temporary < layers * weights + 1.1 * opened * 4 * weights
 
 
 _SHARDED = """
