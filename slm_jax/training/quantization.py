@@ -10,8 +10,8 @@ from typing import Any
 import flax
 import flax.linen as nn
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Float32, Int8
 
 _WEIGHTS = ('kernel', 'embedding')  # norms, biases and position biases are small, and stay as they are

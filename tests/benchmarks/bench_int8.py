@@ -10,9 +10,9 @@ import contextlib
 import itertools
 import time
 
-import gin
 import jax
 
+import gin
 from slm_jax import cli
 from slm_jax.evaluation import model as model_lib
 from slm_jax.training import loop, partitioning, state

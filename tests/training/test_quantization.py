@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toy
 
 from slm_jax import foundations
 from slm_jax.evaluation import model as model_lib
 from slm_jax.llms import t5
 from slm_jax.training import checkpoints, loop, origins, partitioning, quantization, state
 from slm_jax.training.logs import read_losses
-import toy
 
 SIZES = dict(vocab_size=64, emb_dim=32, num_heads=4, num_encoder_layers=2, num_decoder_layers=2, head_dim=8, mlp_dim=64)
 
@@ -93,7 +93,7 @@ def test_a_module_reads_the_float_weights(scanned):
 @pytest.mark.parametrize('remat_policy', ['minimal', 'none'])
 @pytest.mark.parametrize('scanned', [True, False])
 def test_memory_of_a_gradient(scanned, remat_policy):
-    """A scan over rematerialised layers opens one at a time; else XLA holds all of them. A scan copies the int8 stack."""
+    """A scan over rematerialised layers opens one at a time, else all are held; a scan copies the int8 stack."""
     width, layers = 512, 4
     config = t5.T5Config(
         vocab_size=256, emb_dim=width, num_heads=8, head_dim=width // 8, mlp_dim=4 * width, num_encoder_layers=layers,
@@ -110,7 +110,7 @@ def test_memory_of_a_gradient(scanned, remat_policy):
     opened = 1 if scanned and remat_policy == 'minimal' else layers + 1
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(
-        f'scanned {scanned}, {remat_policy}: {temporary / 1e6:.1f} MB, {temporary / (4 * weights):.1f} layers of float32'
+        f'scanned {scanned}, {remat_policy}: {temporary / 1e6:.1f} MB, {temporary / (4 * weights):.1f} float32 layers'
     )
     assert temporary < layers * weights + 1.1 * opened * 4 * weights
 
