@@ -145,7 +145,6 @@ def load(
             fit; names what and the remedy.
     """
     from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
-    import jax
 
     from slm_jax import configuration, decoding
     from slm_jax import foundations as foundations_lib
