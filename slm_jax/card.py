@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--config', action='store_true', help='show its gin configuration too')
     result.add_argument('--mesh', default='', help='as in data=4,model=8 (default: one device)')
     result.add_argument(
-        '--frozen_dtype', default='bfloat16', help='in which frozen parameters are held'
+        '--frozen_dtype', help='in which frozen parameters are held (default: FROZEN_DTYPE, else bfloat16)'
     )
     result.add_argument('--json', action='store_true', help='print JSON')
     return result
@@ -53,7 +53,7 @@ def sizes(
     import jax
 
     from slm_jax.evaluation import model
-    from slm_jax.training import origins, partitioning, state
+    from slm_jax.training import loop, origins, partitioning, state
 
     axes = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
     if wrong := set(axes) - {'data', 'fsdp', 'model'}:
@@ -67,20 +67,17 @@ def sizes(
     shardings = partitioner.shardings(boxed, abstract_mesh, notes)
     placed = origins.place(state.unboxed(boxed), shardings)
     trained, frozen = state.split(placed, trainable)
-    leaves = state.flatten(trained) | state.flatten(origins.cast(frozen, frozen_dtype))
+    held = state.flatten(trained) | state.flatten(origins.hold(frozen, boxed, frozen_dtype))
     trained_paths = state.flatten(trained).keys()
     parts: dict[str, dict[str, int]] = {}
     whole = dict.fromkeys(('params', 'trained', 'bytes', 'bytes_per_device'), 0)
-    for path, leaf in leaves.items():
+    for path, leaf in state.flatten(placed).items():
         part = parts.setdefault(path.split('/')[0], dict.fromkeys(whole, 0))
-        on_device = 1
-        for length in leaf.sharding.shard_shape(leaf.shape):
-            on_device *= length
         for count in (part, whole):
             count['params'] += leaf.size
             count['trained'] += leaf.size if path in trained_paths else 0
-            count['bytes'] += leaf.size * leaf.dtype.itemsize
-            count['bytes_per_device'] += on_device * leaf.dtype.itemsize
+            count['bytes'] += sum(array.size * array.dtype.itemsize for array in jax.tree.leaves(held[path]))
+            count['bytes_per_device'] += loop.bytes_per_device(held[path])
     return {'parts': parts, 'whole': whole, 'mesh': axes, 'notes': sorted(notes)}
 
 
@@ -208,7 +205,8 @@ def show(args: argparse.Namespace) -> str:
     configuration.parse_gin(args.gin_file, args.gin_bindings)
     system = model.configured_system()
     mesh = {k: int(v) for k, v in evaluate.pairs('--mesh', args.mesh.split(',')).items()}
-    found = sizes(system, model.query('%TRAINABLE') or ('.*',), mesh, args.frozen_dtype)
+    frozen_dtype = args.frozen_dtype or model.query('%FROZEN_DTYPE') or 'bfloat16'
+    found = sizes(system, model.query('%TRAINABLE') or ('.*',), mesh, frozen_dtype)
     if args.json:
         return json.dumps(found, indent=2)
     return size_text(found, f'{", ".join(args.gin_file)}: {type(system).__name__}')

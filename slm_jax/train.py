@@ -60,7 +60,8 @@ def train(
         trainable: regular expressions; a parameter trains if one matches its whole path ('adapter/.*').
         partitioner: `slm_jax.training.partitioning.Partitioner`; None: data parallel over all devices.
         seed: of initialisation, dropout and masks. The order of the data has its own, in the loader.
-        frozen_dtype: in which frozen parameters are held; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
+        frozen_dtype: in which frozen parameters are held; int8: their kernels and embeddings with a scale for each
+            output channel; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
         log_period, eval_period, checkpoint_period: in steps; `checkpoint_period` is `eval_period` if None.
         eval_batches: at most so many batches of each evaluation loader; None: all.
         max_to_keep: newest checkpoints kept.
@@ -94,8 +95,6 @@ def train(
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
     device = jax.local_devices()[0]
-    if frozen_dtype is None:
-        frozen_dtype = jnp.float32 if device.platform == 'cpu' else jnp.bfloat16
     everywhere = partitioning.replicated(mesh)
     sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     say(f'{mesh.size} x {device.device_kind} ({sizes}), {jax.process_count()} host(s)')
@@ -119,7 +118,7 @@ def train(
     param_shardings = partitioner.shardings(boxed, mesh, notes)
     abstract = origins_lib.place(state_lib.unboxed(boxed), param_shardings)
     abstract_trainable, abstract_frozen = state_lib.split(abstract, trainable)
-    abstract_frozen = origins_lib.cast(abstract_frozen, frozen_dtype)
+    held = origins_lib.hold(abstract_frozen, boxed, frozen_dtype)
     for note in sorted(notes):
         say(f'note: {note}')
 
@@ -164,7 +163,7 @@ def train(
         trainable=abstract_trainable,
         opt_state=origins_lib.place(abstract_opt, opt_shardings),
     )
-    frozen = origins_lib.load(origins, abstract_frozen)
+    frozen = origins_lib.load(origins, held)
     if start is not None:
         state, rng = checkpoints.restore(start, abstract_state, rng)
         say(f'resumed {model_dir} at step {start}')

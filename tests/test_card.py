@@ -30,6 +30,12 @@ def test_the_papers_size_without_allocating_it(capsys):
     assert llm['bytes'] == 2 * llm['params'], 'frozen: two bytes each'
     assert adapter['bytes'] == 4 * adapter['params'], 'trained: four bytes each'
     assert whole['bytes_per_device'] == whole['bytes']
+    assert card.main([*XXL, '--json', '--frozen_dtype', 'int8']) == 0
+    int8 = json.loads(capsys.readouterr().out)
+    for part in ('llm', 'speech_encoder'):
+        assert 0.5 < int8['parts'][part]['bytes'] / found['parts'][part]['bytes'] < 0.51
+        assert int8['parts'][part]['params'] == found['parts'][part]['params']
+    assert int8['parts']['adapter'] == adapter
 
 
 def test_bytes_per_device_of_a_mesh_that_is_not_there(capsys):

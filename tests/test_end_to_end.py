@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -66,8 +67,13 @@ def folder(tmp_path_factory):
 
 def slm_jax(folder, *arguments):
     """What `slm-jax …` prints, run in `folder`."""
+    return python(folder, '-m', 'slm_jax.cli', *arguments)
+
+
+def python(folder, *arguments):
+    """What Python prints, run in `folder`."""
     done = subprocess.run(
-        [sys.executable, '-m', 'slm_jax.cli', *arguments],
+        [sys.executable, *arguments],
         cwd=folder, env={**os.environ, 'SLM_JAX_CACHE': str(folder / 'cache')}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -95,5 +101,17 @@ def test_with_another_audio_it_fails(folder):
     assert word_error_rate(folder, '--shuffle_audio') > 50
 
 
-def test_infer_answers_on_one_file(folder):
-    assert 'three' in slm_jax(folder, 'infer', 'test2.wav', '--model', 'model')
+@pytest.mark.parametrize('frozen_dtype', ['None', 'int8'])
+def test_infer_answers_on_one_file(folder, frozen_dtype):
+    asked = ('test2.wav', '--model', 'model', f'--gin.FROZEN_DTYPE={frozen_dtype}')
+    assert 'three' in slm_jax(folder, 'infer', *asked)
+
+
+def test_int8_changes_the_loss_by_less_than_a_percent(folder):
+    benchmark = pathlib.Path(__file__).parent / 'benchmarks/bench_int8.py'
+    table = [line.split('|')[1:-1] for line in python(folder, benchmark, 'model').splitlines() if line.startswith('|')]
+    size, loss = ({row[0].strip(): float(row[column]) for row in table[2:]} for column in (1, 3))
+    assert 0.5 < size['int8'] / size['bfloat16'] < 0.52
+    assert loss['int8'] != loss['float32']
+    for dtype in ('bfloat16', 'int8'):
+        assert abs(loss[dtype] / loss['float32'] - 1) < 0.01

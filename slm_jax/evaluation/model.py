@@ -30,9 +30,13 @@ text_to_text.TextToText.llm = @t5.T5()
 MODEL = @text_to_text.TextToText()
 """,
 }
-_DECODING_GIN = """
+# What may be said of every model, before its own configuration.
+_FIRST_GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import decoding
+from slm_jax import train
+FROZEN_DTYPE = None
+train.train.frozen_dtype = %FROZEN_DTYPE
 """
 
 
@@ -141,8 +145,6 @@ def load(
             fit; names what and the remedy.
     """
     from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
-    import jax
-    import jax.numpy as jnp
 
     from slm_jax import configuration, decoding
     from slm_jax import foundations as foundations_lib
@@ -170,14 +172,12 @@ def load(
     devices = partitioner.mesh()
     boxed = abstract_params(system)
     shardings = partitioner.shardings(boxed, devices)
-    # bfloat16 is slow on CPUs.
-    held = jnp.float32 if jax.local_devices()[0].platform == 'cpu' else jnp.bfloat16
     trained = foundations_lib.stored_tree(trained_dir) if trained_dir else {}
     trained_paths = _check_trained(trained, state_lib.unboxed(boxed), trained_dir)
     leaves = state_lib.flatten(origins.place(state_lib.unboxed(boxed), shardings))
     own = state_lib.unflatten({k: v for k, v in leaves.items() if k in trained_paths})
     frozen = state_lib.unflatten({k: v for k, v in leaves.items() if k not in trained_paths})
-    frozen = origins.cast(frozen, held)
+    held = origins.hold(frozen, boxed, query('slm_jax.train.train.frozen_dtype'))
 
     needed = dict(card.get('foundations') or {})
     names = {part: entry['name'] for part, entry in needed.items()}
@@ -197,7 +197,7 @@ def load(
         card=card,
         step=own_step,
         system=system,
-        params=state_lib.merge(own, origins.load(found, frozen)),
+        params=state_lib.merge(own, origins.load(found, held)),
         foundations=used,
         decode=dataclasses.replace(
             configuration.configured(decoding.DecodeConfig)(), **(decode or {})
@@ -257,8 +257,8 @@ def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Seque
             return str(path)
 
         first = [
+            written('first.gin', _FIRST_GIN),
             written('card.gin', card.get('config', '')),
-            written('decoding.gin', _DECODING_GIN),
         ]
         configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
 

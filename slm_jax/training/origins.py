@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from slm_jax import foundations as foundations_lib
 from slm_jax.foundations import flatten, FoundationError, unflatten
-from slm_jax.training import checkpoints
+from slm_jax.training import checkpoints, quantization
 
 Params = dict[str, Any]
 
@@ -110,17 +110,32 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
 def load(origins: Sequence[Origin], wanted: Params) -> Params:
     """Reads the leaves of `wanted` that the origins have, each straight into its type and sharding.
 
+    Quantised leaves are read one by one, so that no more than one of them is there in the type it is stored in.
+
     Args:
-        wanted: `jax.ShapeDtypeStruct`s by the system's paths; leaves that no origin has are left out.
+        wanted: abstract leaves by the system's paths; those that no origin has are left out.
     """
     leaves = flatten(wanted)
     loaded = {}
     for origin in origins:
-        here = {source: leaves[path] for path, source in origin.paths.items() if path in leaves}
-        if here:
-            read = flatten(foundations_lib.restore(origin.directory, unflatten(here)))
-            loaded |= {path: read[source] for path, source in origin.paths.items() if path in leaves}
+        here = {path: leaves[path] for path in origin.paths if path in leaves}
+        quantized = {path: leaf for path, leaf in here.items() if isinstance(leaf, quantization.Quantized)}
+        if others := {path: leaf for path, leaf in here.items() if path not in quantized}:
+            loaded |= _read(origin, others)
+        for path, leaf in quantized.items():
+            stored = origin.stored[path]
+            whole = jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=leaf.values.sharding)
+            shardings = jax.tree.map(lambda part: part.sharding, leaf)
+            quantize = jax.jit(quantization.quantize, static_argnames='axes', out_shardings=shardings)
+            loaded[path] = quantize(_read(origin, {path: whole})[path], axes=leaf.axes)
     return unflatten(loaded)
+
+
+def _read(origin: Origin, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Leaves of one origin, by the system's paths."""
+    tree = unflatten({origin.paths[path]: leaf for path, leaf in wanted.items()})
+    read = flatten(foundations_lib.restore(origin.directory, tree))
+    return {path: read[origin.paths[path]] for path in wanted}
 
 
 def fresh(init: Callable[[jax.Array], Params], rng: jax.Array, wanted: Params) -> Params:
@@ -158,6 +173,31 @@ def cast(abstract: Params, dtype: Any) -> Params:
         return jax.ShapeDtypeStruct(leaf.shape, dtype if floating else leaf.dtype, sharding=leaf.sharding)
 
     return jax.tree.map(one, abstract)
+
+
+def hold(frozen: Params, boxed: Params, dtype: Any = None) -> Params:
+    """Abstract frozen parameters in the type in which they are held.
+
+    Args:
+        frozen: abstract leaves with shardings.
+        boxed: all parameters of the system, with the names of their axes.
+        dtype: a floating-point type, or int8: kernels and embeddings are `quantization.Quantized` and the rest is
+            bfloat16. None: float32 on CPU (where bfloat16 is slow), else bfloat16.
+
+    Raises:
+        ValueError: another type.
+    """
+    if dtype is None:
+        dtype = jnp.float32 if jax.local_devices()[0].platform == 'cpu' else jnp.bfloat16
+    if jnp.issubdtype(dtype, jnp.floating):
+        return cast(frozen, dtype)
+    if jnp.dtype(dtype) != jnp.int8:
+        raise ValueError(f'frozen_dtype is {dtype!r}; frozen parameters are held in a floating-point type or in int8.')
+    boxes = flatten(boxed)
+    return unflatten({
+        path: quantization.abstract(path, leaf, getattr(boxes[path], 'names', ()))
+        for path, leaf in flatten(cast(frozen, jnp.bfloat16)).items()
+    })
 
 
 def summary(paths: Sequence[str]) -> str:

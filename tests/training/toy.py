@@ -39,7 +39,7 @@ class ToySystem:
         x = batch['speech_samples'][:, :WIDTH].astype(jnp.float32) / 100
         if rng is not None:
             x += 0.1 * jax.random.normal(rng, x.shape)
-        y = jnp.tanh(x @ params['adapter']['kernel']) @ params['speech_encoder']['kernel']
+        y = jnp.tanh(x @ params['adapter']['kernel']) @ nn.unbox(params['speech_encoder'])['kernel']
         weights = batch['decoder_loss_weights'][:, 0]
         error = jnp.sum(jnp.square(y - batch['decoder_target_tokens'][:, :1]), axis=1)
         error = jnp.where(batch['decoder_target_tokens'][:, 0] == self.nan_at, jnp.nan, error)
