@@ -4,11 +4,24 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
+import gin
 import pytest
 
+from slm_jax import cli, evaluate, foundations
+from slm_jax.evaluation import model as model_lib
+
+TESTDATA = pathlib.Path(__file__).parent / 'testdata'
+# Small models in the layout of those that the README imports.
+SMALL = {
+    'hf:openai/whisper-small': 'encoder_goldens/whisper',
+    'hf:facebook/w2v-bert-2.0': 'encoder_goldens/w2v_bert',
+    'hf:google/flan-t5-base': 't5_goldens/t5_1_1',
+    'hf:bigscience/mt0-xl': 't5_goldens/mt5',
+}
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```bash\n(.*?)```', README, flags=re.DOTALL)
 
@@ -18,6 +31,35 @@ def test_the_two_commands_are_there():
     assert scripts == ['launch/quickstart.sh', 'launch/test.sh']
     for script in scripts:
         subprocess.run(['bash', '-n', pathlib.Path(__file__).parents[1] / script], check=True)
+
+
+@pytest.mark.parametrize('block', [block for block in BLOCKS if 'import hf:' in block])
+def test_public_foundations(block, tmp_path, monkeypatch, capsys):
+    """Each name and option means something; the system is made by its shapes."""
+    import slm_jax.tasks  # noqa: F401  registers them
+    from slm_jax.data import loader
+
+    monkeypatch.chdir(tmp_path)
+    lines = [shlex.split(line) for line in block.replace('\\\n', '').splitlines()]
+    encoder, llm, prepare, train, score = [line[1:] for line in lines]
+    for _, source, out in (encoder, llm):
+        assert cli.main(['import', str(TESTDATA / SMALL[source]), out]) == 0
+    if train[0] == 'launch/tpu_vm.sh':
+        train = ['train', f'--gin_file={train[1]}', f'--gin.MODEL_DIR={train[2]}', *train[3:]]
+    capsys.readouterr()
+    try:
+        assert cli.main(['card', '--json', *train[1:]]) == 0
+        parts = json.loads(capsys.readouterr().out)['parts']
+        data, model_dir = model_lib.query('%MIXTURE_OR_TASK_NAME'), model_lib.query('%MODEL_DIR')
+    finally:
+        gin.clear_config()
+    for part, (_, _, out) in (('speech_encoder', encoder), ('llm', llm)):
+        assert parts[part]['params'] == foundations.card(out)['fingerprint']['num_params']
+        assert parts[part]['trained'] == 0
+    assert parts['adapter']['trained'] == parts['adapter']['params']
+    args = evaluate.parser().parse_args(score[1:])
+    assert [data] == prepare[1:] == [args.task] and args.model == model_dir
+    assert all(args.split in task.splits for task in loader.tasks_and_rates(data)[0])
 
 
 @pytest.mark.slow

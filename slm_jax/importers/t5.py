@@ -15,8 +15,11 @@ from slm_jax.llms import t5
 
 TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
 BYTES = 'ByT5Tokenizer'
-_SIZES = {
-    'vocab_size', 'emb_dim', 'num_heads', 'head_dim', 'mlp_dim', 'num_encoder_layers', 'num_decoder_layers',
+_SIZES = {'vocab_size', 'num_encoder_layers', 'num_decoder_layers'}
+# T5X's names for what is read elsewhere too: dropout, and the sizes that an adapter of `runs/slm_imported.gin` shares.
+_MACROS = {
+    'emb_dim': 'EMBED_DIM', 'num_heads': 'NUM_HEADS', 'head_dim': 'HEAD_DIM', 'mlp_dim': 'MLP_DIM',
+    'dropout_rate': 'DROPOUT_RATE',
 }  # fmt: skip
 _GIN = """\
 # {source}: {parameters:,} parameters, as `slm-jax import` found them. The tasks' text is encoded with its vocabulary.
@@ -25,7 +28,7 @@ from slm_jax.data import vocabularies
 from slm_jax.llms import t5
 
 LLM = {out!r}
-DROPOUT_RATE = {dropout!r}
+{macros}
 
 t5.T5Config:
 {config}
@@ -47,13 +50,14 @@ def shapes(cfg: t5.T5Config) -> dict[str, jax.ShapeDtypeStruct]:
 def model_file(cfg: t5.T5Config, params: dict[str, Any], source: str, out: pathlib.Path) -> str:
     """Text of the model file of a T5 that will stand at `out`."""
     fields = [
-        f'  {field.name} = ' + ('%DROPOUT_RATE' if field.name == 'dropout_rate' else repr(getattr(cfg, field.name)))
+        f'  {field.name} = ' + (f'%{_MACROS[field.name]}' if field.name in _MACROS else repr(getattr(cfg, field.name)))
         for field in dataclasses.fields(cfg)
-        if field.name in ('dropout_rate', *_SIZES) or getattr(cfg, field.name) != field.default
+        if field.name in _MACROS.keys() | _SIZES or getattr(cfg, field.name) != field.default
     ]
     parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
+    macros = [f'{macro} = {getattr(cfg, name)!r}' for name, macro in _MACROS.items()]
     return _GIN.format(
-        source=source, parameters=parameters, out=str(out), dropout=cfg.dropout_rate, config='\n'.join(fields)
+        source=source, parameters=parameters, out=str(out), macros='\n'.join(macros), config='\n'.join(fields)
     )
 
 

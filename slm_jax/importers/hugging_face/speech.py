@@ -6,6 +6,7 @@ says. Layers stand side by side at axis 0, as `nn.scan` has them.
 
 from collections.abc import Callable, Mapping
 import dataclasses
+import functools
 import math
 import pathlib
 from typing import Any
@@ -37,6 +38,8 @@ WITHOUT_EFFECT = frozenset(
 )
 # Flags of any configuration that are taken at one value alone.
 _FIXED = {'quantization_config': None, 'pruned_heads': {}, 'is_decoder': False, 'add_cross_attention': False}
+# Frames a second that an adapter leaves, or fewer where the encoder gives fewer.
+_ADAPTED_RATE = 12.5
 _PREPROCESSORS = ('preprocessor_config.json', 'processor_config.json')
 
 _GIN = """\
@@ -47,6 +50,7 @@ from {package} import {module}
 from slm_jax.systems import speech_encoder
 
 SPEECH_ENCODER = {out!r}
+REDUCTION_FACTOR = {reduction_factor}  # of an adapter: {rate:g} frames a second become {reduced:g}
 
 {bindings}
 {encoder}.config = @{config}()
@@ -198,7 +202,22 @@ def _model_file(directory: Directory, out: pathlib.Path, encoder: nn.Module, fro
         for field in dataclasses.fields(part)
         if getattr(part, field.name) != field.default
     ]
+    rate = _frame_rate(encoder, frontend)
+    factor = max(1, round(rate / _ADAPTED_RATE))
     return _GIN.format(
         source=directory.source, parameters=parameters, package=package, module=module, out=str(out), config=config,
         encoder=f'{module}.{type(encoder).__name__}', frontend=front, bindings='\n'.join(bindings),
+        rate=rate, reduction_factor=factor, reduced=rate / factor,
     )  # fmt: skip
+
+
+def _frame_rate(encoder: nn.Module, frontend: Any) -> float:
+    """Frames a second, by shapes alone; what a clip has at its ends does not count."""
+
+    def frames(seconds: int):
+        samples = jnp.zeros((1, seconds * 16_000), jnp.int16)
+        features = frontend(samples, jnp.array([samples.shape[1]]))
+        return encoder.init_with_output(jax.random.key(0), *features)[0][0]
+
+    shorter, longer = (jax.eval_shape(functools.partial(frames, seconds)).shape[1] for seconds in (8, 24))
+    return (longer - shorter) / 16
