@@ -23,9 +23,9 @@ GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import tasks
 from slm_jax import train
+include 'runs/slm_imported.gin'
 include 'foundations/encoder/model.gin'
 include 'foundations/llm/model.gin'
-include 'runs/slm_imported.gin'
 tasks.manifest.name = 'a_few_clips'
 tasks.manifest.path = %MANIFESTS
 MIXTURE_OR_TASK_NAME = @tasks.manifest()
