@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from slm_jax.audio.frontends import UsmFrontend, WhisperFrontend
+from slm_jax.audio.frontends import UsmFrontend, W2vBertFrontend, WhisperFrontend
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / 'testdata/transformers_goldens/frontends.npz')
 SAMPLES = GOLDENS['samples']
@@ -25,6 +25,23 @@ def test_usm_equals_gemma3n(extra):
     assert lengths[0] == len(expected)
     np.testing.assert_allclose(features[0, : lengths[0]], expected, atol=1e-4)
     assert not np.any(features[0, lengths[0] :])
+
+
+@pytest.mark.parametrize('name, frontend', [('usm', UsmFrontend()), ('w2v_bert', W2vBertFrontend())])
+def test_bins_far_below_a_tone(name, frontend):
+    features, lengths = jax.jit(frontend)(GOLDENS['tone'][None], np.array([8000]))
+    expected = GOLDENS[f'tone_{name}']
+    assert lengths[0] == len(expected)
+    np.testing.assert_allclose(features[0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('platform, dtype', [('cpu', 'f64'), ('cuda', 'f64'), ('tpu', 'f32')])
+@pytest.mark.parametrize('frontend', [UsmFrontend(), W2vBertFrontend()])
+def test_float64_where_xla_transforms_it(frontend, platform, dtype):
+    traced = jax.jit(frontend).trace(np.zeros((1, 8000), np.int16), np.array([8000]))
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    (transform,) = (line for line in program.splitlines() if 'stablehlo.fft' in line)
+    assert f'x{dtype}>' in transform
 
 
 @pytest.mark.parametrize('bins', [80, 128])

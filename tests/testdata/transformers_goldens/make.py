@@ -1,14 +1,20 @@
 """Makes the goldens of this folder with `transformers` and PyTorch: pip install -e .[hf]; python make.py
 
 gemma3n_audio.npz: parameters, features and frames of a small random `Gemma3nAudioEncoder`, looking ahead.
-frontends.npz: one second and a half of int16 noise and tones, and what the feature extractors make of it.
+frontends.npz: one second and a half of int16 noise and tones, and what the feature extractors make of it; half a second
+of a loud tone with noise some 90 dB below it, and what those make of it that transform in float64.
 """
 
 import pathlib
 
 import numpy as np
 import torch
-from transformers import Gemma3nAudioConfig, Gemma3nAudioFeatureExtractor, WhisperFeatureExtractor
+from transformers import (
+    Gemma3nAudioConfig,
+    Gemma3nAudioFeatureExtractor,
+    SeamlessM4TFeatureExtractor,
+    WhisperFeatureExtractor,
+)
 from transformers.models.gemma3n.modeling_gemma3n import Gemma3nAudioEncoder
 
 HERE = pathlib.Path(__file__).parent
@@ -24,6 +30,13 @@ def waveform() -> np.ndarray:
     return np.clip(signal, -32768, 32767).astype(np.int16)
 
 
+def tone() -> np.ndarray:
+    """Louder and softer, as w2v-BERT's normalisation over time would magnify what stays the same."""
+    time = np.arange(8_000) / 16_000
+    signal = (2 + np.sin(2 * np.pi * 4 * time)) * 10_000 * np.sin(2 * np.pi * 1000 * time)
+    return np.round(signal + np.random.default_rng(0).standard_normal(8_000)).astype(np.int16)
+
+
 def frontends() -> None:
     samples = waveform()
     floats = samples.astype(np.float32) / 32768
@@ -33,6 +46,11 @@ def frontends() -> None:
         extractor = WhisperFeatureExtractor(feature_size=bins)
         features = extractor([floats], sampling_rate=16_000, return_tensors='np')['input_features'][0]
         arrays[f'whisper_{bins}'] = features.T[:170]  # the rest is the silence after the clip
+    arrays['tone'] = tone()
+    floats = arrays['tone'].astype(np.float32) / 32768
+    for name, extractor in (('usm', Gemma3nAudioFeatureExtractor()), ('w2v_bert', SeamlessM4TFeatureExtractor())):
+        features = extractor([floats], sampling_rate=16_000, return_tensors='np')['input_features'][0]
+        arrays[f'tone_{name}'] = features
     np.savez_compressed(HERE / 'frontends.npz', **arrays)
 
 
