@@ -75,8 +75,8 @@ class UsmFrontend:
 
     Reference: `Gemma3nAudioFeatureExtractor`, which zero-pads a clip to a multiple of 128 samples and takes
     every whole window of 513 samples. It rounds to float32 after each operation before the transform, and so do we: the
-    weakest bins show that, too. Its pre-emphasis treats a frame's first sample apart, where the window is 0. `mean` and `stddev` normalise every bin alike (its `per_bin_mean` and
-    `per_bin_stddev`); Gemma 3n leaves them at 0 and 1.
+    weakest bins show that, too. Its pre-emphasis treats a frame's first sample apart, where the window is 0. `mean` and
+    `stddev` normalise every bin alike (its `per_bin_mean` and `per_bin_stddev`); Gemma 3n leaves them at 0 and 1.
     """
 
     num_mel_bins: int = 128
