@@ -18,7 +18,7 @@ setuptools.setup(
     package_dir={'slm_jax.tasks': 'tasks', 'slm_jax.gin': 'gin'},
     package_data={
         'slm_jax.gin': ['*/*.gin'],
-        'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**'],
+        'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
     },
     install_requires=[
         'jax>=0.10',

@@ -231,3 +231,10 @@ def test_a_packaged_model_is_the_default(monkeypatch):
     monkeypatch.setattr(foundations, 'known', lambda: sorted(cards))
     monkeypatch.setattr(foundations, 'card', cards.get)
     assert infer.packaged_model() == 'slm_tiny'
+
+
+def test_the_packaged_model_belongs_to_the_packaged_foundations(tone, capsys):
+    """It is the default, finds them by name, and its fingerprints are theirs."""
+    argv = [tone('a.wav', 1.0), '--decode', 'beam', '--ctc_weight', '0.3', '--max_decode_length', '4']
+    assert infer.main(argv) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1
