@@ -233,10 +233,8 @@ def test_ctc_takes_part_where_something_is_transcribed():
     alone, both = written(system, data, 0.0), written(system, data, 0.99)
     spoken = EncoderCtc(SPEECH).predict(params, data, DecodeConfig())
     for tokens, heard in zip(both, spoken, strict=True):
-        assert sum(tokens > 1) > 4
-        assert [labels[token] for token in tokens if token > 1] == [int(label) for label in heard if label][
-            : sum(tokens > 1)
-        ]
+        heard = [int(label) for label in heard if label][: len(tokens)]
+        assert heard and [labels[token] for token in tokens if token > 1] == heard
     some = written(system, data | {'transcribed': np.array([True, False, True])}, 0.99)
     np.testing.assert_array_equal(some, np.where(np.array([[True], [False], [True]]), both, alone))
     with pytest.raises(ValueError, match='SLM.token_labels'):
