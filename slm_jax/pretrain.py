@@ -38,7 +38,11 @@ RECIPES = {
     ),
     't5_tiny': Recipe(
         part='llm',
-        stages=(('text', 'runs/pretrain_t5_tiny.gin'), ('again', 'runs/pretrain_t5_tiny_again.gin')),
+        stages=(
+            ('text', 'runs/pretrain_t5_tiny.gin'),
+            ('again', 'runs/pretrain_t5_tiny_again.gin'),
+            ('last', 'runs/pretrain_t5_tiny_last.gin'),
+        ),
         data='the text corpora in TEXT_CORPORA',
         licence='CC BY-SA 4.0',
     ),

@@ -55,10 +55,10 @@ TEXTS = {
 }
 RATES = {
     'text_span_corruption': {'prompts': 0.1, 'news': 0.2},
-    'text_words': {'news': 0.5},
-    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.5, 'orders': 1.0},
-    'text_translation': {'prompt_pairs': 1.2, 'numeral_pairs': 0.2, 'news_pairs': 0.1},
-    'text_slots': {'orders': 2.0},
+    'text_words': {'news': 0.3},
+    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.0, 'orders': 1.0},
+    'text_translation': {'prompt_pairs': 1.5, 'numeral_pairs': 0.2, 'news_pairs': 0.2},
+    'text_slots': {'orders': 4.0},
     'text_requests': {'prompts': 0.2, 'numerals': 0.3, 'news': 0.1},
 }
 
@@ -110,8 +110,7 @@ def translation(row: dict, rng: random.Random) -> Asked:
 
 
 def slots(row: dict, rng: random.Random) -> Asked:
-    filled = sorted(row['slots'])
-    slot = rng.choice(filled) if rng.random() < 0.6 else rng.choice(instructions.SLOTS)
+    slot = rng.choice(instructions.SLOTS)  # Half of them not filled: 'none' is to be learnt too.
     request = instructions.instruction(f'slot/{slot}', rng.randrange(99))
     return (_noisy(row['text'], rng, 0.7), request,
             row['slots'].get(slot, instructions.NO_VALUE))
