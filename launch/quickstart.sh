@@ -8,5 +8,5 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 run() { "$VENV/bin/slm-jax" "$@"; }
 run prepare voice_prompts
 run train --gin_file=runs/slm_tiny_voice_prompts.gin --gin.MODEL_DIR="'$out'"
-run evaluate "$out" --task voice_prompts --split test --max_seconds 120 --decode beam --ctc_weight 0.3 --out "$out/report"
+run evaluate "$out" --task voice_prompts --split test --max_seconds 120 --out "$out/report"
 echo "Report: $out/report/report.html"

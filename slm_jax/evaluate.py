@@ -90,7 +90,8 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
     group.add_argument(
         '--ctc_weight',
         type=float,
-        help='of the CTC head in transcripts, 0 to 1 (translations and slots are left alone)',
+        help="of the CTC head in transcripts, 0 to 1; what is asked in no wording of "
+        "tasks/instructions.py for a transcript is left to the language model",
     )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)

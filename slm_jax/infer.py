@@ -56,6 +56,7 @@ class Recording:
     Attributes:
         name: path, or '-'.
         instruction: put to every chunk.
+        transcribed: whether it asks for a transcript.
         bounds: (start, end) of each chunk, in seconds.
         texts: the answer to each chunk, None where it is not known yet.
         error: what is wrong with the input; '' if nothing.
@@ -63,6 +64,7 @@ class Recording:
 
     name: str
     instruction: str
+    transcribed: bool = False
     bounds: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     texts: list[str | None] = dataclasses.field(default_factory=list)
     error: str = ''
@@ -117,7 +119,8 @@ class Inference:
                 ]
                 recording.texts = [None] * len(pieces)
                 for number, (_, samples) in enumerate(pieces):
-                    yield queries.Query(tokens, samples, {'of': recording, 'number': number})
+                    info = {'of': recording, 'number': number}
+                    yield queries.Query(tokens, samples, info, recording.transcribed)
 
         batches = queries.batched(stream(), self._batch_seconds, self._model.row_multiple)
         for group, batch in batches:
@@ -142,7 +145,7 @@ class Inference:
         bounds = chunks.cut(samples, self._chunk_seconds, self._overlap)
         return [(start / _SAMPLE_RATE, samples[start:end]) for start, end in bounds]
 
-    def listen(self, instruction: str, read: Any) -> Iterator[tuple[float, float, str]]:
+    def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, str]]:
         """Answers raw samples chunk by chunk as they come: (start, end, text)."""
         from slm_jax.evaluation import chunks, queries
 
@@ -151,9 +154,9 @@ class Inference:
         def both(size):
             return head.read(size) or read(size)
 
-        tokens = queries.encode(self._model.text_vocabulary, instruction)
+        tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
-            query = queries.Query(tokens, samples)
+            query = queries.Query(tokens, samples, transcribed=recording.transcribed)
             rows = self._model.row_multiple
             [(_, batch)] = queries.batched([query], self._batch_seconds, rows)
             yield start, start + len(samples) / _SAMPLE_RATE, self._model.texts(batch)[0]
@@ -251,7 +254,7 @@ def infer(args: argparse.Namespace) -> int:
         head = sys.stdin.buffer.read(4)
     inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head)
     if live and not head.startswith(_MAGIC):
-        return _live(inference, inputs[0].instruction, args.format)
+        return _live(inference, inputs[0], args.format)
     return _write(inference.run(inputs), args, alone)
 
 
@@ -275,14 +278,14 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
     return status
 
 
-def _live(inference: Inference, instruction: str, form: str) -> int:
+def _live(inference: Inference, recording: Recording, form: str) -> int:
     """Writes each chunk of a raw stream as soon as it is answered."""
     from slm_jax.evaluation import chunks
 
     if form == 'vtt':
         print(chunks.vtt([]), end='', flush=True)
     cues = 0
-    for start, end, text in inference.listen(instruction, sys.stdin.buffer.read1):
+    for start, end, text in inference.listen(recording, sys.stdin.buffer.read1):
         piece = chunks.Chunk(start, end, text)
         if form == 'text':
             out = text + '\n'
@@ -300,11 +303,13 @@ def _live(inference: Inference, instruction: str, form: str) -> int:
 def _inputs(args: argparse.Namespace) -> list[Recording]:
     """Every input with its instruction."""
     from slm_jax.evaluation import queries
+    from slm_jax.tasks import instructions
 
     plain = args.instruction or 'Transcribe the speech.'
     if _STDIN in args.files and (len(args.files) > 1 or args.manifest):
         raise ValueError("'-' (standard input) stands alone.")
-    inputs = [Recording(name, queries.wording(plain, '', '')) for name in args.files]
+    asked = queries.wording(plain, '', '')
+    inputs = [Recording(name, asked) for name in args.files]
     if args.manifest:
         from slm_jax.data import manifests
 
@@ -316,6 +321,8 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
                 asked = args.instruction or line['instruction'] or plain
                 recording.instruction = queries.wording(asked, line['lang'], line['target_lang'])
             inputs.append(recording)
+    for recording in inputs:
+        recording.transcribed = instructions.transcribes(recording.instruction)
     return inputs
 
 

@@ -8,6 +8,8 @@ meets the same request with a transcript in the place of the speech, so that an 
 on these kinds alone reaches the others (SLM, arXiv 2310.00230, section on zero-shot instructions).
 """
 
+import re
+
 TEMPLATES = {
     # The adapter is trained on these.
     'asr': (
@@ -82,6 +84,9 @@ TEMPLATES = {
 }
 SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswith('slot/'))
 NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
+_TRANSCRIPTION = re.compile('|'.join(
+    re.escape(wording).replace(re.escape('{language}'), r'[\w() -]+')
+    for kind in ('asr', 'asr_language') for wording in TEMPLATES[kind]))
 
 
 def instruction(kind: str, number: int, **fields: str) -> str:
@@ -92,3 +97,8 @@ def instruction(kind: str, number: int, **fields: str) -> str:
     """
     wordings = TEMPLATES[kind]
     return wordings[number % len(wordings)].format(**fields)
+
+
+def transcribes(text: str) -> bool:
+    """Whether `text` asks for a transcript, in one of the wordings above and of any language."""
+    return bool(_TRANSCRIPTION.fullmatch(text))

@@ -22,10 +22,11 @@ class Seconds:
     max_seconds = 5.0
 
     def __init__(self):
-        self.shapes = []
+        self.shapes, self.transcribed = [], []
 
     def texts(self, batch):
         self.shapes.append(batch['speech_samples'].shape)
+        self.transcribed += batch['transcribed'][: np.sum(batch['speech_lengths'] > 0)].tolist()
         return [f'heard {round(10 * n / RATE)}' for n in batch['speech_lengths']]
 
 
@@ -161,6 +162,7 @@ def test_a_manifest_has_its_own_instructions(model, tone, tmp_path, capsys):
     assert 'm.jsonl:2: field "audio" is missing' in lines[1]['error']
     assert lines[0]['instruction'] == 'Say it in French.'
     assert lines[2]['instruction'] == 'Transcribe the speech.'
+    assert sorted(model.transcribed) == [False, True]
 
 
 def test_stdin_takes_files_and_raw_samples(model, tone, stdin, capsys):

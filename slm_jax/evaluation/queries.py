@@ -27,11 +27,13 @@ class Query:
         tokens: ids of the text input (text that stands for speech, instruction), EOS included.
         samples: int16 at 16 kHz; None for text alone.
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
+        transcribed: whether a transcript is asked for, which the CTC head may take part in.
     """
 
     tokens: tuple[int, ...]
     samples: Int16[np.ndarray, ' n'] | None = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    transcribed: bool = False
 
 
 def encode(vocabulary: Any, *texts: str) -> tuple[int, ...]:
@@ -119,7 +121,7 @@ def _batch(
             batch['speech_samples'][row, : len(query.samples)] = query.samples
             batch['speech_lengths'][row] = len(query.samples)
         batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
-        batch['transcribed'][row] = metrics.kind_of(query.info) == 'transcription'
+        batch['transcribed'][row] = query.transcribed
     return batch
 
 
@@ -157,6 +159,8 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
         loader: its `examples()` is read.
         vocabulary: that of the outputs, for tasks that keep no text of their targets.
     """
+    from slm_jax.tasks import instructions
+
     for batch, infos in loader.examples():
         for row, info in enumerate(infos):
             if info is None:
@@ -177,6 +181,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     duration=round(info.seconds, 3),
                     audio=info.audio,
                 ),
+                transcribed=instructions.transcribes(info.instruction),
             )
 
 
@@ -336,6 +341,8 @@ def _ask(
     vocabulary: Any,
     text_first: bool,
 ) -> Query:
+    from slm_jax.tasks import instructions
+
     target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang)
     said = ()
@@ -361,6 +368,7 @@ def _ask(
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and os.path.abspath(line['audio']),
         ),
+        transcribed=instructions.transcribes(instruction),
     )
 
 

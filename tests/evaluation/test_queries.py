@@ -84,10 +84,16 @@ def test_a_batch_has_the_contract():
     }
 
 
-def test_only_transcripts_are_marked_as_such():
-    asked = [{'lang': 'en'}, {'lang': 'en', 'target_lang': 'fr'}, {'lang': 'en', 'slot': 'size'}, {}]
-    [(_, batch)] = queries.batched([spoken(1, **info) for info in asked])
-    assert batch['transcribed'].tolist() == [True, False, False, True]
+def test_only_transcripts_are_marked_as_such(manifest):
+    line = queries.read_lines(manifest)[1]
+    asked = ['Transcribe the speech.', 'Transcribe the {language} speech.', 'Which size was ordered?']
+    questions = [queries.Question(words) for words in asked]
+    questions.append(queries.Question('Translate this speech to French.', target_lang='fr'))
+    path = write(manifest.with_name('one.jsonl'), dict(line, translation='oui', target_lang='fr'))
+    found = list(queries.from_manifest(path, questions, Words(), 30))
+    assert [query.transcribed for query in found] == [True, True, False, False]
+    [(_, batch)] = queries.batched(found)
+    assert batch['transcribed'].tolist() == [True, True, False, False]
 
 
 def test_shuffled_audio_is_always_another_clip():
@@ -237,7 +243,8 @@ class FakeLoader:
             'encoder_input_tokens': np.array([[4, 5, 1, 0], [6, 1, 0, 0], [0, 0, 0, 0]], np.int32),
             'decoder_target_tokens': np.array([[9, 1], [8, 1], [0, 0]], np.int32),
         }
-        yield batch, [Info(), Info(id='b', reference='', seconds=0.0), None]
+        asr = 'This is French. What does the speaker say?'
+        yield batch, [Info(), Info(id='b', reference='', seconds=0.0, instruction=asr), None]
 
 
 def test_a_loader():
@@ -252,4 +259,5 @@ def test_a_loader():
         'duration': 0.5,
     }
     assert second.samples is None and second.tokens == (6, 1)
+    assert second.transcribed and not first.transcribed
     assert second.info['reference'] == '8 1', 'spelt from the target tokens'

@@ -55,6 +55,14 @@ def test_wordings():
     assert registry.TEMPLATES['ast'][0] in instructions.TEMPLATES['ast']
 
 
+def test_what_asks_for_a_transcript_is_known_by_its_wording():
+    fields = {'language': 'Norwegian (Bokmål)', 'target_language': 'French', 'word': 'speech'}
+    for kind, wordings in instructions.TEMPLATES.items():
+        for wording in wordings:
+            assert instructions.transcribes(wording.format(**fields)) == kind.startswith('asr'), wording
+    assert not instructions.transcribes('Transcribe the speech. Then translate it.')
+
+
 def test_a_task_has_at_most_so_many_wordings():
     with pytest.raises(ValueError, match='9 templates; at most 8'):
         preprocessors.to_text('asr', tuple('abcdefghi'))
