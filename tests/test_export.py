@@ -60,7 +60,11 @@ def trained(folder, cfg, leaves, sentencepiece_model, frozen=()):
     """The directory of a training of a T5; leaves whose path starts with one of `frozen` stayed in the foundation."""
     llm = folder / 'llm'
     foundations.save(llm, foundations.unflatten(leaves), {'name': 'llm', 'kind': 'llm'}, [sentencepiece_model])
-    (llm / 'model.gin').write_text(importers_t5.model_file(cfg, foundations.unflatten(leaves), 'a test', llm))
+    blocks = {
+        path: foundations.Blocks(leaf.shape, leaf.dtype, lambda start, stop, leaf=leaf: leaf[start:stop])
+        for path, leaf in leaves.items()
+    }
+    (llm / 'model.gin').write_text(importers_t5.model_file(cfg, foundations.unflatten(blocks), 'a test', llm))
     model_lib.configure({'kind': 'llm'}, [str(llm / 'model.gin')], [])
     text = configuration.operative_config()
     changed = {path: leaf + 0.1 if path.endswith('wo/kernel') else leaf for path, leaf in leaves.items()}

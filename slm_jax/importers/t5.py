@@ -8,6 +8,7 @@ from typing import Any
 from flax import linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError
@@ -15,6 +16,7 @@ from slm_jax.llms import t5
 
 TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
 BYTES = 'ByT5Tokenizer'
+_FREQUENT = 8192  # rows; a vocabulary begins with its most frequent pieces
 _SIZES = {'vocab_size', 'num_encoder_layers', 'num_decoder_layers'}
 # T5X's names for what is read elsewhere too: dropout, and the sizes that an adapter of `runs/slm_imported.gin` shares.
 _MACROS = {
@@ -29,6 +31,8 @@ from slm_jax.llms import t5
 
 LLM = {out!r}
 {macros}
+# Root mean square of the embeddings of its most frequent pieces: where an adapter's output starts.
+EMBED_SCALE = {scale:.4g}
 
 t5.T5Config:
 {config}
@@ -54,10 +58,17 @@ def model_file(cfg: t5.T5Config, params: dict[str, Any], source: str, out: pathl
         for field in dataclasses.fields(cfg)
         if field.name in _MACROS.keys() | _SIZES or getattr(cfg, field.name) != field.default
     ]
+    embedding = params['token_embedder']['embedding']
+    frequent = np.asarray(embedding.read(0, min(embedding.shape[0], _FREQUENT)), np.float32)
     parameters = sum(math.prod(leaf.shape) for leaf in foundations.flatten(params).values())
     macros = [f'{macro} = {getattr(cfg, name)!r}' for name, macro in _MACROS.items()]
     return _GIN.format(
-        source=source, parameters=parameters, out=str(out), macros='\n'.join(macros), config='\n'.join(fields)
+        source=source,
+        parameters=parameters,
+        out=str(out),
+        macros='\n'.join(macros),
+        scale=np.sqrt(np.mean(np.square(frequent))),
+        config='\n'.join(fields),
     )
 
 

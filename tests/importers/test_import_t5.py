@@ -80,6 +80,9 @@ def test_what_an_import_leaves(tmp_path, capsys):
     assert card['configuration']['d_model'] == 12 and card['revision'] is None
     stored = foundations.flatten(foundations.abstract(out))
     assert {leaf.dtype for leaf in stored.values()} == {jnp.dtype('bfloat16')}
+    configuration.parse_gin([str(out / 'model.gin')], [])
+    embedding = np.asarray(foundations.load(out)['token_embedder']['embedding'], np.float32)
+    assert gin.query_parameter('EMBED_SCALE/macro.value') == pytest.approx(np.sqrt(np.mean(embedding**2)), rel=1e-2)
     assert stored['decoder/logits_dense/kernel'].shape == (12, 176)
     llm = model_lib.load(out).system.llm  # the model file beside the card is found
     assert llm.config.dropout_rate == 0.1 and not llm.config.logits_via_embedding
