@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """The text that the tiny foundations are pretrained on, held-out sentences removed.
 
-    python -m slm_jax.data.text_corpora OUT --speech DIR … --orders DIR --ntrex DIR
+    python -m slm_jax.data.text_corpora OUT --speech DIR … --orders DIR --ntrex DIR --heard FILE …
 
 Every DIR of --speech and --orders holds train, validation and test.jsonl (slm_jax.data.splits
 writes such folders). Written to OUT:
@@ -12,7 +12,8 @@ writes such folders). Written to OUT:
     orders_{train,validation}.jsonl     text, lang, slots (coffee orders made from a grammar)
     held_out.txt                        normalised sentences that nothing above contains in training
 Two clips of one `id` in two languages are translations of each other, as are line n of two NTREX
-files. The output is a pure function of the input and of --seed.
+files. A FILE of --heard is the predictions.jsonl of an evaluation of an encoder over training clips:
+lines for training whose text was spoken there get `heard`, what the encoder wrote of it. The output is a pure function of the input and of --seed.
 """
 
 import argparse
@@ -182,6 +183,7 @@ def build(
     num_orders: int = 12_000,
     num_numerals: int = 800,
     seed: int = 0,
+    heard: Iterable[str | os.PathLike] = (),
 ) -> dict[str, int]:
     """Writes the files of the module's docstring; returns {file name: lines}."""
     out = pathlib.Path(out)
@@ -292,7 +294,16 @@ def build(
         },
         **{f'orders_{split}': rows for split, rows in made.items()},
     }
+    recognised = collections.defaultdict(list)
+    for row in itertools.chain.from_iterable(map(read_jsonl, heard)):
+        if row['prediction']:
+            recognised[normalize(row['reference'])].append(row['prediction'])
     for name, rows in files.items():
+        if name.endswith('_train'):
+            rows[:] = [
+                {**row, 'heard': spoken} if (spoken := recognised.get(normalize(row['text']))) else row
+                for row in rows
+            ]
         write_jsonl(out / f'{name}.jsonl', rows)
     (out / 'held_out.txt').write_text(
         ''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8'
@@ -320,10 +331,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--speech', nargs='+', default=[], metavar='DIR')
     parser.add_argument('--orders', metavar='DIR')
     parser.add_argument('--ntrex', metavar='DIR')
+    parser.add_argument('--heard', nargs='+', default=[], metavar='FILE')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        counts = build(args.out, args.speech, args.orders, args.ntrex, seed=args.seed)
+        counts = build(args.out, args.speech, args.orders, args.ntrex, seed=args.seed, heard=args.heard)
     except (OSError, ValueError, KeyError) as error:
         parser.exit(2, f'{type(error).__name__}: {error}\n')
     for name, count in counts.items():

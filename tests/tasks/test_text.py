@@ -47,6 +47,14 @@ def test_slots_answer_from_the_order():
     assert answers['How much sugar was ordered?'] == {'none'}
 
 
+def test_what_an_encoder_heard_is_half_of_the_noise():
+    row = ORDER | {'heard': ['get a lather', 'get a later']}
+    said = [text.transcription(row, random.Random(seed)) for seed in range(400)]
+    assert {answer for _, _, answer in said} == {ORDER['text']}
+    counts = [sum(heard == spoken for spoken, _, _ in said) for heard in row['heard']]
+    assert all(50 < count < 110 for count in counts)  # of 0.8 * 0.5 / 2 * 400 = 80
+
+
 def test_words_are_those_of_the_line_in_any_order():
     lists = [text.words(ORDER, random.Random(seed)) for seed in range(50)]
     assert all(said == answer and {*said.split()} <= {*ORDER['text'].split()} for said, _, answer in lists)
