@@ -13,7 +13,8 @@ writes such folders). Written to OUT:
     held_out.txt                        normalised sentences that nothing above contains in training
 Two clips of one `id` in two languages are translations of each other, as are line n of two NTREX
 files. A FILE of --heard is the predictions.jsonl of an evaluation of an encoder over training clips:
-lines for training whose text was spoken there get `heard`, what the encoder wrote of it. The output is a pure function of the input and of --seed.
+lines for training whose text was spoken there get `heard`, what the encoder wrote of it where at
+least half of the characters are right. The output is a pure function of the input and of --seed.
 """
 
 import argparse
@@ -27,6 +28,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator
 from typing import TextIO
+
+import jiwer
 
 from slm_jax.data import numerals, splits
 
@@ -53,6 +56,7 @@ NTREX = {
 }
 # NTREX is translated to and from English for these; the others lend their text only.
 PAIRED = ('es', 'fr', 'it', 'ru', 'de', 'pt', 'nl', 'pl', 'ca', 'sv-SE')
+LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
 _MODIFIERS = ('size', 'roast', 'numberOfShots')
 _ADDITIONS = ('sugarAmount', 'milkAmount')
 
@@ -296,8 +300,9 @@ def build(
     }
     recognised = collections.defaultdict(list)
     for row in itertools.chain.from_iterable(map(read_jsonl, heard)):
-        if row['prediction']:
-            recognised[normalize(row['reference'])].append(row['prediction'])
+        said = normalize(row['reference'])
+        if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= LEGIBLE:
+            recognised[said].append(row['prediction'])
     for name, rows in files.items():
         if name.endswith('_train'):
             rows[:] = [

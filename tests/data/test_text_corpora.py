@@ -12,7 +12,7 @@ def test_held_out_sentences_are_nowhere_and_hearsay_is_for_training(tmp_path):
         ]
         text_corpora.write_jsonl(tmp_path / f'{split}.jsonl', rows)
     heard = tmp_path / 'predictions.jsonl'
-    spoken = [('Press one.', 'pres on'), ('press one', 'bress won'), ('Press one.', ''), ('Hold on.', 'hol don')]
+    spoken = [('Press one.', 'pres on'), ('press one', 'bress won'), ('Press one.', ''), ('Press one.', 'tread softly'), ('Hold on.', 'hol don')]
     text_corpora.write_jsonl(heard, [{'reference': text, 'prediction': written} for text, written in spoken])
     counts = text_corpora.build(tmp_path / 'out', [str(tmp_path)], num_numerals=10, heard=[heard])
 
