@@ -32,6 +32,7 @@ RECIPES = {
             ('ctc', 'runs/pretrain_usm_tiny_ctc.gin'),
             ('again', 'runs/pretrain_usm_tiny_again.gin'),
             ('last', 'runs/pretrain_usm_tiny_last.gin'),
+            ('final', 'runs/pretrain_usm_tiny_final.gin'),
         ),
         data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST and RECORDINGS",
         licence='CC BY-SA 4.0',
