@@ -17,6 +17,7 @@ from __gin__ import dynamic_registration
 from slm_jax.adapters import slm as adapter
 from slm_jax.encoders import usm
 from slm_jax.llms import t5
+from slm_jax import decoding
 from slm_jax.systems import slm
 from slm_jax.systems import speech_encoder
 include 'models/slm_tiny.gin'
@@ -36,6 +37,8 @@ t5.T5Config.num_encoder_layers = 1
 t5.T5Config.num_decoder_layers = 1
 speech_encoder.SpeechEncoder.ctc_vocab_size = 384
 slm.SLM.label_tokens = None
+decoding.DecodeConfig.method = 'greedy'
+decoding.DecodeConfig.ctc_weight = 0.0
 """
 QUICK = ('--max_decode_length', '8', '--batch_seconds', '20')
 

@@ -139,6 +139,11 @@ class SLM:
                     'language model that writes single characters, and SLM.token_labels (as in models/slm_tiny.gin); '
                     'use 0 to let the language model write alone.'
                 )
+            if len(self.token_labels) > self.llm.config.vocab_size:
+                raise ValueError(
+                    f'SLM.token_labels are of {len(self.token_labels)} tokens and the language model has '
+                    f'{self.llm.config.vocab_size}: they are of another tokenizer (vocabularies.names.llm).'
+                )
             ctc = {
                 'ctc_logits': parts['ctc_logits'],
                 'frame_lengths': jnp.where(batch.get('transcribed', True), parts['frame_lengths'], 0),

@@ -239,3 +239,5 @@ def test_ctc_takes_part_where_something_is_transcribed():
     np.testing.assert_array_equal(some, np.where(np.array([[True], [False], [True]]), both, alone))
     with pytest.raises(ValueError, match='SLM.token_labels'):
         written(SYSTEM, data, 0.5)
+    with pytest.raises(ValueError, match='of another tokenizer'):
+        written(dataclasses.replace(SYSTEM, token_labels=(0,) * 1000), data, 0.5)
