@@ -321,6 +321,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
                 asked = args.instruction or line['instruction'] or plain
                 recording.instruction = queries.wording(asked, line['lang'], line['target_lang'])
             inputs.append(recording)
+    # Here, since the tasks register with gin, which the model's configuration locks.
     for recording in inputs:
         recording.transcribed = instructions.transcribes(recording.instruction)
     return inputs

@@ -56,7 +56,7 @@ NTREX = {
 }
 # NTREX is translated to and from English for these; the others lend their text only.
 PAIRED = ('es', 'fr', 'it', 'ru', 'de', 'pt', 'nl', 'pl', 'ca', 'sv-SE')
-LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
+_LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
 _MODIFIERS = ('size', 'roast', 'numberOfShots')
 _ADDITIONS = ('sugarAmount', 'milkAmount')
 
@@ -301,11 +301,11 @@ def build(
     recognised = collections.defaultdict(list)
     for row in itertools.chain.from_iterable(map(read_jsonl, heard)):
         said = normalize(row['reference'])
-        if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= LEGIBLE:
+        if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
             recognised[said].append(row['prediction'])
     for name, rows in files.items():
         if name.endswith('_train'):
-            rows[:] = [
+            rows = [
                 {**row, 'heard': spoken} if (spoken := recognised.get(normalize(row['text']))) else row
                 for row in rows
             ]
