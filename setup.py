@@ -44,10 +44,11 @@ setuptools.setup(
         'matplotlib>=3.9',
     ],
     extras_require={
-        'dev': ['pytest>=8', 'pytest-xdist>=3', 'typeguard>=4'],
+        'dev': ['polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'typeguard>=4'],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
-        # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS; ffmpeg has to be there as well.
-        'corpora': ['pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
+        # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
+        # catalogues of messages that text_corpora takes.
+        'corpora': ['polib>=1.2', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
         'tpu': ['jax[tpu]>=0.10'],

@@ -11,7 +11,7 @@ one in each epoch and the same one after a restart.
     text_span_corruption   T5's objective on sentences in 17 languages
     text_words             a few words in no order, so that what was never read can be written too
     text_transcription     "Transcribe the speech.", of clean text and of text as CTC would write it
-    text_translation       sentence pairs of the prompts, of NTREX, of Common Voice
+    text_translation       sentence pairs of the prompts, of NTREX, of Common Voice, of programs' messages
     text_slots             "Which size was ordered?", of coffee orders; 'none' where none was
     text_requests          the first word, the number of words, the language, the next digit …
     text_pretraining       all of them
@@ -48,16 +48,20 @@ TEXTS = {
     'prompts': ('text', ('voice_prompts', 'common_voice', 'coffee_commands'), 1, 1),
     'numerals': ('text', ('numerals',), 1, 1),
     'news': ('text', ('ntrex', 'phrases'), 1, 12),
+    'messages': ('text', ('messages',), 1, 1),
     'orders': ('orders', (None,), 1, 1),
     'prompt_pairs': ('pairs', ('prompts', 'clips'), 1, 1),
     'numeral_pairs': ('pairs', ('numerals',), 1, 1),
     'news_pairs': ('pairs', ('ntrex',), 1, 12),
+    'message_pairs': ('pairs', ('messages',), 1, 1),
 }
 RATES = {
     'text_span_corruption': {'prompts': 0.1, 'news': 0.2},
     'text_words': {'news': 0.3},
-    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.0, 'orders': 1.0},
-    'text_translation': {'prompt_pairs': 1.5, 'numeral_pairs': 0.2, 'news_pairs': 0.2},
+    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.0, 'orders': 1.0,
+                           'messages': 1.0},
+    'text_translation': {'prompt_pairs': 1.5, 'numeral_pairs': 0.2, 'news_pairs': 0.2,
+                         'message_pairs': 2.5},
     'text_slots': {'orders': 4.0},
     'text_requests': {'prompts': 0.2, 'numerals': 0.3, 'news': 0.1},
 }

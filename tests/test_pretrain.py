@@ -10,8 +10,8 @@ from slm_jax import foundations, pretrain
 from slm_jax.training import checkpoints
 
 SOURCES = {
-    'text': ('voice_prompts', 'numerals', 'ntrex'),
-    'pairs': ('prompts', 'numerals', 'ntrex'),
+    'text': ('voice_prompts', 'numerals', 'ntrex', 'messages'),
+    'pairs': ('prompts', 'numerals', 'ntrex', 'messages'),
 }
 SMALL = [
     '--gin.TRAIN_STEPS=2',

@@ -152,10 +152,10 @@ def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarr
             f'{" ".join(command)} did not read {text!r}: '
             f'{done.stderr.decode(errors="replace")[:200]}'
         )
-    return voice, _resize(samples, rate, rng)
+    return voice, resize(samples, rate, rng)
 
 
-def _resize(
+def resize(
     samples: Float[np.ndarray, 'samples'], rate: int, rng: random.Random
 ) -> Float[np.ndarray, 'resampled']:
     """At 16 kHz, played too fast or too slow: pitch and formants move as with another body."""
@@ -293,7 +293,7 @@ def synthesise(
             rng = random.Random(f'{seed}/{number}')
             if 'audio' in row:
                 samples, rate = soundfile.read(row['audio'], dtype='float32', always_2d=True)
-                voice, samples = row['source'], _resize(samples.mean(axis=1), rate, rng)
+                voice, samples = row['source'], resize(samples.mean(axis=1), rate, rng)
             else:
                 try:
                     voice, samples = speak(row['text'], row['lang'], rng)

@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0; see LICENSE.
 """The text that the tiny foundations are pretrained on, held-out sentences removed.
 
-    python -m slm_jax.data.text_corpora OUT --speech DIR … --orders DIR --ntrex DIR --heard FILE …
+    python -m slm_jax.data.text_corpora OUT --speech DIR … --orders DIR --ntrex DIR --messages DIR --heard FILE …
 
 Every DIR of --speech and --orders holds train, validation and test.jsonl (slm_jax.data.splits
 writes such folders). Written to OUT:
@@ -12,7 +12,8 @@ writes such folders). Written to OUT:
     orders_{train,validation}.jsonl     text, lang, slots (coffee orders made from a grammar)
     held_out.txt                        normalised sentences that nothing above contains in training
 Two clips of one `id` in two languages are translations of each other, as are line n of two NTREX
-files. A FILE of --heard is the predictions.jsonl of an evaluation of an encoder over training clips:
+files. The DIR of --messages holds the catalogues of programs (slm_jax.data.messages); what is taken
+of them is said in words that the clips of --speech have. A FILE of --heard is the predictions.jsonl of an evaluation of an encoder over training clips:
 lines for training whose text was spoken there get `heard`, what the encoder wrote of it where at
 least half of the characters are right. The output is a pure function of the input and of --seed.
 """
@@ -31,7 +32,7 @@ from typing import TextIO
 
 import jiwer
 
-from slm_jax.data import numerals, splits
+from slm_jax.data import messages, numerals, splits
 
 NTREX = {
     'eng': 'en',
@@ -56,6 +57,9 @@ NTREX = {
 }
 # NTREX is translated to and from English for these; the others lend their text only.
 PAIRED = ('es', 'fr', 'it', 'ru', 'de', 'pt', 'nl', 'pl', 'ca', 'sv-SE')
+_SPOKEN = ('en', 'es', 'fr', 'it', 'ru')  # by the voice prompts: of the messages these are read
+_FAMILIAR = 0.6  # The share of a message's English words that the clips have.
+_DIRECTIONS = 6  # of a message's twenty
 _LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
 _MODIFIERS = ('size', 'roast', 'numberOfShots')
 _ADDITIONS = ('sugarAmount', 'milkAmount')
@@ -184,6 +188,7 @@ def build(
     speech: list[str],
     orders: str | None = None,
     ntrex: str | None = None,
+    program_messages: str | None = None,
     num_orders: int = 12_000,
     num_numerals: int = 800,
     seed: int = 0,
@@ -249,6 +254,33 @@ def build(
                                 'source': 'ntrex',
                             }
                         )
+    if program_messages:
+        heard_words = {
+            word
+            for row in texts['train']
+            if row['lang'] == 'en' and row['source'] in corpora
+            for word in normalize(row['text']).split()
+        }
+        for message in messages.translations(program_messages, _SPOKEN[1:]):
+            english = normalize(message['en']).split()
+            familiar = sum(word in heard_words for word in english) >= _FAMILIAR * len(english)
+            split = splits.split_of(f'messages/{message["en"]}', 40)
+            if split == 'test' or not familiar or not all(map(allowed, message.values())):
+                continue
+            texts[split] += [
+                {'text': text, 'lang': lang, 'source': 'messages'} for lang, text in message.items()
+            ]
+            draw = random.Random(f'{seed}/{message["en"]}')
+            for source, target in draw.sample([*itertools.permutations(_SPOKEN, 2)], _DIRECTIONS):
+                pairs[split].append(
+                    {
+                        'text': message[source],
+                        'lang': source,
+                        'translation': message[target],
+                        'target_lang': target,
+                        'source': 'messages',
+                    }
+                )
     rng = random.Random(seed)
     for split, count, draw in (
         ('train', num_numerals, rng),
@@ -336,12 +368,21 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--speech', nargs='+', default=[], metavar='DIR')
     parser.add_argument('--orders', metavar='DIR')
     parser.add_argument('--ntrex', metavar='DIR')
+    parser.add_argument('--messages', metavar='DIR')
     parser.add_argument('--heard', nargs='+', default=[], metavar='FILE')
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)
     try:
-        counts = build(args.out, args.speech, args.orders, args.ntrex, seed=args.seed, heard=args.heard)
-    except (OSError, ValueError, KeyError) as error:
+        counts = build(
+            args.out,
+            args.speech,
+            args.orders,
+            args.ntrex,
+            args.messages,
+            seed=args.seed,
+            heard=args.heard,
+        )
+    except (ImportError, OSError, ValueError, KeyError) as error:
         parser.exit(2, f'{type(error).__name__}: {error}\n')
     for name, count in counts.items():
         print(f'{name}: {count} lines')
