@@ -49,7 +49,11 @@ def _power(
             return (jnp.square(spectrum.real) + jnp.square(spectrum.imag)).astype(jnp.float32)
 
     single, double = (functools.partial(power, dtype) for dtype in (jnp.float32, jnp.float64))
-    return jax.lax.platform_dependent(waveform, tpu=single, default=double)
+
+    def by_clip(waveform: Float[Array, 'b n']) -> Float[Array, 'b t bins']:
+        return jax.lax.map(lambda clip: double(clip[None])[0], waveform)  # A clip's frames fit into a CPU's cache.
+
+    return jax.lax.platform_dependent(waveform, tpu=single, cpu=by_clip, default=double)
 
 
 def _bins(fft_length: int) -> np.ndarray:
