@@ -133,18 +133,19 @@ class _LocalAttention(nn.Module):
         past, future, chunk = max(0, config.context_left - 1), config.context_right, config.chunk_size
         chunks, context = -(-t // chunk), chunk + past + future
 
-        def heads_of(name: str) -> Float[Array, 'b t h k']:
-            return _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name=name)(x).reshape(b, t, heads, head_dim)
+        def heads_of(name: str) -> Float[Array, 'b h t k']:
+            y = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name=name)(x)
+            return y.reshape(b, t, heads, head_dim).swapaxes(1, 2)
 
         def contexts(y: Array) -> Array:
-            """[b, t, ...] -> [b, chunks, context, ...], joined from neighbouring chunks: slices, since the gradient
+            """[b, h, t, k] -> [b, h, chunks, context, k], joined from neighbouring chunks: slices, since the gradient
             of a gather is a scatter."""
             before, after = -(-past // chunk), -(-future // chunk)
             pad = (before * chunk, (chunks + after) * chunk - t)
-            y = jnp.pad(y, ((0, 0), pad) + ((0, 0),) * (y.ndim - 2))
-            y = y.reshape(b, -1, chunk, *y.shape[2:])
-            y = jnp.concatenate([y[:, i : i + chunks] for i in range(before + 1 + after)], axis=2)
-            return y[:, :, before * chunk - past :][:, :, :context]
+            y = jnp.pad(y, ((0, 0), (0, 0), pad, (0, 0)))
+            y = y.reshape(*y.shape[:2], -1, chunk, y.shape[3])
+            y = jnp.concatenate([y[:, :, i : i + chunks] for i in range(before + 1 + after)], axis=3)
+            return y[:, :, :, before * chunk - past :][:, :, :, :context]
 
         per_dim_scale = self.param(
             'per_dim_scale', nn.with_logical_partitioning(nn.initializers.zeros, ('kv',)), (head_dim,), jnp.float32
@@ -152,22 +153,23 @@ class _LocalAttention(nn.Module):
         # softplus of the learned scale, 1 at its initial value of 0
         scale = head_dim**-0.5 / math.log(2.0) * jax.nn.softplus(per_dim_scale)
         query = heads_of('q_proj') * scale.astype(config.dtype)
-        query = jnp.pad(query, ((0, 0), (0, chunks * chunk - t), (0, 0), (0, 0)))
-        query = query.reshape(b, chunks, chunk, heads, head_dim)
+        query = jnp.pad(query, ((0, 0), (0, 0), (0, chunks * chunk - t), (0, 0)))
+        query = query.reshape(b, heads, chunks, chunk, head_dim)
         key, value = contexts(heads_of('k_proj')), contexts(heads_of('v_proj'))
 
         positions = _sinusoids(np.arange(past, -future - 1, -1), config.emb_dim)
         relative = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name='pos_proj')(positions.astype(config.dtype))
         relative = relative.reshape(-1, heads, head_dim)
-        logits = jnp.einsum('buwnh,bucnh->bnuwc', query, key)
-        logits += _relative_shift(jnp.einsum('buwnh,fnh->bnuwf', query, relative), context)
+        logits = jnp.einsum('bnuwh,bnuch->bnuwc', query, key)
+        logits += _relative_shift(jnp.einsum('bnuwh,fnh->bnuwf', query, relative), context)
         logits = config.logit_cap * jnp.tanh(logits.astype(jnp.float32) / config.logit_cap)
 
         offset = np.arange(context)[None, :] - np.arange(chunk)[:, None]  # 0 is `past` frames back
-        mask = contexts(valid)[:, None, :, None, :] & ((offset >= 0) & (offset <= past + future))
+        mask = contexts(valid[:, None, :, None])[..., 0][:, :, :, None, :] & ((offset >= 0) & (offset <= past + future))
         weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
-        y = jnp.einsum('bnuwc,bucnh->buwnh', weights.astype(config.dtype), value)
-        return y.reshape(b, chunks * chunk, -1)[:, :t]
+        y = jnp.einsum('bnuwc,bnuch->bnuwh', weights.astype(config.dtype), value)
+        y = y.reshape(b, heads, chunks * chunk, head_dim)[:, :, :t]
+        return y.swapaxes(1, 2).reshape(b, t, -1)
 
 
 def _sinusoids(positions: np.ndarray, width: int) -> Float[np.ndarray, 'f width']:
