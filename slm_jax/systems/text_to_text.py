@@ -74,22 +74,15 @@ def generate(
 
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
-    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
-    axis = llm.config.cache_batch_axis
+    beams = decode.beam_size if decode.method == 'beam' else 1
+    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length, beams)
     if ctc is not None:
-        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
+        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight)
     if decode.max_length_ratio is not None:
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
         step, cache = decoding.limited(step, cache, lengths)
-    tokens, _ = decoding.decode(
-        step,
-        cache,
-        encoded.shape[0],
-        decode,
-        cache_batch_axis=axis,
-        active=jnp.any(mask, axis=1),
-    )
-    return tokens
+    active = jnp.any(mask, axis=1)
+    return decoding.decode(step, cache, encoded.shape[0], decode, active=active)[0]
 
 
 def token_loss(
