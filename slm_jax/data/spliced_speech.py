@@ -50,7 +50,7 @@ class Word:
 
 
 def spelt(labels: Int[np.ndarray, 'frames'], pieces: Sequence[str]) -> list[tuple[str, int, int]]:
-    """Words of the best labels of a clip's frames: (word, frame of its first label, of its last)."""
+    """Words of the best labels of a clip's frames: (word, frame of its first label, of the last)."""
     words, before = [], 0
     for frame, label in enumerate(labels.tolist()):
         if label and label != before:
@@ -117,8 +117,9 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
     Raises:
       ValueError: a clip cannot be read, or the foundation is no speech encoder with a CTC head.
     """
-    import gin
     import jax
+
+    import gin
 
     with gin.unlock_config():  # They register things with gin, which may be locked already.
         for module in ('slm_jax.tasks', 'slm_jax.data.loader'):
