@@ -184,9 +184,11 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
 
 def label(args: argparse.Namespace) -> str:
     """A short name for what is evaluated: a folder's name, and an entry's in the card."""
-    parts = [args.task or pathlib.Path(args.manifest or args.predictions).stem]
     if args.task:
-        parts.append(args.split)
+        parts = [args.task, args.split]
+    else:  # Every collection has a test.jsonl.
+        file = pathlib.Path(args.manifest or args.predictions)
+        parts = [name for name in (file.parent.name, file.stem) if name]
     for flag in ('instruction', 'target_lang', 'slots', 'method'):
         if getattr(args, flag):
             parts.append(getattr(args, flag))

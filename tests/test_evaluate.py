@@ -240,5 +240,6 @@ def test_labels():
 
     assert label('--task', 'prompts', '--split', 'dev') == 'prompts-dev'
     assert label('--task', 'prompts', '--shuffle_audio') == 'prompts-test-shuffled'
-    assert label('--manifest', 'a/b.jsonl', '--instruction', 'What? Now!') == 'b-What_Now'
+    assert label('--manifest', 'a/b.jsonl', '--instruction', 'What? Now!') == 'a-b-What_Now'
+    assert label('--manifest', 'b.jsonl') == 'b'
     assert label('--task', 'p', '--text_from', 'x', '--decode', 'beam') == 'p-test-beam-text'
