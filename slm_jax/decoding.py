@@ -82,6 +82,7 @@ def decode(
     config: DecodeConfig,
     eos_id: int = 1,
     *,
+    cache_batch_axis: int = 0,
     active: Bool[Array, 'b'] | None = None,
     example_ids: Int[Array, 'b'] | None = None,
 ) -> tuple[Int32[Array, 'b m'], Float[Array, 'b']]:
@@ -89,9 +90,7 @@ def decode(
 
     Args:
         tokens_to_log_probs: one step, (tokens [n, 1], cache) to (log-probabilities [n, v] in float32, cache).
-        cache: arrays of `batch_size` rows, and scalars. Beams take their rows along; only what stands
-            under a key 'written', for which the model has to know by itself whose it is, is left as the
-            model made it, with rows for all beams.
+        cache: arrays with a batch axis of size `batch_size` at `cache_batch_axis`, and scalars.
         batch_size: b.
         config: how to generate.
         eos_id: the token that ends a sequence.
@@ -108,7 +107,7 @@ def decode(
     if config.method == 'beam':
         tokens, scores = beam_search(
             tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
-            config.max_decode_length, eos_id, active=active,
+            config.max_decode_length, eos_id, cache_batch_axis=cache_batch_axis, active=active,
         )  # fmt: skip
         return tokens[:, -1], scores[:, -1]
     if config.method == 'greedy':
@@ -166,6 +165,8 @@ def with_ctc(
     token_labels: Int[Array, 'v'],
     weight: float,
     eos_id: int = 1,
+    *,
+    cache_batch_axis: int = 0,
 ) -> tuple[TokensToLogProbs, Cache]:
     """(tokens_to_log_probs, cache) whose log-probabilities are `weight` parts CTC's, the rest the model's.
 
@@ -236,7 +237,10 @@ def with_ctc(
         return tokens.at[..., eos_id].set(ended - text).at[..., 0].set(never)  # padding is not text
 
     def stored(state):
-        return [x.reshape(-1, *x.shape[2:]) for x in state]
+        return [
+            jnp.expand_dims(x.reshape(-1, *x.shape[2:]), tuple(range(cache_batch_axis)))
+            for x in state
+        ]
 
     def step(tokens, both):
         cache, state = both
@@ -288,6 +292,7 @@ def beam_search(
     max_decode_length: int,
     eos_id: int = 1,
     *,
+    cache_batch_axis: int = 0,
     active: Bool[Array, 'b'] | None = None,
 ) -> tuple[Int32[Array, 'b k m'], Float[Array, 'b k']]:
     """Beam search, token for token and score for score that of `t5x.decoding.beam_search`.
@@ -302,11 +307,7 @@ def beam_search(
         return ((5.0 + length) / 6.0) ** alpha
 
     def cache_map(function, cache):
-        def of_row(path, x):
-            kept = x.ndim == 0 or any(getattr(key, 'key', None) == 'written' for key in path)
-            return x if kept else function(x)
-
-        return jax.tree_util.tree_map_with_path(of_row, cache)
+        return jax.tree.map(lambda x: function(x) if x.ndim else x, cache)
 
     def best(scores, *others):
         """The `beam_size` best along axis 1, ascending, of scores and what belongs to them."""
@@ -341,7 +342,7 @@ def beam_search(
 
         live_scores, live, beams = best(totals + ends * _IMPOSSIBLE, extended, beams)
         rows = (jnp.arange(batch_size)[:, None] * beam_size + beams).reshape(-1)
-        cache = cache_map(lambda x: jnp.take(x, rows, axis=0, mode='clip'), cache)
+        cache = cache_map(lambda x: jnp.take(x, rows, cache_batch_axis, mode='clip'), cache)
 
         scores = totals / penalty(position + 1) + ~ends * _IMPOSSIBLE
         ended_scores, ended_tokens, ended = best(
@@ -355,7 +356,7 @@ def beam_search(
     empty = jnp.zeros((*shape, max_decode_length + 1), jnp.int32)
     # All beams start equal, so only one may live, or each would be found k times.
     first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, _IMPOSSIBLE), shape)
-    cache = cache_map(lambda x: jnp.repeat(x, beam_size, axis=0), cache)
+    cache = cache_map(lambda x: jnp.repeat(x, beam_size, cache_batch_axis), cache)
     state = (
         jnp.int32(0), first, empty, jnp.full(shape, _IMPOSSIBLE), empty,
         jnp.zeros(shape, bool), cache,

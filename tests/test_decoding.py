@@ -36,13 +36,12 @@ def make_generate(golden, scan_layers):
             embedded = module.apply(variables, inputs, method='embed')
             encoded = module.apply(variables, embedded, mask, method='encode')
             step, cache = t5.cached_step(
-                module, variables['params'], encoded, mask, config.max_decode_length,
-                config.beam_size if config.method == 'beam' else 1,
-            )  # fmt: skip
+                module, variables['params'], encoded, mask, config.max_decode_length
+            )
             if all_beams:
                 return decoding.beam_search(
                     step, cache, len(inputs), config.beam_size, config.alpha,
-                    config.max_decode_length,
+                    config.max_decode_length, cache_batch_axis=module.config.cache_batch_axis,
                 )  # fmt: skip
             return decoding.decode(step, cache, len(inputs), config, **options)
 
@@ -242,7 +241,8 @@ def spelt(path):
     )
 
 
-def test_ctc_scores_every_beginning_by_its_probability():
+@pytest.mark.parametrize('axis', [0, 1])
+def test_ctc_scores_every_beginning_by_its_probability(axis):
     """Against the sum over all paths; beams of two texts for each of two clips, of 5 and 3 frames."""
     logits = np.random.default_rng(0).normal(size=(2, 5, 4)) * 2
     lengths, texts = (
@@ -252,8 +252,10 @@ def test_ctc_scores_every_beginning_by_its_probability():
     noise = jnp.where(
         jnp.arange(5)[:, None] < jnp.array(lengths)[:, None, None], jnp.asarray(logits), 7.0
     )
-    step, cache = decoding.with_ctc(uniform_step, {}, noise, jnp.array(lengths), TOKEN_LABELS, 1.0)
-    cache = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), cache)
+    step, cache = decoding.with_ctc(
+        uniform_step, {}, noise, jnp.array(lengths), TOKEN_LABELS, 1.0, cache_batch_axis=axis
+    )
+    cache = jax.tree.map(lambda x: jnp.repeat(x, 2, axis), cache)
     steps = []
     for i in range(6):
         log_probs, cache = step(jnp.array([text[i : i + 1] for text in texts]), cache)

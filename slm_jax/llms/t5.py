@@ -67,6 +67,11 @@ class T5Config:
         if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
             raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 8 heads or more.')
 
+    @property
+    def cache_batch_axis(self) -> int:
+        """The batch axis of the arrays in the decoding cache (scanned layers come before it)."""
+        return 1 if self.scan_layers else 0
+
 
 class Attention(nn.Module):
     """Multi-head attention; 1 / sqrt(head width) lives in the initial query kernel, as in T5X."""
@@ -163,8 +168,7 @@ class DecoderLayer(nn.Module):
     """Causal self-attention, attention to the encoder, feed-forward; (output, None) for nn.scan.
 
     `position` is None for a whole sequence. In a cached step it is the index of the one token in x,
-    `encoded` is not read, and x may hold several beams for each sequence that was encoded: so many
-    queries to the same keys, those of the encoder and those that any beam has written.
+    `encoded` is not read, and x may hold several beams for each sequence that was encoded.
     """
 
     config: T5Config
@@ -182,12 +186,8 @@ class DecoderLayer(nn.Module):
         keys, values = attention.keys_values(y)
         if position is not None:
             keys, values = self._append(keys, values, position)
-        sequences, _, _, num_keys = mask_bias.shape
-        bias = jnp.tile(relative_bias, num_keys // relative_bias.shape[-1]) + mask_bias
-        keys, values = (z.reshape(sequences, num_keys, *z.shape[2:]) for z in (keys, values))
-        y = y.reshape(sequences, -1, cfg.emb_dim)
-        y = attention.attend(y, keys, values, bias, self.deterministic)
-        x = _finish(cfg, x, y.reshape(x.shape), self.deterministic)
+        y = attention.attend(y, keys, values, relative_bias + mask_bias, self.deterministic)
+        x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
         attention = Attention(cfg, name='encoder_decoder_attention')
@@ -197,8 +197,9 @@ class DecoderLayer(nn.Module):
             keys, values = self.variable(
                 'cross', 'keys_values', lambda: attention.keys_values(encoded)
             ).value
-        y = y.reshape(sequences, -1, cfg.emb_dim)
-        y = attention.attend(y, keys, values, encoded_bias, self.deterministic)
+        # The beams of one sequence are so many queries to the same keys: nothing is tiled.
+        grouped = y.reshape(keys.shape[0], -1, cfg.emb_dim)
+        y = attention.attend(grouped, keys, values, encoded_bias, self.deterministic)
         x = _finish(cfg, x, y.reshape(x.shape), self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
@@ -206,11 +207,11 @@ class DecoderLayer(nn.Module):
         return _finish(cfg, x, y, self.deterministic), None
 
     def _append(self, keys, values, position):
-        """Writes one token's key and value [n, 1, h, d], where they stay, and returns all of both."""
+        """Writes one token's key and value [n, 1, h, d] to the cache and returns all of both."""
         shape = (keys.shape[0], self.max_decode_length, *keys.shape[2:])
         cached = []
         for name, new in (('cached_key', keys), ('cached_value', values)):
-            variable = self.variable('written', name, jnp.zeros, shape, new.dtype)
+            variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
             if self.is_mutable_collection('cross'):  # init_cache: allocate only.
                 cached.append(variable.value)
                 continue
@@ -244,7 +245,7 @@ def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *sh
         return x
     stack = nn.scan(
         layer.func,
-        variable_axes={'params': 1, 'written': 0, 'cross': 0},
+        variable_axes={'params': 1, 'cache': 0, 'cross': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=num_layers,
@@ -290,17 +291,11 @@ class Decoder(nn.Module):
             position = counter.value
             # The encoder's mask is kept beside its keys, so that a step needs neither.
             encoded_mask = self.variable('cross', 'mask', lambda: encoded_mask).value
-            # The beam of its sequence that wrote each token of a row, -1 where none has yet. Beams part and
-            # end by these few numbers; the keys and values stay where they were written.
-            rows, sequences = x.shape[0], encoded_mask.shape[0]
-            ancestors = self.variable('cache', 'ancestors', jnp.full, (rows, max_decode_length), -1)
-            max_decode_length, beams = ancestors.value.shape[1], jnp.arange(rows // sequences)
             if not self.is_mutable_collection('cross'):
                 counter.value = position + 1
-                own = jnp.tile(beams, sequences)[:, None]
-                ancestors.value = lax.dynamic_update_slice_in_dim(ancestors.value, own, position, 1)
-            mask = ancestors.value.reshape(sequences, beams.size, 1, -1) == beams[:, None]
-            mask_bias = _mask_bias(mask.reshape(sequences, 1, beams.size, -1), cfg.dtype)
+                max_decode_length = self._cache_length()
+            keys = jnp.arange(max_decode_length)
+            mask_bias = _mask_bias(keys <= position, cfg.dtype)[None, None, None, :]
             encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
         else:
             causal = np.tri(x.shape[1], dtype=bool)
@@ -333,6 +328,10 @@ class Decoder(nn.Module):
             (cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense'
         )
         return logits(x)
+
+    def _cache_length(self) -> int:
+        layer = self.variables['cache']['decoder' if self.config.scan_layers else 'layers_0']
+        return layer['cached_key'].shape[-3]
 
 
 class Embedding(nn.Module):
@@ -403,8 +402,8 @@ class T5(nn.Module):
             encoded: output of `encode`, and `encoded_mask` its mask. Not read when `decode`.
             decoder_input_tokens: targets shifted right; one token per row when `decode`.
             decoder_target_tokens: 0 marks padding, which is masked; None means no padding.
-            decode: one cached step, after `init_cache`: apply with {'params', 'cache', 'written', 'cross'}
-                and mutable=['cache', 'written']. Rows may be n = b * beams, the beams of a sequence adjacent.
+            decode: one cached step, after `init_cache`: apply with {'params', 'cache', 'cross'} and
+                mutable=['cache']. Rows may be n = b * beams, the beams of a sequence adjacent.
             max_decode_length: only for `init_cache`; a step knows it from its cache.
         """
         x = self.embed(decoder_input_tokens)
@@ -430,13 +429,12 @@ class T5(nn.Module):
         encoded_mask: Bool[Array, 'b l'],
         max_decode_length: int,
     ) -> None:
-        """Fills 'cache', 'written' and 'cross'.
+        """Fills 'cache' and 'cross'.
 
-        'written' holds empty self-attention keys and values, 'cache' the position and whose of them
-        a row reads; 'cross' the keys and values of the encoder's output, computed here once per
-        sequence and not once per step.
+        'cache' holds empty self-attention keys and values and the position; 'cross' the keys and
+        values of the encoder's output, computed here once per sequence and not once per step.
 
-        Apply with mutable=['cache', 'written', 'cross'].
+        Apply with mutable=['cache', 'cross'].
         """
         tokens = jnp.zeros((encoded.shape[0], 1), jnp.int32)
         self.decode(
@@ -467,26 +465,23 @@ def cached_step(
     encoded: Float[Array, 'b l e'],
     encoded_mask: Bool[Array, 'b l'],
     max_decode_length: int,
-    beams: int = 1,
 ):
     """What `slm_jax.decoding.decode` needs to generate from `encoded`.
 
     Returns:
         (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
-        (log-probabilities [n, v], cache), n = b * beams.
+        (log-probabilities [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
     """
     _, state = module.apply(
         {'params': params}, encoded, encoded_mask, max_decode_length,
-        method='init_cache', mutable=['cache', 'written', 'cross'],
+        method='init_cache', mutable=['cache', 'cross'],
     )  # fmt: skip
-    rows_axis = 1 if module.config.scan_layers else 0
-    written = jax.tree.map(lambda x: jnp.repeat(x, beams, rows_axis), state['written'])
 
     def tokens_to_log_probs(tokens, cache):
         logits, updated = module.apply(
-            {'params': params, 'cross': state['cross'], **cache}, None, None, tokens,
-            decode=True, method='decode', mutable=['cache', 'written'],
+            {'params': params, 'cache': cache, 'cross': state['cross']}, None, None, tokens,
+            decode=True, method='decode', mutable=['cache'],
         )  # fmt: skip
-        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated
+        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated['cache']
 
-    return tokens_to_log_probs, {'cache': state['cache'], 'written': written}
+    return tokens_to_log_probs, state['cache']

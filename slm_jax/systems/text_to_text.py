@@ -74,15 +74,22 @@ def generate(
 
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
-    beams = decode.beam_size if decode.method == 'beam' else 1
-    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length, beams)
+    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
+    axis = llm.config.cache_batch_axis
     if ctc is not None:
-        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight)
+        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
         step, cache = decoding.limited(step, cache, lengths)
-    active = jnp.any(mask, axis=1)
-    return decoding.decode(step, cache, encoded.shape[0], decode, active=active)[0]
+    tokens, _ = decoding.decode(
+        step,
+        cache,
+        encoded.shape[0],
+        decode,
+        cache_batch_axis=axis,
+        active=jnp.any(mask, axis=1),
+    )
+    return tokens
 
 
 def token_loss(
