@@ -16,13 +16,15 @@ RATE = 16_000
 WORDS = {'one': (500, 900), 'two': (1200, 300), 'three': (700, 2400), 'four': (2000, 1500)}
 GIN = """
 from __gin__ import dynamic_registration
+from slm_jax import decoding
 from slm_jax import tasks
 from slm_jax.adapters import slm as adapter
 from slm_jax.systems import slm
 include 'runs/train.gin'
 include 'models/slm_tiny.gin'
-# What CTC makes of tones is no start.
+# What CTC makes of tones is no start, and no help in writing.
 slm.SLM.label_tokens = None
+decoding.DecodeConfig.ctc_weight = 0.0
 adapter.SlmAdapterConfig.reduction = 'stack'
 adapter.SlmAdapterConfig.reduction_factor = 4
 adapter.SlmAdapterConfig.output_scale = 1.0
