@@ -35,7 +35,7 @@ RECIPES = {
             ('final', 'runs/pretrain_usm_tiny_final.gin'),
             ('spliced', 'runs/pretrain_usm_tiny_spliced.gin'),
         ),
-        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST and RECORDINGS",
+        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST, RECORDINGS and SPLICED_MANIFEST",
         licence='CC BY-SA 4.0',
     ),
     't5_tiny': Recipe(

@@ -115,7 +115,7 @@ def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     assert '<audio' in (out / 'report.html').read_text()
     card = json.loads((world / 'slm' / 'card.json').read_text())
     [(label, noted)] = card['evaluations'].items()
-    assert 'manifest-Transcribe' in label and noted['step'] == 7
+    assert label.startswith(f'{tmp_path.name}-manifest-Transcribe') and noted['step'] == 7
     assert noted['scores'] == results['scores']
 
     again = tmp_path / 'again'

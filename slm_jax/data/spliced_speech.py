@@ -13,7 +13,6 @@ aligned data augmentation (arXiv 2104.01393), words keep their voice and lose th
 import argparse
 import collections
 import dataclasses
-import importlib
 import itertools
 import os
 import pathlib
@@ -119,21 +118,22 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
     """
     import jax
 
-    import gin
-
-    with gin.unlock_config():  # They register things with gin, which may be locked already.
-        for module in ('slm_jax.tasks', 'slm_jax.data.loader'):
-            importlib.import_module(module)
     from slm_jax.audio import waveforms
     from slm_jax.evaluation import model as model_lib
     from slm_jax.evaluation import queries
+    from slm_jax.systems import encoder_ctc
 
     model = model_lib.load(encoder)
-    if not hasattr(model.system, 'labels'):
+    if not isinstance(model.system, encoder_ctc.EncoderCtc):
         raise ValueError(f'{encoder} is no speech encoder with a CTC head, as usm_tiny is.')
     tokenizer = model.vocabulary.tokenizer
     pieces = [tokenizer.id_to_piece(label) for label in range(tokenizer.get_piece_size())]
-    labels = jax.jit(model.system.labels)
+
+    @jax.jit
+    def labels(params, samples, lengths):
+        variables = {'params': params['speech_encoder']}
+        _, frames, logits = model.system.speech_encoder.apply(variables, samples, lengths)
+        return logits.argmax(axis=-1), frames
 
     def stream():
         for row in text_corpora.read_jsonl(manifest):
@@ -141,7 +141,8 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
 
     clips = collections.defaultdict(list)
     for group, batch in queries.batched(stream()):
-        best, lengths = map(np.asarray, labels(model.params, batch))
+        speech = batch['speech_samples'], batch['speech_lengths']
+        best, lengths = map(np.asarray, labels(model.params, *speech))
         for (_, query), clip, frames in zip(group, best, lengths, strict=False):
             samples = query.samples.astype(np.float32) / 32768
             reference = text_corpora.normalize(query.info['text'])

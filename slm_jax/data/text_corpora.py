@@ -57,7 +57,6 @@ NTREX = {
 }
 # NTREX is translated to and from English for these; the others lend their text only.
 PAIRED = ('es', 'fr', 'it', 'ru', 'de', 'pt', 'nl', 'pl', 'ca', 'sv-SE')
-_SPOKEN = ('en', 'es', 'fr', 'it', 'ru')  # by the voice prompts: of the messages these are read
 _FAMILIAR = 0.6  # The share of a message's English words that the clips have.
 _DIRECTIONS = 6  # of a message's twenty
 _LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
@@ -255,15 +254,15 @@ def build(
                             }
                         )
     if program_messages:
-        heard_words = {
+        spoken_words = {
             word
             for row in texts['train']
             if row['lang'] == 'en' and row['source'] in corpora
             for word in normalize(row['text']).split()
         }
-        for message in messages.translations(program_messages, _SPOKEN[1:]):
+        for message in messages.translations(program_messages, numerals.LANGUAGES[1:]):
             english = normalize(message['en']).split()
-            familiar = sum(word in heard_words for word in english) >= _FAMILIAR * len(english)
+            familiar = sum(word in spoken_words for word in english) >= _FAMILIAR * len(english)
             split = splits.split_of(f'messages/{message["en"]}', 40)
             if split == 'test' or not familiar or not all(map(allowed, message.values())):
                 continue
@@ -271,7 +270,7 @@ def build(
                 {'text': text, 'lang': lang, 'source': 'messages'} for lang, text in message.items()
             ]
             draw = random.Random(f'{seed}/{message["en"]}')
-            for source, target in draw.sample([*itertools.permutations(_SPOKEN, 2)], _DIRECTIONS):
+            for source, target in draw.sample([*itertools.permutations(numerals.LANGUAGES, 2)], _DIRECTIONS):
                 pairs[split].append(
                     {
                         'text': message[source],

@@ -59,8 +59,3 @@ class EncoderCtc:
         """Greedy reading of the frames; `decode` does not apply."""
         del decode
         return ctc_greedy(*self._logits(params, batch, None))
-
-    def labels(self, params: Params, batch: Batch) -> tuple[Int[Array, 'b t'], Int[Array, 'b']]:
-        """The best label of each frame, and the number of frames: where in the clip a label was heard."""
-        logits, lengths = self._logits(params, batch, None)
-        return jnp.argmax(logits, axis=-1), lengths

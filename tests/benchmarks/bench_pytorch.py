@@ -309,8 +309,6 @@ def main() -> None:
         system, speech_encoder=system.speech_encoder.clone(augmentation=None)
     )
     frontend = system.speech_encoder.frontend
-    step, state, frozen, _ = slm_step.training(system, params)
-    step = jax.jit(step, donate_argnums=0)
 
     rival = TorchSlm(system, jax.tree.map(np.asarray, params))
     their_frontend = torch_frontend(frontend)
