@@ -176,8 +176,9 @@ def with_ctc(
 
     Args:
         ctc_logits: label 0 is blank; rows of no `frame_lengths` are the model's alone.
-        token_labels: the label of each token; 0 for those that are not heard, such as a comma, and cost nothing; the
-            negative label for what stands between words and is not heard before the first.
+        token_labels: the label of each token; 0 for those that are not heard, such as a comma; the negative label for
+            what stands between words and is not heard before the first. CTC's part of a token that is not heard is
+            minus the number of such tokens right before it: one costs nothing, and a loop of them does not pay.
     """
     batch, frames, num_labels = ctc_logits.shape
     never = jnp.float32(-1e9)
@@ -204,20 +205,21 @@ def with_ctc(
 
     def extended(state, label):
         """The state of a text that `label` [b, k] is added to."""
-        on_label, on_blank, last, _ = state
+        on_label, on_blank, last, *_ = state
         reached = jnp.where((last == label)[..., None], on_blank, jnp.logaddexp(on_label, on_blank))
         reached = before(reached, jnp.where(last == 0, 0.0, never))
         log_p = jnp.take_along_axis(log_probs, label[:, None, :], axis=2).swapaxes(1, 2)
         on_label = forward(reached, log_p)
         on_blank = forward(before(on_label, never), jnp.broadcast_to(blank, on_label.shape))
-        return on_label, on_blank, label, jax.nn.logsumexp(reached + log_p, axis=-1)
+        text = jax.nn.logsumexp(reached + log_p, axis=-1)
+        return on_label, on_blank, label, text, jnp.zeros_like(text)
 
     def heard(label, between, last):
         return (label > 0) & ~(between & (last == 0))
 
     def scores(state):
         """log p(text token ...) - log p(text ...) of every token, [b, k, v]."""
-        on_label, on_blank, last, text = state
+        on_label, on_blank, last, text, unheard = state
         reached = jnp.logaddexp(on_label, on_blank)
         ended = reached[..., -1]
         reached = before(reached, jnp.where(last == 0, 0.0, never))
@@ -232,7 +234,9 @@ def with_ctc(
             - text[..., None]
         )
         tokens = jnp.where(
-            heard(token_labels, between, last[..., None]), labels[..., token_labels], 0.0
+            heard(token_labels, between, last[..., None]),
+            labels[..., token_labels],
+            -unheard[..., None],
         )
         return tokens.at[..., eos_id].set(ended - text).at[..., 0].set(never)  # padding is not text
 
@@ -245,13 +249,10 @@ def with_ctc(
     def step(tokens, both):
         cache, state = both
         log_p, cache = tokens_to_log_probs(tokens, cache)
-        on_label, on_blank, last, text = state
-        state = (
-            on_label.reshape(batch, -1, frames), on_blank.reshape(batch, -1, frames),
-            last.reshape(batch, -1), text.reshape(batch, -1),
-        )  # fmt: skip
+        state = [x.reshape(batch, -1, *x.shape[cache_batch_axis + 1 :]) for x in state]
         label = token_labels[tokens].reshape(batch, -1)
         grows = heard(label, between[tokens].reshape(batch, -1), state[2])
+        state[-1] += tokens.reshape(batch, -1) > 0
         state = [
             jnp.where(grows.reshape(grows.shape + (1,) * (new.ndim - 2)), new, old)
             for new, old in zip(extended(state, label), state, strict=True)
@@ -262,7 +263,7 @@ def with_ctc(
 
     nothing = jnp.cumsum(blank, axis=-1)
     zeros = jnp.zeros((batch, 1))
-    state = (jnp.full_like(nothing, never), nothing, zeros.astype(jnp.int32), zeros)
+    state = (jnp.full_like(nothing, never), nothing, zeros.astype(jnp.int32), zeros, zeros)
     return step, (cache, stored(state))
 
 

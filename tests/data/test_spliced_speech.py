@@ -16,10 +16,11 @@ def _labels(text):
     return np.array([_PIECES.index(piece) if piece != '.' else 0 for piece in text])
 
 
-def test_words_and_their_frames():
+def test_words_and_the_frames_of_their_characters():
     labels = _labels('..▁▁o.nnne..▁.two.')
-    assert spliced_speech.spelt(labels, _PIECES) == [('one', 4, 9), ('two', 14, 16)]
-    assert spliced_speech.spelt(_labels('on.e'), _PIECES) == [('one', 0, 3)]
+    spelt = [('one', (4, 6, 9)), ('two', (14, 15, 16))]
+    assert spliced_speech.spelt(labels, _PIECES) == spelt
+    assert spliced_speech.spelt(_labels('on.e'), _PIECES) == [('one', (0, 1, 3))]
     assert spliced_speech.spelt(_labels('...'), _PIECES) == []
 
 
@@ -31,39 +32,82 @@ def test_words_that_are_read_rightly_are_cut_in_the_silence_between_them():
     read = spliced_speech.spelt(labels, _PIECES)
     one, two = spliced_speech.rightly_read('one two five', read, samples, labels.size)
     assert [(w.text, w.follows) for w in (one, two)] == [('one', False), ('two', True)]
-    assert abs(one.end - quiet) < 60 and one.end == two.start < two.end < samples.size
+    assert abs(one.cuts[-1] - quiet) < 60 and one.cuts[-1] == two.cuts[0]
+    assert list(two.cuts) == sorted(two.cuts) and len(two.cuts) == 4 and two.cuts[-1] < samples.size
     ten = spliced_speech.rightly_read('one two ten', read, samples, labels.size)[-1]
-    assert ten.start == two.end
+    assert ten.cuts[0] == two.cuts[-1]
     alone = spliced_speech.rightly_read('four two five', read, samples, labels.size)
     assert [(w.text, w.follows) for w in alone] == [('two', False)]
 
 
-def test_sentences_are_runs_of_words_and_their_sound():
-    word = spliced_speech.Word
-    samples = np.repeat(np.array([0.1, 0.2, 0.3], np.float32), 1600)
-    words = [word('a', 0, 1600, False), word('b', 1600, 3200, True), word('c', 3200, 4800, False)]
-    heard = {'a': 0.1, 'b': 0.2, 'c': 0.3}
+# A recording in which the n-th letter of the alphabet sounds for 0.1 s at level n / 50.
+_LEVELS = {letter: (n + 1) / 50 for n, letter in enumerate('abcdefghijklmnopqrstuvwxyz')}
+
+
+def _clip(*runs):
+    words, levels = [], []
+    for run in runs:
+        for place, word in enumerate(run.split()):
+            cuts = [1600 * n for n in range(len(levels), len(levels) + len(word) + 1)]
+            words.append(spliced_speech.Word(word, tuple(cuts), place > 0))
+            levels += [_LEVELS[letter] for letter in word]
+        levels.append(0.0)
+    return np.repeat(np.array(levels, np.float32), 1600), words
+
+
+def _heard(sound):
+    """The letters that sound, each for at least 0.05 s."""
+    letters = []
+    for level in sound[np.abs(sound - np.roll(sound, 400)) < 1e-6]:
+        letter = next((x for x, y in _LEVELS.items() if abs(y - level) < 1e-4), '')
+        if letter and letters[-1:] != [letter]:
+            letters.append(letter)
+    return ''.join(letters)
+
+
+def test_runs_of_words_sound_as_written():
+    voice = spliced_speech.Voice([_clip('abc de', 'fgh'), _clip('ij')])
     for seed in range(20):
-        text, sound = spliced_speech.sentence([(samples, words)], random.Random(seed))
-        levels = sound[sound > 0.05]
-        expected = [level for spoken in text.split() for level in [heard[spoken]] * 1600]
-        assert 2 <= len(text.split()) <= 10
-        assert 0.85 < levels.size / len(expected) <= 1  # The rest fades at the cuts.
-        assert abs(levels.mean() - np.mean(expected)) < 0.02
-    first = spliced_speech.sentence([(samples, words)], random.Random(0))
-    again = spliced_speech.sentence([(samples, words)], random.Random(0))
+        text, sound = voice.runs(random.Random(seed))
+        assert 2 <= len(text.split()) <= 10 and {*text.split()} <= {'abc', 'de', 'fgh', 'ij'}
+        assert _heard(sound) == text.replace(' ', '')
+        assert sound.size > 0.95 * 1600 * len(text.replace(' ', ''))
+    first, again = (voice.runs(random.Random(0)) for _ in range(2))
     assert first[0] == again[0] and np.array_equal(first[1], again[1])
 
 
+@pytest.mark.parametrize('text', ['de fgh', 'abcde', 'fghij abc de', 'abxyz'])
+def test_texts_are_said_in_words_and_parts_of_words(text):
+    voice = spliced_speech.Voice([_clip('abc de', 'fgh'), _clip('ij')])
+    assert _heard(voice.say('abc de', random.Random(0))) == 'abcde'
+    said = voice.say(text, random.Random(0))
+    if text in ('de fgh', 'fghij abc de'):
+        # ' fgh' and 'ij ' begin and end words; three characters with the space.
+        assert _heard(said) == text.replace(' ', '')
+    elif text == 'abcde':
+        assert _heard(said) == 'abcde'  # ' abc' + 'de '
+    else:
+        assert said is None  # nobody said x, y, z
+
+
+def test_as_few_pieces_as_it_takes():
+    """'ab cd' was said in one breath; no other clip with these words is used."""
+    other = [(samples * -1, words) for samples, words in [_clip('ab', 'cd')] * 9]
+    voice = spliced_speech.Voice([*other, _clip('ab cd')])
+    for seed in range(5):
+        assert voice.say('ab cd', random.Random(seed)).min() >= 0
+
+
 def test_a_corpus_is_written_from_recordings(tmp_path):
-    tone = np.sin(np.arange(16000) / 5).astype(np.float32) * 0.3
-    clips = {'en': [(tone, [spliced_speech.Word('one', 1000, 9000, False)])]}
-    hours = spliced_speech.write(clips, tmp_path / 'out', 0.005)
+    clips = {'en': [_clip('one two')]}
+    hours = spliced_speech.write(clips, tmp_path / 'out', 0.005, texts={'en': ['two one', 'three']})
     rows = text_corpora.read_jsonl(tmp_path / 'out/manifest.jsonl')
     assert sum(row['duration'] for row in rows) / 3600 == pytest.approx(hours['en'])
+    assert {'two one'} <= {row['text'] for row in rows}
     for row in rows:
-        assert {*row['text'].split()} == {'one'} and row['lang'] == 'en'
-        assert soundfile.info(tmp_path / 'out' / row['audio']).duration == pytest.approx(row['duration'], abs=1e-3)
+        assert {*row['text'].split()} <= {'one', 'two'} and row['lang'] == 'en'
+        duration = soundfile.info(tmp_path / 'out' / row['audio']).duration
+        assert duration == pytest.approx(row['duration'], abs=1e-3)
 
 
 def test_a_foundation_without_a_ctc_head_is_refused(tmp_path):
