@@ -37,8 +37,6 @@ class DecodeConfig:
             `maxlenratio`: a model that repeats itself stops there. None: no such limit.
         beam_size, alpha: for 'beam'; scores are divided by ((5 + length) / 6) ** alpha.
         ctc_weight: of the CTC head's log-probability beside the language model's, for transcription: see `with_ctc`.
-        transcript_weight: where anything else is asked of speech: a transcript is written first, and this is the
-            weight of the model that reads it beside the one that listens; see `together`. 0: no transcript.
         temperature: for 'sample'; logits are divided by it.
         top_k: for 'sample'; only the k likeliest tokens, 0 for all.
         top_p: for 'sample'; only the fewest tokens whose probability reaches top_p, 1.0 for all.
@@ -51,7 +49,6 @@ class DecodeConfig:
     beam_size: int = 4
     alpha: float = 0.6
     ctc_weight: float = 0.0
-    transcript_weight: float = 0.0
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -68,7 +65,6 @@ class DecodeConfig:
             ),
             ('beam_size', self.beam_size >= 1, 'at least 1'),
             ('ctc_weight', 0 <= self.ctc_weight <= 1, 'in [0, 1]'),
-            ('transcript_weight', 0 <= self.transcript_weight <= 1, 'in [0, 1]'),
             ('temperature', self.temperature > 0, "above 0 (for none, use method 'greedy')"),
             ('top_k', self.top_k >= 0, 'at least 0'),
             ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
@@ -159,20 +155,6 @@ def limited(
         return jnp.where(last[:, None], ends, log_probs), (cache, position + 1)
 
     return step, (cache, jnp.int32(0))
-
-
-def together(
-    first: tuple[TokensToLogProbs, Cache], second: tuple[TokensToLogProbs, Cache], weight: float
-) -> tuple[TokensToLogProbs, Cache]:
-    """(tokens_to_log_probs, cache) of two that write one text: `weight` parts of the second's log-probabilities."""
-
-    def step(tokens, caches):
-        (log_p, one), (other_log_p, other) = (
-            part[0](tokens, cache) for part, cache in zip((first, second), caches, strict=True)
-        )
-        return (1 - weight) * log_p + weight * other_log_p, (one, other)
-
-    return step, (first[1], second[1])
 
 
 def with_ctc(

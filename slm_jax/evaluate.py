@@ -93,12 +93,6 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
         help="of the CTC head in transcripts, 0 to 1; what is asked in no wording of "
         "tasks/instructions.py for a transcript is left to the language model",
     )
-    group.add_argument(
-        '--transcript_weight',
-        type=float,
-        help='where no transcript is asked for, of the answer to the transcript that is written '
-        'first, beside the answer to the speech itself, 0 to 1; 0 writes none',
-    )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)
     group.add_argument('--top_p', type=float)
@@ -110,11 +104,8 @@ def load_model(name: str, args: argparse.Namespace) -> Any:
     """The model that the arguments of `add_model_arguments` ask for."""
     from slm_jax.evaluation import model
 
-    fields = (
-        'method', 'beam_size', 'alpha', 'ctc_weight', 'transcript_weight', 'temperature', 'top_k',
-        'top_p', 'seed', 'max_decode_length',
-    )  # fmt: skip
-    decode = {field: getattr(args, field) for field in fields}
+    fields = ('method', 'beam_size', 'alpha', 'ctc_weight', 'temperature', 'top_k', 'top_p', 'seed')
+    decode = {field: getattr(args, field) for field in (*fields, 'max_decode_length')}
     return model.load(
         name,
         step=args.step,

@@ -329,21 +329,3 @@ def test_ctc_ends_a_loop_of_what_is_not_heard():
     tokens, _ = decoding.decode(step, cache, 1, decoding.DecodeConfig('beam', 40))
     heard = [abs(int(TOKEN_LABELS[token])) for token in tokens[0] if TOKEN_LABELS[token]]
     assert heard == [2, 3] and 1 in tokens[0].tolist()
-
-
-@pytest.mark.parametrize('weight', [0.0, 0.3, 1.0])
-def test_two_models_write_together(weight):
-    """Each keeps its own cache, a count of its steps times a number, and the sum is taken of both."""
-
-    def model(number):
-        def step(tokens, cache):
-            return jnp.zeros((len(tokens), 4)).at[:, 2].set(cache['n'].astype(jnp.float32)), {
-                'n': cache['n'] + number
-            }
-
-        return step, {'n': jnp.zeros(2, jnp.int32)}
-
-    step, cache = decoding.together(model(1), model(10), weight)
-    for count in range(3):
-        log_probs, cache = step(jnp.zeros((2, 1), jnp.int32), cache)
-        np.testing.assert_allclose(log_probs[:, 2], count * (1 - weight) + 10 * count * weight)

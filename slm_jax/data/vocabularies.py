@@ -111,12 +111,6 @@ def label_tokens() -> tuple[int, ...]:
 
 
 @gin.configurable
-def transcript_request(text: str = 'Transcribe the speech.') -> tuple[int, ...]:
-    """The language model's tokens of `text`, EOS at the end."""
-    return (*LLM.vocabulary.encode(text), LLM.eos_id)
-
-
-@gin.configurable
 def token_labels() -> tuple[int, ...] | None:
     """The speech encoder's label for each of the language model's tokens, as `decoding.with_ctc` wants them.
 

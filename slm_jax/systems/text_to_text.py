@@ -69,18 +69,13 @@ def generate(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
-    also: tuple[Float[Array, 'b q e'], Bool[Array, 'b q'], float] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle.
 
-    `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; `also` what
-    else is read to write the same text, its mask, and its weight: see `decoding.together`.
+    `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
     step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
     axis = llm.config.cache_batch_axis
-    if also is not None:
-        other = t5.cached_step(llm, params, *also[:2], decode.max_decode_length)
-        step, cache = decoding.together((step, cache), other, also[2])
     if ctc is not None:
         step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:

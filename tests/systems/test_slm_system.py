@@ -241,30 +241,3 @@ def test_ctc_takes_part_where_something_is_transcribed():
         written(SYSTEM, data, 0.5)
     with pytest.raises(ValueError, match='of another tokenizer'):
         written(dataclasses.replace(SYSTEM, token_labels=(0,) * 1000), data, 0.5)
-
-
-@pytest.mark.parametrize('first', [True, False])
-def test_other_questions_are_answered_by_way_of_a_transcript(first):
-    """At weight 1 as a language model answers that reads the transcript; rows that ask for one, or are text, as before."""
-    request = (7, 23, 31, 5, 12, 1)  # longer than the instructions
-    system = dataclasses.replace(SYSTEM, speech_first=first, transcript_request=request)
-    data = batch(lengths=(16_000, 9_000, 0, 4_321))
-    data['transcribed'] = np.array([True, False, False, False])
-
-    def written(data, weight=0.0, system=system):
-        decode = DecodeConfig(max_decode_length=12, transcript_weight=weight)
-        return np.asarray(jax.jit(lambda p, b: system.predict(p, b, decode))(PARAMS, data))
-
-    direct, by_transcript = written(data), written(data, 1.0)
-    np.testing.assert_array_equal(by_transcript[[0, 2]], direct[[0, 2]])
-    transcripts = written(data | {'encoder_input_tokens': np.tile(np.array(request), (4, 1))})
-    read = np.zeros((4, 24), np.int32)
-    for i, (said, asked) in enumerate(zip(transcripts, data['encoder_input_tokens'], strict=True)):
-        said, asked = said[said > 1], asked[asked > 0]
-        text = [*said, *asked] if first else [*asked, *said]
-        read[i, : len(text)] = text
-    text = TextToText(LLM).predict(PARAMS, {'encoder_input_tokens': read}, DecodeConfig(max_decode_length=12))
-    np.testing.assert_array_equal(by_transcript[[1, 3]], text[np.array([1, 3])])
-    assert not np.array_equal(by_transcript, direct)
-    with pytest.raises(ValueError, match='SLM.transcript_request'):
-        written(data, 0.5, SYSTEM)
