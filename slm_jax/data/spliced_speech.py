@@ -165,12 +165,12 @@ class Voice:
 
     def __init__(self, clips: Sequence[Clip]):
         self._clips = [samples for samples, _ in clips]
-        self._words = [  # of each clip, the runs of words that follow each other
+        self._stretches = [  # of each clip, the runs of words that follow each other
             (number, run) for number, (_, words) in enumerate(clips) for run in _runs(words)
         ]
         # ' one two ' for each run; a character's clip, start and end. Spaces have no sound.
         text, places = [], []
-        for number, run in self._words:
+        for number, run in self._stretches:
             for word in run:
                 text += [' ', *word.text]
                 places.append((number, word.cuts[0], word.cuts[0]))
@@ -182,9 +182,9 @@ class Voice:
     def runs(self, rng: random.Random) -> tuple[str, Float[np.ndarray, 'samples']]:
         """Two to ten words in runs of one to four, and their sound at 16 kHz."""
         texts, pieces, wanted = [], [], rng.randint(2, 10)
-        weights = [len(run) for _, run in self._words]
+        weights = [len(run) for _, run in self._stretches]
         while len(texts) < wanted:
-            ((number, run),) = rng.choices(self._words, weights)
+            ((number, run),) = rng.choices(self._stretches, weights)
             first = rng.randrange(len(run))
             last = first + min(rng.randint(1, _LONGEST_RUN), wanted - len(texts), len(run) - first)
             texts += [word.text for word in run[first:last]]
