@@ -87,7 +87,7 @@ def find_gin_file(name: str) -> pathlib.Path:
 
 
 def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
-    """Parses gin files, then command-line bindings (`NAME=VALUE`), and locks the configuration.
+    """Parses gin files, then command-line bindings (`NAME=VALUE`), and checks the whole.
 
     Starts from an empty configuration. A binding may set a macro or the parameter of anything that lives in a module
     which one of the files imports, whether a file mentions it or not. Text needs no inner quotes.
@@ -111,7 +111,8 @@ def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
         for binding in bindings:
             _bind(binding)
         _check_macros([binding.partition('=')[0].strip() for binding in bindings])
-        gin.finalize()
+        gin.finalize()  # which checks, and locks: then no module with configurables could be imported later
+        gin_config._set_config_is_locked(False)
     except ConfigurationError:
         gin.clear_config()
         raise

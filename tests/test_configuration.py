@@ -95,3 +95,15 @@ def test_every_file_parses_alone(file):
     rates = 'rates = ' in file.read_text()
     assert not rates or 'mixture.rates = ' in configuration.operative_config(), 'a card would not know them'
     gin.clear_config()
+
+
+def test_a_module_may_be_imported_after_the_configuration_was_read():
+    """As slm_jax.tasks is by whoever loads a model first and puts questions to it then."""
+    import gin
+
+    configuration.parse_gin([], [])
+
+    def imported_later():
+        return 1
+
+    assert gin.configurable(imported_later, module='tests')() == 1
