@@ -125,8 +125,7 @@ def configured(function):
     try:
         return gin.get_configurable(function)
     except ValueError:
-        with gin.unlock_config():
-            return gin.external_configurable(function)
+        return gin.external_configurable(function)
 
 
 def operative_config() -> str:

@@ -23,7 +23,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import importlib
 import json
 import os
 import pathlib
@@ -156,11 +155,6 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     else:
         if not args.model:
             raise ValueError('MODEL is missing: give the directory of a trained model.')
-        import gin
-
-        with gin.unlock_config():  # They register things with gin, which may be locked already.
-            for module in ('slm_jax.tasks', 'slm_jax.data.loader'):
-                importlib.import_module(module)
         model = load_model(args.model, args)
         out = _out(args, model)
         out.mkdir(parents=True, exist_ok=True)

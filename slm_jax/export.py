@@ -72,9 +72,8 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
 
 def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any], card: dict[str, Any]) -> None:
     """Writes the language model of a training: `leaves` of it, the others as its foundation has them."""
-    import gin
-
     from slm_jax import foundations
+    from slm_jax.data import vocabularies
     from slm_jax.evaluation import model
     from slm_jax.exporters import ExportError, t5 as exporter
     from slm_jax.importers import t5 as importers_t5
@@ -92,8 +91,6 @@ def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any
         found = origins.find({'llm': needed['llm']['name']})
         checkpoints.check_foundations(directory, needed, {'llm': found[0].describe()})
         leaves = leaves | foundations.flatten(origins.load(found, foundations.unflatten(missing)))
-    with gin.unlock_config():
-        from slm_jax.data import vocabularies
     vocabulary = foundations.find(vocabularies.names()['llm'])
     exporter.write(out, llm.config, {path.removeprefix(_PART): leaves[path] for path in wanted}, vocabulary)
 

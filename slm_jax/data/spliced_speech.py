@@ -8,8 +8,8 @@ reads the recordings of MANIFEST (JSONL) with ENCODER (a foundation with a CTC h
 was trained on them) and cuts out what it reads rightly. Runs of one to four words of one language
 are put one after the other; with --texts, up to half of the clips say parts of sentences of CORPORA
 (written by slm_jax.data.text_corpora), each in as few pieces as it takes: words, runs of words, and
-parts of words where a word was never recorded. OUT gets audio/*.flac (16 kHz) and manifest.jsonl. As in
-aligned data augmentation (arXiv 2104.01393), words keep their voice and lose their sentence.
+parts of words where a word was never recorded. OUT gets audio/*.flac (16 kHz) and manifest.jsonl.
+As in aligned data augmentation (arXiv 2104.01393), words keep their voice and lose their sentence.
 """
 
 import argparse
@@ -64,9 +64,8 @@ def spelt(labels: Int[np.ndarray, 'frames'], pieces: Sequence[str]) -> list[Spel
             if piece.startswith('▁') or not words:
                 words.append(('', ()))
             text, frames = words[-1]
-            letters = piece.removeprefix(
-                '▁'
-            )  # A mark alone comes as soon as the last word is over.
+            # A mark alone comes as soon as the last word is over, and is no letter.
+            letters = piece.removeprefix('▁')
             words[-1] = text + letters, frames + (frame,) * len(letters)
         before = label
     return [word for word in words if word[0]]
@@ -258,8 +257,8 @@ def write(
     Half of it sounds as recorded, the other as `synthetic_speech` alters recordings.
 
     Args:
-      texts: by language, what half of the clips say, two to ten words of each; those that cannot be
-        put together are left out.
+      texts: by language, what up to half of the clips say, two to ten words of each; those that
+        cannot be put together are left out.
     """
     import soundfile
 

@@ -13,9 +13,10 @@ writes such folders). Written to OUT:
     held_out.txt                        normalised sentences that nothing above contains in training
 Two clips of one `id` in two languages are translations of each other, as are line n of two NTREX
 files. The DIR of --messages holds the catalogues of programs (slm_jax.data.messages); what is taken
-of them is said in words that the clips of --speech have. A FILE of --heard is the predictions.jsonl of an evaluation of an encoder over training clips:
-lines for training whose text was spoken there get `heard`, what the encoder wrote of it where at
-least half of the characters are right. The output is a pure function of the input and of --seed.
+of them is said in words that the clips of --speech have. A FILE of --heard is the predictions.jsonl
+of an evaluation of an encoder over training clips: lines for training whose text was spoken there
+get `heard`, what the encoder wrote of it where at least half of the characters are right. The
+output is a pure function of the input and of --seed.
 """
 
 import argparse

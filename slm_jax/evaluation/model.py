@@ -317,13 +317,12 @@ def _max_seconds() -> float:
 
 def _vocabulary(part: str, names: Sequence[str | None]) -> Any:
     """The vocabulary of the first of these foundations that has one, else the data's."""
-    import gin
     from slm_jax import foundations as foundations_lib
 
     for name in filter(None, names):
         # What a part was initialised from may be gone, or have no text (BEST-RQ).
         with contextlib.suppress(foundations_lib.FoundationError):
             return foundations_lib.vocabulary(name)
-    with gin.unlock_config():
-        from slm_jax.data import vocabularies
+    from slm_jax.data import vocabularies
+
     return foundations_lib.vocabulary(vocabularies.names()[part])

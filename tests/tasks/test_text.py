@@ -31,8 +31,7 @@ def corpora(tmp_path):
         for split in ('train', 'validation'):
             content = ''.join(json.dumps(line) + '\n' for line in lines)
             (tmp_path / f'{name}_{split}.jsonl').write_text(content, encoding='utf-8')
-    with gin.unlock_config():
-        gin.bind_parameter('slm_jax.tasks.text.corpora.folder', str(tmp_path))
+    gin.bind_parameter('slm_jax.tasks.text.corpora.folder', str(tmp_path))
     yield tmp_path
     gin.clear_config()
 
