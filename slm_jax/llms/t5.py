@@ -25,6 +25,7 @@ import numpy as np
 from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias
 
 _MASKED = -1e10
+_SHORTEST_READ = 32  # positions of a decoding cache
 _REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
@@ -104,14 +105,37 @@ class Attention(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, 'b q e']:
         """Attends from `x` to given keys and values; `bias` is added to the logits."""
-        cfg = self.config
-        queries = self.query(x)
-        if cfg.float32_attention_logits:
-            queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
-        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys)
-        weights = jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(cfg.dtype)
+        weights = self._weights(self.query(x), keys, bias)
         weights = self.dropout(weights, deterministic)
         return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
+
+    def attend_written(
+        self,
+        x: Float[Array, 'b 1 e'],
+        keys: Float[Array, 'b k h d'],
+        values: Float[Array, 'b k h d'],
+        bias: Float[Array, '#b #h 1 k'],
+        position: Int[Array, ''],
+    ) -> Float[Array, 'b 1 e']:
+        """`attend` in a cached step, where the bias masks what comes after `position`: little of that is read."""
+
+        def attended(length, queries):
+            weights = self._weights(queries, keys[:, :length], bias[..., :length])
+            return jnp.einsum('bhqk,bkhd->bqhd', weights, values[:, :length])
+
+        lengths = [_SHORTEST_READ]
+        while lengths[-1] < keys.shape[1]:
+            lengths.append(2 * lengths[-1])
+        lengths[-1] = keys.shape[1]
+        branches = [functools.partial(attended, length) for length in lengths]
+        enough = jnp.sum(position >= np.array(lengths))
+        return self.out(lax.switch(enough, branches, self.query(x)))
+
+    def _weights(self, queries, keys, bias) -> Float[Array, 'b h q k']:
+        if self.config.float32_attention_logits:
+            queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
+        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys)
+        return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)
 
     def __call__(self, x, memory, bias, deterministic: bool = True):
         return self.attend(x, *self.keys_values(memory), bias, deterministic)
@@ -184,9 +208,11 @@ class DecoderLayer(nn.Module):
         y = LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
         attention = Attention(cfg, name='self_attention')
         keys, values = attention.keys_values(y)
-        if position is not None:
-            keys, values = self._append(keys, values, position)
-        y = attention.attend(y, keys, values, relative_bias + mask_bias, self.deterministic)
+        bias = relative_bias + mask_bias
+        if position is None:
+            y = attention.attend(y, keys, values, bias, self.deterministic)
+        else:
+            y = attention.attend_written(y, *self._append(keys, values, position), bias, position)
         x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)

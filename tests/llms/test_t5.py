@@ -109,6 +109,8 @@ def test_scanned_equals_unscanned():
 def test_cached_decode_equals_teacher_forcing(setting, beams):
     module, params, golden = setting
     inputs, decoder_inputs, _ = text_batch(golden)
+    # Long enough for a step to read 32, 64 and all positions of the cache.
+    decoder_inputs = jnp.tile(decoder_inputs, (1, 70 // decoder_inputs.shape[1] + 1))[:, :70]
     mask = inputs > 0
     encoded = module.apply(
         {'params': params}, module.apply({'params': params}, inputs, method='embed'), mask,
@@ -116,7 +118,7 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
     )  # fmt: skip
     expected = module.apply({'params': params}, encoded, mask, decoder_inputs, method='decode')
     expected = jax.nn.log_softmax(expected)
-    step, cache = t5.cached_step(module, params, encoded, mask, max_decode_length=9)
+    step, cache = t5.cached_step(module, params, encoded, mask, max_decode_length=77)
     axis = module.config.cache_batch_axis
     cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis) if x.ndim else x, cache)
     tokens, step = jnp.repeat(decoder_inputs, beams, axis=0), jax.jit(step)
