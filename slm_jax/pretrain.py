@@ -35,6 +35,7 @@ RECIPES = {
             ('final', 'runs/pretrain_usm_tiny_final.gin'),
             ('spliced', 'runs/pretrain_usm_tiny_spliced.gin'),
             ('pieced', 'runs/pretrain_usm_tiny_pieced.gin'),
+            ('respliced', 'runs/pretrain_usm_tiny_respliced.gin'),
         ),
         data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST, RECORDINGS and SPLICED_MANIFEST",
         licence='CC BY-SA 4.0',
