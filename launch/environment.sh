@@ -21,7 +21,7 @@ if [ ! -x "$VENV/bin/pip" ]; then
 fi
 
 # A line per requirement: installed again only when one of these files has changed, or an installation was cut.
-stamp=$(cat setup.py constraints.txt | cksum)${EXTRAS:-}
+stamp=$(cat pyproject.toml setup.py constraints.txt | cksum)${EXTRAS:-}
 if [ "$(cat "$VENV/installed" 2>/dev/null)" != "$stamp" ]; then
   rm -f "$VENV/installed"
   echo 'Installing (some minutes the first time) ...'
