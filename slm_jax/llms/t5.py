@@ -103,33 +103,27 @@ class Attention(nn.Module):
         values: Float[Array, 'b k h d'],
         bias: Float[Array, '#b #h #q k'],
         deterministic: bool = True,
+        position: Int[Array, ''] | None = None,
     ) -> Float[Array, 'b q e']:
-        """Attends from `x` to given keys and values; `bias` is added to the logits."""
-        weights = self._weights(self.query(x), keys, bias)
-        weights = self.dropout(weights, deterministic)
-        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
+        """Attends from `x` to given keys and values; `bias` is added to the logits.
 
-    def attend_written(
-        self,
-        x: Float[Array, 'b 1 e'],
-        keys: Float[Array, 'b k h d'],
-        values: Float[Array, 'b k h d'],
-        bias: Float[Array, '#b #h 1 k'],
-        position: Int[Array, ''],
-    ) -> Float[Array, 'b 1 e']:
-        """`attend` in a cached step, where the bias masks what comes after `position`: little of that is read."""
+        In a cached step `bias` masks all keys after `position`, and little of that is read.
+        """
 
         def attended(length, queries):
             weights = self._weights(queries, keys[:, :length], bias[..., :length])
+            weights = self.dropout(weights, deterministic)
             return jnp.einsum('bhqk,bkhd->bqhd', weights, values[:, :length])
 
+        queries = self.query(x)
+        if position is None:
+            return self.out(attended(keys.shape[1], queries))
         lengths = [_SHORTEST_READ]
         while lengths[-1] < keys.shape[1]:
             lengths.append(2 * lengths[-1])
         lengths[-1] = keys.shape[1]
         branches = [functools.partial(attended, length) for length in lengths]
-        enough = jnp.sum(position >= np.array(lengths))
-        return self.out(lax.switch(enough, branches, self.query(x)))
+        return self.out(lax.switch(jnp.sum(position >= np.array(lengths)), branches, queries))
 
     def _weights(self, queries, keys, bias) -> Float[Array, 'b h q k']:
         if self.config.float32_attention_logits:
@@ -209,10 +203,9 @@ class DecoderLayer(nn.Module):
         attention = Attention(cfg, name='self_attention')
         keys, values = attention.keys_values(y)
         bias = relative_bias + mask_bias
-        if position is None:
-            y = attention.attend(y, keys, values, bias, self.deterministic)
-        else:
-            y = attention.attend_written(y, *self._append(keys, values, position), bias, position)
+        if position is not None:
+            keys, values = self._append(keys, values, position)
+        y = attention.attend(y, keys, values, bias, self.deterministic, position)
         x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)

@@ -44,7 +44,7 @@ def main() -> None:
         seconds, size, means = measure(args.model, dtype, args.batches)
         first = first or means['loss']
         change, accuracy = means['loss'] / first - 1, means['accuracy']
-        print(f'| {dtype} | {size / 1e6:.2f} | {seconds:.1f} | {means["loss"]:.5f} | {change:+.3%} | {accuracy:.4f} |')
+        print(f'| {dtype} | {size / 1e6:.2f} | {seconds:.1f} | {means["loss"]:#.6g} | {change:+.3%} | {accuracy:.4f} |')
 
 
 if __name__ == '__main__':
