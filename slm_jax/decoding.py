@@ -10,7 +10,6 @@ length, v vocabulary, f frames, l CTC labels.
 
 from collections.abc import Callable
 import dataclasses
-import math
 from typing import Any
 
 import jax
@@ -55,6 +54,11 @@ class DecodeConfig:
     top_p: float = 1.0
     seed: int = 0
 
+    @property
+    def beams(self) -> int:
+        """Beams of a sequence that a cache has to hold."""
+        return self.beam_size if self.method == 'beam' else 1
+
     def __post_init__(self):
         for field, valid, remedy in (
             ('method', self.method in _METHODS, f'one of {_METHODS}'),
@@ -92,7 +96,8 @@ def decode(
     Args:
         tokens_to_log_probs: one step, (tokens [n, 1], cache) to (log-probabilities [n, v] in float32, cache).
         cache: arrays with a batch axis of size `batch_size` at `cache_batch_axis`, and scalars. Those called
-            `cached_key` and `cached_value` hold position p of the sequence at p on the axis after it.
+            `cached_key` and `cached_value` have room for all beams of a sequence, and a search leaves them as they are
+            (`T5`'s `written_by` says which beam wrote what).
         batch_size: b.
         config: how to generate.
         eos_id: the token that ends a sequence.
@@ -342,7 +347,7 @@ def beam_search(
 
         live_scores, live, beams = best(totals + ends * _IMPOSSIBLE, extended, beams)
         rows = (jnp.arange(batch_size)[:, None] * beam_size + beams).reshape(-1)
-        cache = _reordered(cache, rows, position + 1, cache_batch_axis)
+        cache = _of_beams(lambda x: jnp.take(x, rows, cache_batch_axis, mode='clip'), cache)
 
         scores = totals / penalty(position + 1) + ~ends * _IMPOSSIBLE
         ended_scores, ended_tokens, ended = best(
@@ -356,9 +361,7 @@ def beam_search(
     empty = jnp.zeros((*shape, max_decode_length + 1), jnp.int32)
     # All beams start equal, so only one may live, or each would be found k times.
     first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, _IMPOSSIBLE), shape)
-    cache = jax.tree.map(
-        lambda x: jnp.repeat(x, beam_size, cache_batch_axis) if x.ndim else x, cache
-    )
+    cache = _of_beams(lambda x: jnp.repeat(x, beam_size, cache_batch_axis), cache)
     state = (
         jnp.int32(0), first, empty, jnp.full(shape, _IMPOSSIBLE), empty,
         jnp.zeros(shape, bool), cache,
@@ -371,29 +374,14 @@ def beam_search(
     return tokens[:, :, 1:], jnp.where(any_ended, ended_scores, live_scores)
 
 
-def _reordered(cache: Cache, rows: Int32[Array, 'n'], length: Int32[Array, ''], axis: int) -> Cache:
-    """The rows of a cache that now belong to the beams; of keys and values, the first `length` positions.
+def _of_beams(change: Callable[[Array], Array], cache: Cache) -> Cache:
+    """A cache after a change of what each beam has of its own, which keys, values and scalars are not."""
 
-    On CPU most of a step of beam search went into copying what is not written yet.
-    """
+    def changed(path, x):
+        shared = jax.tree_util.keystr(path, simple=True).endswith(('cached_key', 'cached_value'))
+        return x if shared or not x.ndim else change(x)
 
-    def taken(x):
-        return jnp.take(x, rows, axis, mode='clip')
-
-    def reordered(path, x):
-        if not x.ndim:
-            return x
-        if path[-1] not in map(jax.tree_util.DictKey, ('cached_key', 'cached_value')):
-            return taken(x)
-        block = math.gcd(x.shape[axis + 1], 8)
-
-        def move(i, x):
-            part = lax.dynamic_slice_in_dim(x, i * block, block, axis + 1)
-            return lax.dynamic_update_slice_in_dim(x, taken(part), i * block, axis + 1)
-
-        return lax.fori_loop(0, -(-length // block), move, x)
-
-    return jax.tree_util.tree_map_with_path(reordered, cache)
+    return jax.tree_util.tree_map_with_path(changed, cache)
 
 
 def _gather(x: Array, indices: Int32[Array, 'b j']) -> Array:

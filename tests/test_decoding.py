@@ -36,7 +36,7 @@ def make_generate(golden, scan_layers):
             embedded = module.apply(variables, inputs, method='embed')
             encoded = module.apply(variables, embedded, mask, method='encode')
             step, cache = t5.cached_step(
-                module, variables['params'], encoded, mask, config.max_decode_length
+                module, variables['params'], encoded, mask, config.max_decode_length, config.beams
             )
             if all_beams:
                 return decoding.beam_search(

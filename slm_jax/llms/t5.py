@@ -103,32 +103,44 @@ class Attention(nn.Module):
         values: Float[Array, 'b k h d'],
         bias: Float[Array, '#b #h #q k'],
         deterministic: bool = True,
-        position: Int[Array, ''] | None = None,
     ) -> Float[Array, 'b q e']:
-        """Attends from `x` to given keys and values; `bias` is added to the logits.
+        """Attends from `x` to given keys and values; `bias` is added to the logits."""
+        weights = self._weights('bqhd,bkhd->bhqk', self.query(x), keys, bias)
+        weights = self.dropout(weights, deterministic)
+        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
 
-        In a cached step `bias` masks all keys after `position`, and little of that is read.
+    def attend_cached(
+        self,
+        x: Float[Array, 'b q e'],
+        keys: Float[Array, 'b h d k'],
+        values: Float[Array, 'b h d k'],
+        *biases: Float[Array, '#b #h #q k'],
+        written: Int[Array, ''] | None = None,
+    ) -> Float[Array, 'b q e']:
+        """`attend` to keys and values that lie as T5X's cache has them, length last.
+
+        Of `written` keys, which the biases mask what comes after, little more is read; None reads all.
         """
 
         def attended(length, queries):
-            weights = self._weights(queries, keys[:, :length], bias[..., :length])
-            weights = self.dropout(weights, deterministic)
-            return jnp.einsum('bhqk,bkhd->bqhd', weights, values[:, :length])
+            bias = sum(bias[..., :length] for bias in biases)
+            weights = self._weights('bqhd,bhdk->bhqk', queries, keys[..., :length], bias)
+            return jnp.einsum('bhdk,bhqk->bqhd', values[..., :length], weights)
 
         queries = self.query(x)
-        if position is None:
-            return self.out(attended(keys.shape[1], queries))
-        lengths = [_SHORTEST_READ]
-        while lengths[-1] < keys.shape[1]:
+        if written is None:
+            return self.out(attended(keys.shape[-1], queries))
+        lengths = [_SHORTEST_READ * x.shape[1]]
+        while lengths[-1] < keys.shape[-1]:
             lengths.append(2 * lengths[-1])
-        lengths[-1] = keys.shape[1]
+        lengths[-1] = keys.shape[-1]
         branches = [functools.partial(attended, length) for length in lengths]
-        return self.out(lax.switch(jnp.sum(position >= np.array(lengths)), branches, queries))
+        return self.out(lax.switch(jnp.sum(written > np.array(lengths)), branches, queries))
 
-    def _weights(self, queries, keys, bias) -> Float[Array, 'b h q k']:
+    def _weights(self, product, queries, keys, bias) -> Float[Array, 'b h q k']:
         if self.config.float32_attention_logits:
             queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
-        logits = jnp.einsum('bqhd,bkhd->bhqk', queries, keys)
+        logits = jnp.einsum(product, queries, keys)
         return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)
 
     def __call__(self, x, memory, bias, deterministic: bool = True):
@@ -185,8 +197,8 @@ class EncoderLayer(nn.Module):
 class DecoderLayer(nn.Module):
     """Causal self-attention, attention to the encoder, feed-forward; (output, None) for nn.scan.
 
-    `position` is None for a whole sequence. In a cached step it is the index of the one token in x,
-    `encoded` is not read, and x may hold several beams for each sequence that was encoded.
+    `position` is None for a whole sequence. In a cached step it is the index of the tokens in x, of which there is
+    one for each beam of a sequence, and `encoded` is not read.
     """
 
     config: T5Config
@@ -201,48 +213,53 @@ class DecoderLayer(nn.Module):
             relative_bias = _decoder_bias(relative, x, position, self.max_decode_length)
         y = LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
         attention = Attention(cfg, name='self_attention')
-        keys, values = attention.keys_values(y)
-        bias = relative_bias + mask_bias
-        if position is not None:
-            keys, values = self._append(keys, values, position)
-        y = attention.attend(y, keys, values, bias, self.deterministic, position)
+        keys_values = attention.keys_values(y)
+        if position is None:
+            y = attention.attend(y, *keys_values, relative_bias + mask_bias, self.deterministic)
+        else:
+            written = (position + 1) * x.shape[1]
+            cached = self._append(keys_values, position)
+            y = attention.attend_cached(y, *cached, relative_bias, mask_bias, written=written)
         x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
         attention = Attention(cfg, name='encoder_decoder_attention')
         if position is None:
-            keys, values = attention.keys_values(encoded)
+            y = attention(y, encoded, encoded_bias, self.deterministic)
         else:
-            keys, values = self.variable(
-                'cross', 'keys_values', lambda: attention.keys_values(encoded)
-            ).value
-        # The beams of one sequence are so many queries to the same keys: nothing is tiled.
-        grouped = y.reshape(keys.shape[0], -1, cfg.emb_dim)
-        y = attention.attend(grouped, keys, values, encoded_bias, self.deterministic)
-        x = _finish(cfg, x, y.reshape(x.shape), self.deterministic)
+            cross = self.variable(
+                'cross', 'keys_values', lambda: _length_last(attention.keys_values(encoded))
+            )
+            y = attention.attend_cached(y, *cross.value, encoded_bias)
+        x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
         y = Mlp(cfg, name='mlp')(y, self.deterministic)
         return _finish(cfg, x, y, self.deterministic), None
 
-    def _append(self, keys, values, position):
-        """Writes one token's key and value [n, 1, h, d] to the cache and returns all of both."""
-        shape = (keys.shape[0], self.max_decode_length, *keys.shape[2:])
+    def _append(self, keys_values, position):
+        """Writes the beams' keys and values [b, k, h, d] to the cache and returns all of both, [b, h, d, m * k]."""
         cached = []
-        for name, new in (('cached_key', keys), ('cached_value', values)):
+        for name, new in zip(('cached_key', 'cached_value'), _length_last(keys_values), strict=True):
+            beams = new.shape[-1]
+            shape = (*new.shape[:-1], self.max_decode_length * beams)
             variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
-            if self.is_mutable_collection('cross'):  # init_cache: allocate only.
-                cached.append(variable.value)
-                continue
-            variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position, 1)
+            if not self.is_mutable_collection('cross'):  # init_cache only allocates.
+                variable.value = lax.dynamic_update_slice_in_dim(
+                    variable.value, new, position * beams, axis=3
+                )
             cached.append(variable.value)
         return cached
+
+
+def _length_last(keys_values):
+    return [jnp.transpose(x, (0, 2, 3, 1)) for x in keys_values]
 
 
 def _decoder_bias(relative, x, position, max_decode_length):
     if position is None:
         return relative(x.shape[1])
-    return relative.at(position, max_decode_length)
+    return jnp.repeat(relative.at(position, max_decode_length), x.shape[1], axis=3)
 
 
 def _mask_bias(mask: Bool[Array, '*shape'], dtype) -> Float[Array, '*shape']:
@@ -305,16 +322,15 @@ class Decoder(nn.Module):
     def __call__(self, x, mask, encoded, encoded_mask, deterministic, decode, max_decode_length):
         cfg = self.config
         position = None
+        rows = x.shape[:2]
         if decode:
-            counter = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
-            position = counter.value
             # The encoder's mask is kept beside its keys, so that a step needs neither.
             encoded_mask = self.variable('cross', 'mask', lambda: encoded_mask).value
-            if not self.is_mutable_collection('cross'):
-                counter.value = position + 1
-                max_decode_length = self._cache_length()
-            keys = jnp.arange(max_decode_length)
-            mask_bias = _mask_bias(keys <= position, cfg.dtype)[None, None, None, :]
+            # The beams of one sequence are so many queries to the same keys: nothing is tiled.
+            x = x.reshape(encoded_mask.shape[0], -1, cfg.emb_dim)
+            position, own = self._own(x.shape[1], encoded_mask.shape[0], max_decode_length)
+            max_decode_length = own.shape[-1] // x.shape[1]
+            mask_bias = _mask_bias(own, cfg.dtype)[:, None]
             encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
         else:
             causal = np.tri(x.shape[1], dtype=bool)
@@ -341,6 +357,7 @@ class Decoder(nn.Module):
         )  # fmt: skip
         x = LayerNorm(cfg.dtype, name='decoder_norm')(x)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
+        x = x.reshape(*rows, cfg.emb_dim)
         if cfg.logits_via_embedding:
             return x
         logits = Dense(
@@ -348,9 +365,25 @@ class Decoder(nn.Module):
         )
         return logits(x)
 
-    def _cache_length(self) -> int:
-        layer = self.variables['cache']['decoder' if self.config.scan_layers else 'layers_0']
-        return layer['cached_key'].shape[-3]
+    def _own(self, beams, batch, max_decode_length):
+        """(position, Bool[b, k, m * k]): the index of a cached step, and which of the keys each beam has behind it.
+
+        A key stays where it was written. That of position p by beam j is at p * k + j; `written_by` [b * k, m] holds
+        the j of every position of a beam, and is all that a search has to reorder.
+        """
+        leading = (1,) * self.config.cache_batch_axis
+        counter = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
+        shape = (*leading, batch, max_decode_length)
+        written_by = self.variable('cache', 'written_by', jnp.zeros, shape, jnp.int32)
+        position, length = counter.value, written_by.value.shape[-1]
+        table = jnp.broadcast_to(written_by.value.reshape(batch, -1, length), (batch, beams, length))
+        if not self.is_mutable_collection('cross'):  # init_cache only allocates.
+            own = jnp.broadcast_to(jnp.arange(beams)[:, None], (batch, beams, 1))
+            table = lax.dynamic_update_slice_in_dim(table, own, position, axis=2)
+            written_by.value = table.reshape(written_by.value.shape)
+            counter.value = position + 1
+        own = (table[..., None] == jnp.arange(beams)) & (jnp.arange(length) <= position)[:, None]
+        return position, own.reshape(batch, beams, -1)
 
 
 class Embedding(nn.Module):
@@ -447,15 +480,16 @@ class T5(nn.Module):
         encoded: Float[Array, 'b l e'],
         encoded_mask: Bool[Array, 'b l'],
         max_decode_length: int,
+        beams: int = 1,
     ) -> None:
         """Fills 'cache' and 'cross'.
 
-        'cache' holds empty self-attention keys and values and the position; 'cross' the keys and
-        values of the encoder's output, computed here once per sequence and not once per step.
+        'cache' holds empty self-attention keys and values for all beams, the position, and which beam wrote what;
+        'cross' the keys and values of the encoder's output, computed here once per sequence and not once per step.
 
         Apply with mutable=['cache', 'cross'].
         """
-        tokens = jnp.zeros((encoded.shape[0], 1), jnp.int32)
+        tokens = jnp.zeros((encoded.shape[0] * beams, 1), jnp.int32)
         self.decode(
             encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length
         )
@@ -484,15 +518,16 @@ def cached_step(
     encoded: Float[Array, 'b l e'],
     encoded_mask: Bool[Array, 'b l'],
     max_decode_length: int,
+    beams: int = 1,
 ):
-    """What `slm_jax.decoding.decode` needs to generate from `encoded`.
+    """What `slm_jax.decoding.decode` needs to generate from `encoded`, with `beams` for each sequence.
 
     Returns:
         (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
         (log-probabilities [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
     """
     _, state = module.apply(
-        {'params': params}, encoded, encoded_mask, max_decode_length,
+        {'params': params}, encoded, encoded_mask, max_decode_length, beams,
         method='init_cache', mutable=['cache', 'cross'],
     )  # fmt: skip
 

@@ -74,7 +74,7 @@ def generate(
 
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
-    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length)
+    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length, decode.beams)
     axis = llm.config.cache_batch_axis
     if ctc is not None:
         step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)

@@ -118,9 +118,9 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
     )  # fmt: skip
     expected = module.apply({'params': params}, encoded, mask, decoder_inputs, method='decode')
     expected = jax.nn.log_softmax(expected)
-    step, cache = t5.cached_step(module, params, encoded, mask, max_decode_length=77)
+    step, cache = t5.cached_step(module, params, encoded, mask, 77, beams)
     axis = module.config.cache_batch_axis
-    cache = jax.tree.map(lambda x: jnp.repeat(x, beams, axis) if x.ndim else x, cache)
+    cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis)
     tokens, step = jnp.repeat(decoder_inputs, beams, axis=0), jax.jit(step)
     for i in range(decoder_inputs.shape[1]):
         log_probs, cache = step(tokens[:, i : i + 1], cache)
