@@ -1,4 +1,4 @@
-"""The layers of T5: relative position bias, norm and linear map, with T5X's numerics."""
+"""The layers of T5: relative position bias, norm, linear map and embedding, with T5X's numerics."""
 
 from typing import Any
 
@@ -125,3 +125,23 @@ class Dense(nn.Module):
         dimensions = (range(x.ndim - contracted, x.ndim), range(contracted))
         kernel = kernel.astype(self.dtype).reshape(shape)
         return lax.dot_general(x.astype(self.dtype), kernel, (dimensions, ((), ())))
+
+
+class Embedding(nn.Module):
+    """Token embeddings, initialised with unit variance."""
+
+    vocab_size: int
+    emb_dim: int
+    dtype: Any
+
+    def setup(self):
+        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
+        self.embedding = self.param('embedding', init, (self.vocab_size, self.emb_dim), jnp.float32)
+
+    def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
+        return jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
+
+    def logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
+        """Logits in float32 from the shared embedding, scaled as T5 1.0 does."""
+        logits = jnp.einsum('ble,ve->blv', x.astype(jnp.float32), self.embedding)
+        return logits * self.emb_dim**-0.5

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 import numpy as np
 
-from slm_jax.llms.layers import Dense, LayerNorm, RelativePositionBias
+from slm_jax.llms.layers import Dense, Embedding, LayerNorm, RelativePositionBias
 
 _MASKED = -1e10
 _SHORTEST_READ = 32  # positions of a decoding cache
@@ -62,9 +62,7 @@ class T5Config:
 
     def __post_init__(self):
         if self.remat_policy not in _REMAT_POLICIES:
-            raise ValueError(
-                f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.'
-            )
+            raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.')
         if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
             raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 8 heads or more.')
 
@@ -92,24 +90,23 @@ class Attention(nn.Module):
         # One dropout pattern for all queries: T5 broadcasts it along the length.
         self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
 
-    def keys_values(self, memory: Float[Array, 'b k e']) -> tuple[Array, Array]:
-        """Keys and values of `memory`, each [b, k, h, d]."""
-        return self.key(memory), self.value(memory)
-
-    def attend(
+    def __call__(
         self,
         x: Float[Array, 'b q e'],
-        keys: Float[Array, 'b k h d'],
-        values: Float[Array, 'b k h d'],
+        memory: Float[Array, 'b k e'],
         bias: Float[Array, '#b #h #q k'],
         deterministic: bool = True,
     ) -> Float[Array, 'b q e']:
-        """Attends from `x` to given keys and values; `bias` is added to the logits."""
-        weights = self._weights('bqhd,bkhd->bhqk', self.query(x), keys, bias)
+        """Attends from `x` to `memory`; `bias` is added to the logits."""
+        weights = self._weights('bqhd,bkhd->bhqk', self.query(x), self.key(memory), bias)
         weights = self.dropout(weights, deterministic)
-        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
+        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, self.value(memory)))
 
-    def attend_cached(
+    def keys_values(self, memory: Float[Array, 'b k e']) -> list[Float[Array, 'b h d k']]:
+        """Keys and values of `memory` as T5X's cache has them: length last."""
+        return [jnp.transpose(x, (0, 2, 3, 1)) for x in (self.key(memory), self.value(memory))]
+
+    def attend(
         self,
         x: Float[Array, 'b q e'],
         keys: Float[Array, 'b h d k'],
@@ -117,10 +114,8 @@ class Attention(nn.Module):
         *biases: Float[Array, '#b #h #q k'],
         written: Int[Array, ''] | None = None,
     ) -> Float[Array, 'b q e']:
-        """`attend` to keys and values that lie as T5X's cache has them, length last.
-
-        Of `written` keys, which the biases mask what comes after, little more is read; None reads all.
-        """
+        """A cached step: attends from `x` to `keys_values`. Of more than `written` of them, which `biases` mask, few
+        are read; None reads all."""
 
         def attended(length, queries):
             bias = sum(bias[..., :length] for bias in biases)
@@ -142,9 +137,6 @@ class Attention(nn.Module):
             queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
         logits = jnp.einsum(product, queries, keys)
         return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)
-
-    def __call__(self, x, memory, bias, deterministic: bool = True):
-        return self.attend(x, *self.keys_values(memory), bias, deterministic)
 
 
 class Mlp(nn.Module):
@@ -213,13 +205,12 @@ class DecoderLayer(nn.Module):
             relative_bias = _decoder_bias(relative, x, position, self.max_decode_length)
         y = LayerNorm(cfg.dtype, name='pre_self_attention_layer_norm')(x)
         attention = Attention(cfg, name='self_attention')
-        keys_values = attention.keys_values(y)
         if position is None:
-            y = attention.attend(y, *keys_values, relative_bias + mask_bias, self.deterministic)
+            y = attention(y, y, relative_bias + mask_bias, self.deterministic)
         else:
             written = (position + 1) * x.shape[1]
-            cached = self._append(keys_values, position)
-            y = attention.attend_cached(y, *cached, relative_bias, mask_bias, written=written)
+            cached = self._append(attention.keys_values(y), position)
+            y = attention.attend(y, *cached, relative_bias, mask_bias, written=written)
         x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_cross_attention_layer_norm')(x)
@@ -227,10 +218,8 @@ class DecoderLayer(nn.Module):
         if position is None:
             y = attention(y, encoded, encoded_bias, self.deterministic)
         else:
-            cross = self.variable(
-                'cross', 'keys_values', lambda: _length_last(attention.keys_values(encoded))
-            )
-            y = attention.attend_cached(y, *cross.value, encoded_bias)
+            cross = self.variable('cross', 'keys_values', lambda: attention.keys_values(encoded))
+            y = attention.attend(y, *cross.value, encoded_bias)
         x = _finish(cfg, x, y, self.deterministic)
 
         y = LayerNorm(cfg.dtype, name='pre_mlp_layer_norm')(x)
@@ -238,22 +227,16 @@ class DecoderLayer(nn.Module):
         return _finish(cfg, x, y, self.deterministic), None
 
     def _append(self, keys_values, position):
-        """Writes the beams' keys and values [b, k, h, d] to the cache and returns all of both, [b, h, d, m * k]."""
+        """Writes the beams' keys and values [b, h, d, k] to the cache and returns all of both, [b, h, d, m * k]."""
         cached = []
-        for name, new in zip(('cached_key', 'cached_value'), _length_last(keys_values), strict=True):
+        for name, new in zip(('cached_key', 'cached_value'), keys_values, strict=True):
             beams = new.shape[-1]
             shape = (*new.shape[:-1], self.max_decode_length * beams)
             variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
             if not self.is_mutable_collection('cross'):  # init_cache only allocates.
-                variable.value = lax.dynamic_update_slice_in_dim(
-                    variable.value, new, position * beams, axis=3
-                )
+                variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position * beams, axis=3)
             cached.append(variable.value)
         return cached
-
-
-def _length_last(keys_values):
-    return [jnp.transpose(x, (0, 2, 3, 1)) for x in keys_values]
 
 
 def _decoder_bias(relative, x, position, max_decode_length):
@@ -334,12 +317,8 @@ class Decoder(nn.Module):
             encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
         else:
             causal = np.tri(x.shape[1], dtype=bool)
-            mask_bias = _mask_bias(
-                causal & mask[:, None, :, None] & mask[:, None, None, :], cfg.dtype
-            )
-            encoded_bias = _mask_bias(
-                mask[:, None, :, None] & encoded_mask[:, None, None, :], cfg.dtype
-            )
+            mask_bias = _mask_bias(causal & mask[:, None, :, None] & mask[:, None, None, :], cfg.dtype)
+            encoded_bias = _mask_bias(mask[:, None, :, None] & encoded_mask[:, None, None, :], cfg.dtype)
         relative_bias = None
         if not cfg.scan_layers:
             relative = RelativePositionBias(cfg.num_heads, cfg.dtype, False, name='relpos_bias')
@@ -386,27 +365,6 @@ class Decoder(nn.Module):
         return position, own.reshape(batch, beams, -1)
 
 
-class Embedding(nn.Module):
-    """Token embeddings, initialised with unit variance."""
-
-    config: T5Config
-
-    def setup(self):
-        cfg = self.config
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
-        self.embedding = self.param(
-            'embedding', init, (cfg.vocab_size, cfg.emb_dim), jnp.float32
-        )
-
-    def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
-        return jnp.take(self.embedding.astype(self.config.dtype), tokens, axis=0)
-
-    def logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
-        """Logits in float32 from the shared embedding, scaled as T5 1.0 does."""
-        logits = jnp.einsum('ble,ve->blv', x.astype(jnp.float32), self.embedding)
-        return logits * self.config.emb_dim**-0.5
-
-
 class T5(nn.Module):
     """T5 whose encoder reads embeddings, so that adapted speech can stand beside token embeddings.
 
@@ -416,7 +374,8 @@ class T5(nn.Module):
     config: T5Config
 
     def setup(self):
-        self.token_embedder = Embedding(self.config)
+        cfg = self.config
+        self.token_embedder = Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
         self.encoder = Encoder(self.config)
         self.decoder = Decoder(self.config)
 
@@ -490,9 +449,7 @@ class T5(nn.Module):
         Apply with mutable=['cache', 'cross'].
         """
         tokens = jnp.zeros((encoded.shape[0] * beams, 1), jnp.int32)
-        self.decode(
-            encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length
-        )
+        self.decode(encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length)
 
     def __call__(
         self,
