@@ -29,7 +29,7 @@ def speech():
 
 def make(speech, **changes):
     module = slm.SlmAdapter(config(**changes))
-    variables = nn.unbox(module.init(jax.random.key(0), speech[0], LENGTHS, speech[1]))
+    variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), speech[0], LENGTHS, speech[1]))
     return jax.jit(module.apply), variables
 
 
@@ -141,7 +141,7 @@ def test_remat_keeps_the_gradient(speech, remat_policy):
     for policy in ('none', remat_policy):
         apply, variables = make(speech, remat_policy=policy)
         loss = lambda v: jnp.sum(apply(v, speech[0], LENGTHS)[0][..., 0])
-        gradients.append(jax.tree.leaves(jax.grad(loss)(variables)))
+        gradients.append(jax.tree.leaves(jax.jit(jax.grad(loss))(variables)))
     for plain, remat in zip(*gradients):
         np.testing.assert_allclose(remat, plain, rtol=1e-5, atol=1e-6)
 
@@ -187,18 +187,19 @@ def test_slots_start_from_the_embeddings_of_their_labels(speech):
     sure = 50.0 * jax.nn.one_hot(labels, LABELS)
     embeddings = jax.random.normal(jax.random.key(2), (LABELS, 12))
     module = slm.SlmAdapter(config(reduction='ctc_blank', reduction_factor=1, output_scale=1e-3))
-    variables = nn.unbox(module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings))
-    spelt, lengths = module.apply(variables, frames[:1, :8], jnp.array([8]), sure, True, embeddings)
+    init, apply = jax.jit(module.init, static_argnums=4), jax.jit(module.apply, static_argnums=4)
+    variables = nn.unbox(init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings))
+    spelt, lengths = apply(variables, frames[:1, :8], jnp.array([8]), sure, True, embeddings)
     np.testing.assert_allclose(spelt[0, :4], embeddings[jnp.array([0, 3, 1, 4])], atol=0.01)
     assert lengths == 4 and (spelt[0, 4:] == 0).all()
     # Where CTC is not sure, the mean under its probabilities, blank apart.
-    unsure, _ = module.apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
+    unsure, _ = apply(variables, frames[:1, :1], jnp.array([1]), logits[:1, :1], True, embeddings)
     mean = jax.nn.softmax(logits[0, 0, 1:]) @ embeddings[1:]
     np.testing.assert_allclose(unsure[0, 1], mean, atol=0.01)
     padded = [jnp.concatenate([x[:1, :1], jnp.full_like(x[:1, 1:4], jnp.nan)], axis=1) for x in speech]
-    still, _ = module.apply(variables, padded[0], jnp.array([1]), padded[1], True, embeddings)
+    still, _ = apply(variables, padded[0], jnp.array([1]), padded[1], True, embeddings)
     np.testing.assert_allclose(still[0, :2], unsure[0], rtol=1e-5)
-    nothing, lengths = module.apply(variables, frames[:1, :4], jnp.array([0]), logits[:1, :4], True, embeddings)
+    nothing, lengths = apply(variables, frames[:1, :4], jnp.array([0]), logits[:1, :4], True, embeddings)
     assert lengths == 0 and (nothing == 0).all()
     with pytest.raises(ValueError, match='4 label_embeddings for a CTC head of 5 labels'):
         module.init(jax.random.key(0), frames, LENGTHS, logits, True, embeddings[1:])

@@ -1,6 +1,7 @@
 """SLM: positions and masks of its prompt, invariances, and the sizes of the paper's configuration."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -58,12 +59,22 @@ def batch(lengths=(16_000, 9_000, 4_321), samples=16_000, inputs=5, targets=4):
 PARAMS = nn.unbox(jax.jit(SYSTEM.init)(jax.random.key(0), batch()))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(system, params, data, rng=None):
+    return system.loss(params, data, rng)[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def predicted(system, params, data, decode):
+    return system.predict(params, data, decode)
+
+
 def loss(data, system=SYSTEM, rng=None):
-    return jax.jit(system.loss)(PARAMS, data, rng)[0]
+    return loss_of(system, PARAMS, data, rng)
 
 
 def answers(data, system=SYSTEM):
-    return np.asarray(jax.jit(lambda p, b: system.predict(p, b, DecodeConfig(max_decode_length=6)))(PARAMS, data))
+    return np.asarray(predicted(system, PARAMS, data, DecodeConfig(max_decode_length=6)))
 
 
 def row(data, i):
@@ -99,7 +110,7 @@ def test_rows_of_padding_do_not_count():
 def test_text_passes_as_through_the_language_model_alone():
     text = batch(lengths=(0, 0, 0), samples=0)
     alone = TextToText(LLM)
-    assert loss(text) == jax.jit(alone.loss)({'llm': PARAMS['llm']}, text, None)[0]
+    assert loss(text) == loss_of(alone, {'llm': PARAMS['llm']}, text)
     np.testing.assert_array_equal(answers(text), answers(text, alone))
 
 
@@ -168,14 +179,14 @@ def test_label_tokens_let_the_llm_read_what_ctc_writes():
     head = params['speech_encoder']['ctc']['Dense_0']
     head['kernel'] *= 1e3  # so sure of itself that a slot is one label
     head['bias'] = jnp.zeros(20).at[1].set(-1e6)
-    heard = SPEECH.apply({'params': params['speech_encoder']}, data['speech_samples'], data['speech_lengths'])
+    heard = jax.jit(SPEECH.apply)({'params': params['speech_encoder']}, data['speech_samples'], data['speech_lengths'])
     labels = [int(label) for label in jnp.argmax(heard[2][0], axis=-1)]
     written = [tokens[label] for label, before in zip(labels, [-1, *labels], strict=False) if label not in (0, before)]
     instruction = [int(token) for token in data['encoder_input_tokens'][0] if token]
     text = data | {'speech_samples': np.zeros((1, 0), np.int16), 'speech_lengths': np.zeros(1, np.int32)}
     text['encoder_input_tokens'] = np.array([[22, *written, *instruction]], np.int32)
     assert len(set(written)) > 3
-    np.testing.assert_allclose(system.loss(params, data, None)[0], system.loss(params, text, None)[0], rtol=1e-3)
+    np.testing.assert_allclose(loss_of(system, params, data), loss_of(system, params, text), rtol=1e-3)
 
 
 def test_decoder_noise_is_for_training_only_and_changes_what_is_read():
@@ -184,7 +195,7 @@ def test_decoder_noise_is_for_training_only_and_changes_what_is_read():
     params, key = {'llm': PARAMS['llm']}, jax.random.key(0)
 
     def loss_with(noise, rng):
-        return jax.jit(TextToText(LLM, decoder_noise=noise).loss)(params, text, rng)[0]
+        return loss_of(TextToText(LLM, decoder_noise=noise), params, text, rng)
 
     assert loss_with(0.5, None) == loss_with(0.0, None) == loss_with(0.0, key)
     assert abs(loss_with(0.5, key) - loss_with(0.0, key)) > 1e-4
@@ -228,10 +239,10 @@ def test_ctc_takes_part_where_something_is_transcribed():
 
     def written(system, data, weight):
         decode = DecodeConfig(max_decode_length=24, ctc_weight=weight)
-        return np.asarray(jax.jit(lambda p, b: system.predict(p, b, decode))(params, data))
+        return np.asarray(predicted(system, params, data, decode))
 
     alone, both = written(system, data, 0.0), written(system, data, 0.99)
-    spoken = EncoderCtc(SPEECH).predict(params, data, DecodeConfig())
+    spoken = predicted(EncoderCtc(SPEECH), params, data, DecodeConfig())
     for tokens, heard in zip(both, spoken, strict=True):
         heard = [int(label) for label in heard if label][: len(tokens)]
         assert heard and [labels[token] for token in tokens if token > 1] == heard
