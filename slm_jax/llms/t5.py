@@ -114,8 +114,8 @@ class Attention(nn.Module):
         *biases: Float[Array, '#b #h #q k'],
         written: Int[Array, ''] | None = None,
     ) -> Float[Array, 'b q e']:
-        """A cached step: attends from `x` to `keys_values`. Of more than `written` of them, which `biases` mask, few
-        are read; None reads all."""
+        """A cached step: attends from `x` to `keys_values`. Of those after the first `written`, which `biases` have to
+        mask, few are read; None reads all."""
 
         def attended(length, queries):
             bias = sum(bias[..., :length] for bias in biases)
@@ -233,6 +233,8 @@ class DecoderLayer(nn.Module):
             beams = new.shape[-1]
             shape = (*new.shape[:-1], self.max_decode_length * beams)
             variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
+            if variable.value.shape != shape:
+                raise ValueError(f'{name} is {variable.value.shape}, not {shape}: give cached_step beams={beams}.')
             if not self.is_mutable_collection('cross'):  # init_cache only allocates.
                 variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position * beams, axis=3)
             cached.append(variable.value)
@@ -376,8 +378,8 @@ class T5(nn.Module):
     def setup(self):
         cfg = self.config
         self.token_embedder = Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        self.encoder = Encoder(cfg)
+        self.decoder = Decoder(cfg)
 
     def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
         """Embeddings of tokens; an id outside the vocabulary gives NaN."""
@@ -428,10 +430,8 @@ class T5(nn.Module):
                 'T5.decode(decode=True) takes one token per call, but decoder_input_tokens is '
                 f'{decoder_input_tokens.shape}; pass [rows, 1].'
             )
-        x = self.decoder(
-            x, mask, encoded, encoded_mask, self._no_dropout(deterministic), decode,
-            max_decode_length,
-        )  # fmt: skip
+        deterministic = self._no_dropout(deterministic)
+        x = self.decoder(x, mask, encoded, encoded_mask, deterministic, decode, max_decode_length)
         return self.token_embedder.logits(x) if self.config.logits_via_embedding else x
 
     def init_cache(

@@ -116,17 +116,29 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
         {'params': params}, module.apply({'params': params}, inputs, method='embed'), mask,
         method='encode',
     )  # fmt: skip
-    expected = module.apply({'params': params}, encoded, mask, decoder_inputs, method='decode')
+    # No beam writes what another does.
+    tokens = jnp.repeat(decoder_inputs, beams, axis=0)
+    tokens = (tokens + jnp.arange(len(tokens))[:, None] % beams) % module.config.vocab_size
+    memory = jnp.repeat(encoded, beams, axis=0), jnp.repeat(mask, beams, axis=0)
+    expected = module.apply({'params': params}, *memory, tokens, method='decode')
     expected = jax.nn.log_softmax(expected)
     step, cache = t5.cached_step(module, params, encoded, mask, 77, beams)
     axis = module.config.cache_batch_axis
     cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis)
-    tokens, step = jnp.repeat(decoder_inputs, beams, axis=0), jax.jit(step)
+    step = jax.jit(step)
     for i in range(decoder_inputs.shape[1]):
         log_probs, cache = step(tokens[:, i : i + 1], cache)
-        np.testing.assert_allclose(
-            log_probs, jnp.repeat(expected[:, i], beams, axis=0), rtol=1e-5, atol=1e-5
-        )
+        np.testing.assert_allclose(log_probs, expected[:, i], rtol=1e-5, atol=1e-5)
+
+
+def test_a_cache_for_fewer_beams_is_refused():
+    golden, params = load('t5_1_1')
+    module, (inputs, *_) = t5.T5(config()), text_batch(golden)
+    encoded = module.apply({'params': params}, inputs, method='embed')
+    step, cache = t5.cached_step(module, params, encoded, inputs > 0, max_decode_length=8)
+    cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], 2, axis=0)
+    with pytest.raises(ValueError, match='give cached_step beams=2'):
+        step(jnp.zeros((2 * len(inputs), 1), jnp.int32), cache)
 
 
 def test_padding_noise_and_batch_size_change_nothing(setting):
