@@ -52,14 +52,12 @@ def sizes(
     """
     import jax
 
-    from slm_jax.evaluation import model
+    from slm_jax.inference import model
     from slm_jax.training import loop, origins, partitioning, state
 
     axes = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
     if wrong := set(axes) - {'data', 'fsdp', 'model'}:
-        raise ValueError(
-            f'--mesh: there is no axis {sorted(wrong)[0]!r}; data, fsdp and model are.'
-        )
+        raise ValueError(f'--mesh: there is no axis {sorted(wrong)[0]!r}; data, fsdp and model are.')
     partitioner = partitioning.Partitioner(**axes)
     notes: set[str] = set()
     boxed = model.abstract_params(system)
@@ -193,14 +191,10 @@ def show(args: argparse.Namespace) -> str:
         from slm_jax import foundations
 
         card = foundations.card(args.model)
-        return (
-            json.dumps(card, ensure_ascii=False, indent=2)
-            if args.json
-            else card_text(card, args.config)
-        )
+        return json.dumps(card, ensure_ascii=False, indent=2) if args.json else card_text(card, args.config)
     if not args.gin_file:
         raise ValueError('give MODEL (a directory or a foundation), or --gin_file.')
-    from slm_jax.evaluation import model
+    from slm_jax.inference import model
 
     configuration.parse_gin(args.gin_file, args.gin_bindings)
     system = model.configured_system()

@@ -85,11 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if command not in COMMANDS:
         nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-        hint = (
-            f'did you mean `slm-jax {nearest[0]}`?'
-            if nearest
-            else f'there are: {", ".join(COMMANDS)}.'
-        )
+        hint = f'did you mean `slm-jax {nearest[0]}`?' if nearest else f'there are: {", ".join(COMMANDS)}.'
         print(f'slm-jax: no command {command!r}; {hint}', file=sys.stderr)
         return 2
     quiet_libraries()
@@ -98,9 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return importlib.import_module(f'slm_jax.{module}').main(rest) or 0
     except KeyboardInterrupt:
         return 130
-    except (
-        BrokenPipeError
-    ):  # The reader of our output (head, less) has gone: nothing is left to say.
+    except BrokenPipeError:  # The reader of our output (head, less) has gone: nothing is left to say.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 

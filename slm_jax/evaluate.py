@@ -89,8 +89,8 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
     group.add_argument(
         '--ctc_weight',
         type=float,
-        help="of the CTC head in transcripts, 0 to 1; what is asked in no wording of "
-        "tasks/instructions.py for a transcript is left to the language model",
+        help='of the CTC head in transcripts, 0 to 1; what is asked in no wording of '
+        'slm_jax/data/instructions.py for a transcript is left to the language model',
     )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)
@@ -101,7 +101,7 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
 
 def load_model(name: str, args: argparse.Namespace) -> Any:
     """The model that the arguments of `add_model_arguments` ask for."""
-    from slm_jax.evaluation import model
+    from slm_jax.inference import model
 
     fields = ('method', 'beam_size', 'alpha', 'ctc_weight', 'temperature', 'top_k', 'top_p', 'seed')
     decode = {field: getattr(args, field) for field in (*fields, 'max_decode_length')}
@@ -148,7 +148,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     skipped: list[str] = []
     samples: dict[int, Any] = {}
     if args.predictions:
-        from slm_jax.evaluation import queries
+        from slm_jax.inference import queries
 
         model, predictions = None, queries.read_lines(args.predictions)
         out = pathlib.Path(args.out or pathlib.Path(args.predictions).parent)
@@ -203,9 +203,9 @@ def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
 
 def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Iterator[Any], int]:
     """What is put to the model, and how many they are (faulty ones included)."""
-    from slm_jax.evaluation import model as model_lib
-    from slm_jax.evaluation import queries
-    from slm_jax.tasks import instructions
+    from slm_jax.data import instructions
+    from slm_jax.inference import model as model_lib
+    from slm_jax.inference import queries
 
     vocabulary = model.text_vocabulary
     if (args.text_from or args.text_field) and vocabulary is None:
@@ -281,7 +281,7 @@ def _decode(
     """Decodes everything, in the order of the data; each line is on disk as soon as it is known."""
     import tqdm
 
-    from slm_jax.evaluation import queries
+    from slm_jax.inference import queries
 
     stream, total = _queries(args, model, skipped)
     batches = queries.batched(stream, args.batch_seconds, model.row_multiple, fine=total > 2000)

@@ -10,12 +10,12 @@ in float32, with its tokenizer. OUT is there whole or not at all.
 """
 
 import argparse
-from collections.abc import Sequence
 import json
 import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 from slm_jax import cli
@@ -74,9 +74,10 @@ def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any
     """Writes the language model of a training: `leaves` of it, the others as its foundation has them."""
     from slm_jax import foundations
     from slm_jax.data import vocabularies
-    from slm_jax.evaluation import model
-    from slm_jax.exporters import ExportError, t5 as exporter
+    from slm_jax.exporters import ExportError
+    from slm_jax.exporters import t5 as exporter
     from slm_jax.importers import t5 as importers_t5
+    from slm_jax.inference import model
     from slm_jax.llms import t5
     from slm_jax.training import checkpoints, origins
 

@@ -10,11 +10,11 @@ its own.
 """
 
 import argparse
-from collections.abc import Sequence
 import pathlib
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 from slm_jax import cli

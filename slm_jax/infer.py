@@ -79,9 +79,9 @@ class Inference:
     """Answers recordings in batches, and hands each out as soon as it and those before it are done.
 
     Args:
-        model: see `slm_jax.evaluation.model`.
+        model: see `slm_jax.inference.model`.
         max_seconds: longest audio that is put to the model at once.
-        chunk_seconds, overlap: see `slm_jax.evaluation.chunks.cut`; None: nothing is cut.
+        chunk_seconds, overlap: see `slm_jax.inference.chunks.cut`; None: nothing is cut.
         batch_seconds: seconds of padded audio in a batch.
         head: what was already read of standard input.
     """
@@ -101,7 +101,7 @@ class Inference:
 
     def run(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
         """Answers recordings, in order; one that has an error already is handed on as it is."""
-        from slm_jax.evaluation import queries
+        from slm_jax.inference import queries
 
         waiting: list[Recording] = []
 
@@ -114,9 +114,7 @@ class Inference:
                     recording.error = str(error)
                     continue
                 tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
-                recording.bounds = [
-                    (start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces
-                ]
+                recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
                 recording.texts = [None] * len(pieces)
                 for number, (_, samples) in enumerate(pieces):
                     info = {'of': recording, 'number': number}
@@ -133,7 +131,7 @@ class Inference:
     def _pieces(self, name: str) -> list[tuple[float, Any]]:
         """(start in seconds, samples) of the chunks of one input."""
         from slm_jax.audio import waveforms
-        from slm_jax.evaluation import chunks, queries
+        from slm_jax.inference import chunks, queries
 
         if name == _STDIN:
             samples = read_bytes(self._head + sys.stdin.buffer.read())
@@ -147,7 +145,7 @@ class Inference:
 
     def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, str]]:
         """Answers raw samples chunk by chunk as they come: (start, end, text)."""
-        from slm_jax.evaluation import chunks, queries
+        from slm_jax.inference import chunks, queries
 
         head = io.BytesIO(self._head)
 
@@ -177,9 +175,7 @@ def read_bytes(content: bytes) -> Any:
         file.name = 'standard input'
         return waveforms.read_waveform(file)
     if len(content) < 2:
-        raise waveforms.AudioError(
-            'standard input: holds no samples. Pipe WAV, or raw 16-bit mono samples at 16 kHz.'
-        )
+        raise waveforms.AudioError('standard input: holds no samples. Pipe WAV, or raw 16-bit mono samples at 16 kHz.')
     return np.frombuffer(content, '<i2', count=len(content) // 2)
 
 
@@ -192,7 +188,7 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
         overlapping: whether its chunks overlap.
         alone: whether it is the only input; among several, 'text' names it.
     """
-    from slm_jax.evaluation import chunks
+    from slm_jax.inference import chunks
 
     pieces = [
         chunks.Chunk(start, end, text or '')
@@ -212,9 +208,7 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
         line['text'] = text
         line['duration'] = round(pieces[-1].end, 3)
         if len(pieces) > 1:
-            line['chunks'] = [
-                {'start': round(p.start, 3), 'end': round(p.end, 3), 'text': p.text} for p in pieces
-            ]
+            line['chunks'] = [{'start': round(p.start, 3), 'end': round(p.end, 3), 'text': p.text} for p in pieces]
     return json.dumps(line, ensure_ascii=False) + '\n'
 
 
@@ -235,7 +229,7 @@ def infer(args: argparse.Namespace) -> int:
     if subtitles and not alone:
         _check_out(args, [recording.name for recording in inputs])
     if args.chunk_seconds is not None:
-        from slm_jax.evaluation import chunks
+        from slm_jax.inference import chunks
 
         chunks.check(args.chunk_seconds, args.overlap)
     elif args.overlap:
@@ -280,7 +274,7 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
 
 def _live(inference: Inference, recording: Recording, form: str) -> int:
     """Writes each chunk of a raw stream as soon as it is answered."""
-    from slm_jax.evaluation import chunks
+    from slm_jax.inference import chunks
 
     if form == 'vtt':
         print(chunks.vtt([]), end='', flush=True)
@@ -302,8 +296,8 @@ def _live(inference: Inference, recording: Recording, form: str) -> int:
 
 def _inputs(args: argparse.Namespace) -> list[Recording]:
     """Every input with its instruction."""
-    from slm_jax.evaluation import queries
-    from slm_jax.tasks import instructions
+    from slm_jax.data import instructions
+    from slm_jax.inference import queries
 
     plain = args.instruction or 'Transcribe the speech.'
     if _STDIN in args.files and (len(args.files) > 1 or args.manifest):
@@ -335,8 +329,7 @@ def _check_out(args: argparse.Namespace, names: Sequence[str]) -> None:
         stem = pathlib.Path(name).stem
         if stem in stems:
             raise ValueError(
-                f'{stems[stem]} and {name} would both become {stem}.{args.format}; '
-                'rename one, or give them separately.'
+                f'{stems[stem]} and {name} would both become {stem}.{args.format}; rename one, or give them separately.'
             )
         stems[stem] = name
 

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Fetches and pre-processes data, so that training never waits for it.
 
     slm-jax prepare voice_prompts
@@ -21,11 +19,11 @@ def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='rai
     """Builds the missing stores of a task or mixture; see `slm_jax.data.cache.open_store`.
 
     Args:
-      mixture_or_task_name: a name, or {name: rate} as the loader takes it.
-      splits: which; () = every split that each task has.
+        mixture_or_task_name: a name, or {name: rate} as the loader takes it.
+        splits: which; () = every split that each task has.
 
     Returns:
-      {split: (examples, hours, skipped)}, a store that tasks share counted once.
+        {split: (examples, hours, skipped)}, a store that tasks share counted once.
     """
     from slm_jax.data import cache, loader
 
@@ -55,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = configuration.parser(__doc__)
     parser.prog = 'slm-jax prepare'
     parser.add_argument('names', nargs='*', metavar='NAME', help='a task or mixture')
-    parser.add_argument(
-        '--split', action='append', default=[], help='may be repeated; default: all'
-    )
+    parser.add_argument('--split', action='append', default=[], help='may be repeated; default: all')
     parser.add_argument(
         '--data_dir',
         help='where TFDS keeps data sets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)',
@@ -82,10 +78,10 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args) -> int:
     import slm_jax.tasks  # isort: skip  first: it loads TensorFlow quietly  # noqa: F401
 
-    import gin
     import seqio
     import tensorflow_datasets as tfds
 
+    import gin
     from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
 
     configuration.parse_gin(args.gin_file, args.gin_bindings)
@@ -98,17 +94,12 @@ def _run(args) -> int:
             gin.query_parameter('MIXTURE_OR_TASK_NAME/macro.value')
         except ValueError:
             raise ValueError(
-                'nothing to prepare: name a task or mixture, or give a --gin_file '
-                'that sets MIXTURE_OR_TASK_NAME'
+                'nothing to prepare: name a task or mixture, or give a --gin_file that sets MIXTURE_OR_TASK_NAME'
             ) from None
-        with gin.config_scope(
-            'MIXTURE_OR_TASK_NAME'
-        ):  # also calls what it refers to, @tasks.manifest()
+        with gin.config_scope('MIXTURE_OR_TASK_NAME'):  # also calls what it refers to, @tasks.manifest()
             names = [gin.get_configurable(gin.config.macro)()]
     for name in names:
-        for split, (examples, hours, skipped) in prepare(
-            name, args.split, args.cache_dir, args.on_bad_example
-        ).items():
+        for split, (examples, hours, skipped) in prepare(name, args.split, args.cache_dir, args.on_bad_example).items():
             print(
                 f'{name} {split}: {examples} recordings or texts, {hours:.2f} h'
                 + (f', {len(skipped)} bad examples skipped:' if skipped else '')

@@ -5,21 +5,21 @@ next from what the last one left; then writes OUT/NAME, a foundation's directory
 on where it was stopped.
 """
 
-from collections.abc import Sequence
 import dataclasses
 import json
 import pathlib
 import sys
+from collections.abc import Sequence
 
 from slm_jax import cli, configuration
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages are (name, gin file); `part` is the entry of the last stage's parameters that is kept."""
+    """Stages are files in gin/pretrain/NAME; `part` is the entry of the last stage's parameters that is kept."""
 
     part: str
-    stages: tuple[tuple[str, str], ...]
+    stages: tuple[str, ...]
     data: str
     licence: str
 
@@ -27,28 +27,14 @@ class Recipe:
 RECIPES = {
     'usm_tiny': Recipe(
         part='speech_encoder',
-        stages=(
-            ('best_rq', 'runs/pretrain_usm_tiny_best_rq.gin'),
-            ('ctc', 'runs/pretrain_usm_tiny_ctc.gin'),
-            ('again', 'runs/pretrain_usm_tiny_again.gin'),
-            ('last', 'runs/pretrain_usm_tiny_last.gin'),
-            ('final', 'runs/pretrain_usm_tiny_final.gin'),
-            ('spliced', 'runs/pretrain_usm_tiny_spliced.gin'),
-            ('pieced', 'runs/pretrain_usm_tiny_pieced.gin'),
-            ('respliced', 'runs/pretrain_usm_tiny_respliced.gin'),
-        ),
-        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST, RECORDINGS and SPLICED_MANIFEST",
+        stages=('best_rq', 'ctc', 'recordings', 'altered', 'spliced_words', 'spliced_sentences'),
+        data="the voice prompts' training split (CC BY-SA 3.0, CC BY 3.0), SPEECH_MANIFEST, RECORDINGS and "
+        'SPLICED_MANIFEST',
         licence='CC BY-SA 4.0',
     ),
     't5_tiny': Recipe(
         part='llm',
-        stages=(
-            ('text', 'runs/pretrain_t5_tiny.gin'),
-            ('again', 'runs/pretrain_t5_tiny_again.gin'),
-            ('last', 'runs/pretrain_t5_tiny_last.gin'),
-            ('translation', 'runs/pretrain_t5_tiny_translation.gin'),
-            ('fluent', 'runs/pretrain_t5_tiny_fluent.gin'),
-        ),
+        stages=('text', 'refine', 'translation', 'messages'),
         data='the text corpora in TEXT_CORPORA',
         licence='CC BY-SA 4.0',
     ),
@@ -72,10 +58,10 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
 
     recipe, out = RECIPES[name], pathlib.Path(out).absolute()
     previous = {}
-    for stage, gin_file in recipe.stages:
+    for stage in recipe.stages:
         model_dir = out / 'stages' / stage
         configuration.parse_gin(
-            [gin_file, *gin_files],
+            [f'pretrain/{name}/{stage}.gin', *gin_files],
             [
                 f"slm_jax.data.vocabularies.names.{recipe.part}='{tokenizer}'",
                 f'FOUNDATIONS={previous!r}',
@@ -114,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = 'slm-jax pretrain'
     parser.add_argument('name', choices=sorted(RECIPES))
     parser.add_argument('out')
-    parser.add_argument('--tokenizer', required=True, metavar='DIR', help='as slm_jax.data.tokenizers writes them')
+    parser.add_argument('--tokenizer', required=True, metavar='DIR', help='as slm_jax.corpora.tokenizers writes them')
     args = parser.parse_args(argv)
     try:
         path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)

@@ -121,7 +121,7 @@ class SystemModel(models.BaseModel):
         """Generated tokens, and nothing else."""
         return self.predict_batch(params, batch, rng, flax_mutables), {}
 
-    def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Float[Array, 'b']:
+    def score_batch(self, params: Params, batch: Batch, return_intermediates: bool = False) -> Float[Array, ' b']:
         """No system states the score of single examples.
 
         Raises:

@@ -4,13 +4,13 @@ One program for an adapter between frozen foundations, for fine-tuning, and for 
 top to bottom. It knows a system only by its protocol (`slm_jax.systems.System`), and runs on one CPU as on many hosts.
 """
 
-from collections.abc import Mapping, Sequence
 import contextlib
 import functools
 import os
 import pathlib
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_jax import cli, configuration
@@ -83,7 +83,10 @@ def train(
     from tqdm import tqdm
 
     from slm_jax import decoding
-    from slm_jax.training import checkpoints as checkpoints_lib, logs, loop, origins as origins_lib, partitioning, state as state_lib
+    from slm_jax.training import checkpoints as checkpoints_lib
+    from slm_jax.training import logs, loop, partitioning
+    from slm_jax.training import origins as origins_lib
+    from slm_jax.training import state as state_lib
 
     say = logs.say
     foundations = dict(foundations or {})
@@ -104,9 +107,9 @@ def train(
     abstract_batches = []
     for shapes in loader.batch_shapes():
         sharding = partitioning.batch_sharding(mesh, next(iter(shapes.values()))[0][0], notes)
-        abstract_batches.append({
-            name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()
-        })
+        abstract_batches.append(
+            {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+        )
     # The longest batch says what memory is needed; its compilation is needed anyhow.
     longest = max(abstract_batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
     init_batch = {name: (leaf.shape, leaf.dtype) for name, leaf in longest.items()}
@@ -122,7 +125,7 @@ def train(
     for note in sorted(notes):
         say(f'note: {note}')
 
-    # ---------------------------------------------------------------- foundations, and whether the checkpoint has the same
+    # ---------------------------------------------------------------- foundations, and the checkpoint's
     origins = origins_lib.find(foundations)
     fresh_paths = origins_lib.check(origins, abstract_trainable, abstract_frozen)
     needed = {o.subtree: o.describe() for o in origins if o.paths.keys() & state_lib.flatten(abstract_frozen).keys()}
@@ -148,8 +151,10 @@ def train(
         checkpoints_lib.check_foundations(model_dir, old_card['foundations'], needed)
         card['evaluation'] = old_card['evaluation']
         if old_card['data'] != card['data']:
-            say('WARNING: the data or its order is not what it was when this training began; the losses that follow '
-                'are not those of an unbroken run.')
+            say(
+                'WARNING: the data or its order is not what it was when this training began; the losses that follow '
+                'are not those of an unbroken run.'
+            )
 
     # ---------------------------------------------------------------- state: restored, or new
     rng = jax.jit(jax.random.key, out_shardings=everywhere)(seed)

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """SeqIO registrations: tasks and mixtures, nothing else. Importing this package registers them.
 
 A new corpus is a new file here. `manifest` and `mixture` register what a person's gin file names.

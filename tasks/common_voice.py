@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Common Voice, any release, as Mozilla packs it: FOLDER/{language}/{train,dev,test}.tsv, clips/.
 
     common_voice_asr_fr …   common_voice_ctc_fr …
@@ -14,10 +12,10 @@ import pathlib
 from collections.abc import Iterator
 
 import seqio
-from slm_jax.tasks import registry
 
 import gin
 from slm_jax.data import languages, manifests
+from slm_jax.tasks import registry
 
 _FILES = {'train': 'train.tsv', 'validation': 'dev.tsv', 'test': 'test.tsv'}
 _VARIANTS = (
@@ -42,7 +40,7 @@ def corpus(folder: str = '') -> pathlib.Path:
     """The folder with one sub-folder a language.
 
     Raises:
-      FileNotFoundError: gin has not named it.
+        FileNotFoundError: gin has not named it.
     """
     if not folder:
         raise FileNotFoundError(
@@ -64,13 +62,10 @@ class _Clips(manifests.Source):
         path = self.path(split)
         if not path.exists():
             raise FileNotFoundError(
-                f'{path} is missing: download {self.lang} of Common Voice from '
-                'https://commonvoice.mozilla.org/datasets'
+                f'{path} is missing: download {self.lang} of Common Voice from https://commonvoice.mozilla.org/datasets'
             )
         with open(path, encoding='utf-8', newline='') as file:
-            for number, row in enumerate(
-                csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE), 2
-            ):
+            for number, row in enumerate(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE), 2):
                 yield dict.fromkeys(manifests.FIELDS, '') | {
                     'id': f'common_voice/{self.lang}/{row["path"]}',
                     'origin': f'{path}:{number}',

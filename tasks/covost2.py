@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """CoVoST 2 (slm_jax/data/covost2): speech translation to and from English.
 
 covost2_ast_fr_en …   covost2_asr_fr …   covost2_ast_to_en, covost2_ast_from_en   mixtures
@@ -10,10 +8,10 @@ import functools
 import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before others load TensorFlow
 
 import seqio
-from slm_jax.tasks import registry
 
 from slm_jax.data import covost2, preprocessors
 from slm_jax.data.covost2 import builder
+from slm_jax.tasks import registry
 
 tf = tensorflow_cpu.tf
 

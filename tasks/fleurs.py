@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """FLEURS (102 languages, some 12 h each, n-way parallel), the `xtreme_s` of TFDS.
 
     fleurs_asr_fr_fr …           fleurs_ctc_fr_fr …
@@ -17,16 +15,14 @@ import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before othe
 
 import seqio
 import tensorflow_datasets as tfds
-from slm_jax.tasks import registry
 from tensorflow_datasets.audio.xtreme_s import xtreme_s
 
 from slm_jax.data import preprocessors
+from slm_jax.tasks import registry
 
 tf = tensorflow_cpu.tf
 
-LANGUAGES = tuple(
-    config.lang_name for config in xtreme_s.XtremeS.BUILDER_CONFIGS if config.lang_name != 'all'
-)
+LANGUAGES = tuple(config.lang_name for config in xtreme_s.XtremeS.BUILDER_CONFIGS if config.lang_name != 'all')
 ENGLISH = 'en_us'
 
 
@@ -41,9 +37,7 @@ def _dataset(language: str) -> str:
 
 def _fields(language: str, example):
     file = tf.strings.split(example['path'], '/')[-1]
-    name = tf.strings.join(
-        ['fleurs', language, tf.strings.as_string(example['id']), file], separator='/'
-    )
+    name = tf.strings.join(['fleurs', language, tf.strings.as_string(example['id']), file], separator='/')
     return {
         'id': name,
         'origin': name,
@@ -61,9 +55,7 @@ def _sentences(language: str) -> dict[str, str]:
     builder.download_and_prepare()
     sentences = {}
     for split in builder.info.splits or ('train', 'validation', 'test'):
-        for example in tfds.as_numpy(
-            builder.as_dataset(split=split, decoders={'audio': tfds.decode.SkipDecoding()})
-        ):
+        for example in tfds.as_numpy(builder.as_dataset(split=split, decoders={'audio': tfds.decode.SkipDecoding()})):
             sentences[str(example['id'])] = example['raw_transcription'].decode()
     return sentences
 

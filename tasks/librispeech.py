@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """LibriSpeech (960 h of English audio books), as TFDS prepares it.
 
     librispeech_asr         all of it; validation and test are clean and other together
@@ -16,9 +14,9 @@ import functools
 import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before others load TensorFlow
 
 import seqio
-from slm_jax.tasks import registry
 
 from slm_jax.data import preprocessors
+from slm_jax.tasks import registry
 
 tf = tensorflow_cpu.tf
 

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """How tasks and mixtures of speech are registered: one call each, harmless when repeated."""
 
 import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
@@ -9,10 +7,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import seqio
-from slm_jax.tasks import instructions
 
 import gin
-from slm_jax.data import languages, manifests, preprocessors, vocabularies
+from slm_jax.data import instructions, languages, manifests, preprocessors, vocabularies
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -35,13 +32,13 @@ def speech_task(
     """Registers a task on speech, or returns it where it is registered already.
 
     Args:
-      name: of the task.
-      source: a SeqIO source.
-      kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
-      before_cache: steps from what the source gives to canonical examples with `speech`.
-      after_cache: further steps, run each time.
-      target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
-      templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
+        name: of the task.
+        source: a SeqIO source.
+        kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
+        before_cache: steps from what the source gives to canonical examples with `speech`.
+        after_cache: further steps, run each time.
+        target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
+        templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
     """
     if kind not in preprocessors.KINDS:
         raise ValueError(f'task {name!r}: kind {kind!r} is none of {preprocessors.KINDS}')
@@ -82,15 +79,15 @@ def manifest(
     In gin, `MIXTURE_OR_TASK_NAME = @tasks.manifest()` with `tasks.manifest.name`, `….path`.
 
     Args:
-      name: of the task.
-      path: a manifest, used for every split, or {'train': path, 'validation': path, …}.
-      task: 'asr', 'ast', 'instruct' or 'ctc'.
-      target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
-      langs: take lines of these languages only.
-      templates: wordings instead of those of tasks/instructions.py.
+        name: of the task.
+        path: a manifest, used for every split, or {'train': path, 'validation': path, …}.
+        task: 'asr', 'ast', 'instruct' or 'ctc'.
+        target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
+        langs: take lines of these languages only.
+        templates: wordings instead of those of slm_jax/data/instructions.py.
 
     Raises:
-      ValueError: the name is taken by something else, or a language is not known.
+        ValueError: the name is taken by something else, or a language is not known.
     """
     for code in (*langs, *([target_lang] if target_lang else [])):
         if languages.name(code) is None:
@@ -117,18 +114,16 @@ def manifest(
 
 
 @gin.configurable
-def mixture(
-    rates: Mapping[str, float] | Sequence[tuple[str, float]] = gin.REQUIRED, name: str = ''
-) -> str:
+def mixture(rates: Mapping[str, float] | Sequence[tuple[str, float]] = gin.REQUIRED, name: str = '') -> str:
     """Registers a mixture of tasks and mixtures by rate and returns its name.
 
     In gin, one line: `MIXTURE_OR_TASK_NAME = {'voice_prompts_asr': 1.0, 'my_manifest': 2.0}` (the
     loader takes rates as they are), or `@tasks.mixture()` where a name is wanted.
 
     Args:
-      rates: {name: rate} or pairs of these; a mixture's rate is shared by its tasks in proportion to theirs. In gin,
-        pairs are for parts that are themselves made, [(@tasks.manifest(), 1.0)]: cards can hold these.
-      name: of the mixture; '' makes one from the rates.
+        rates: {name: rate} or pairs of these; a mixture's rate is shared by its tasks in proportion to theirs. In gin,
+            pairs are for parts that are themselves made, [(@tasks.manifest(), 1.0)]: cards can hold these.
+        name: of the mixture; '' makes one from the rates.
     """
     rates = {part: float(rate) for part, rate in dict(rates).items()}
     digest = hashlib.sha256(json.dumps(rates).encode()).hexdigest()[:12]

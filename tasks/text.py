@@ -1,9 +1,7 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Text-only tasks: what the language model learns before it meets speech.
 
 The text stands where speech will stand: `inputs` is the text's tokens, then the instruction's, then
-EOS. The corpora are the files of slm_jax.data.text_corpora; gin names their folder
+EOS. The corpora are the files of slm_jax.corpora.text_corpora; gin names their folder
 (`slm_jax.tasks.text.corpora.folder`). Which wording is taken, which slot is asked for and how a
 recogniser's errors fall is a function of the example and of its `template_seed`, so it is another
 one in each epoch and the same one after a restart.
@@ -30,14 +28,14 @@ import re
 import zlib
 from collections.abc import Callable
 
-import gin
 import numpy as np
 import seqio
 
-from slm_jax.data import (
-    languages, numerals, preprocessors, text_corpora, text_noise, tokenizers, vocabularies)
+import gin
+from slm_jax.corpora import numerals, text_corpora, text_noise, tokenizers
+from slm_jax.data import instructions, languages, preprocessors, vocabularies
 from slm_jax.data.tensorflow_cpu import tf
-from slm_jax.tasks import instructions, registry
+from slm_jax.tasks import registry
 
 # Characters. What is longer is left to span corruption, which may cut its text.
 LONGEST = 120
@@ -58,10 +56,8 @@ TEXTS = {
 RATES = {
     'text_span_corruption': {'prompts': 0.1, 'news': 0.2},
     'text_words': {'news': 0.3},
-    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.0, 'orders': 1.0,
-                           'messages': 1.0},
-    'text_translation': {'prompt_pairs': 1.5, 'numeral_pairs': 0.2, 'news_pairs': 0.2,
-                         'message_pairs': 2.5},
+    'text_transcription': {'prompts': 4.0, 'numerals': 0.8, 'news': 2.0, 'orders': 1.0, 'messages': 1.0},
+    'text_translation': {'prompt_pairs': 1.5, 'numeral_pairs': 0.2, 'news_pairs': 0.2, 'message_pairs': 2.5},
     'text_slots': {'orders': 4.0},
     'text_requests': {'prompts': 0.2, 'numerals': 0.3, 'news': 0.1},
 }
@@ -74,19 +70,22 @@ def corpora(folder: str = '') -> pathlib.Path:
     """The folder of the text corpora.
 
     Raises:
-      FileNotFoundError: it is not named, or holds no corpora.
+        FileNotFoundError: it is not named, or holds no corpora.
     """
     if not folder or not pathlib.Path(folder, 'text_train.jsonl').exists():
         raise FileNotFoundError(
             f'no text corpora in {folder or "(no folder named)"}: write them by '
-            'python -m slm_jax.data.text_corpora FOLDER, and give '
-            "--gin.slm_jax.tasks.text.corpora.folder=\"'FOLDER'\"")
+            'python -m slm_jax.corpora.text_corpora FOLDER, and give '
+            '--gin.slm_jax.tasks.text.corpora.folder="\'FOLDER\'"'
+        )
     return pathlib.Path(folder)
 
 
 def _noisy(row: dict, rng: random.Random, share: float) -> str:
-    """In `share` of the cases the row's text as recognised: in half of them as an encoder heard it, if one did, else
-    with made-up errors at rates of 0 to 0.6, 0.17 in the mean."""
+    """In `share` of the cases the row's text as recognised.
+
+    In half of them as an encoder heard it, if one did, else with made-up errors at rates of 0 to 0.6, 0.17 in the mean.
+    """
     text = row['text']
     if rng.random() >= share:
         return text
@@ -97,38 +96,40 @@ def _noisy(row: dict, rng: random.Random, share: float) -> str:
 
 def transcription(row: dict, rng: random.Random) -> Asked:
     kind = rng.choice(['asr', 'asr_language'])
-    request = instructions.instruction(
-        kind, rng.randrange(99), language=languages.name(row['lang']))
+    request = instructions.instruction(kind, rng.randrange(99), language=languages.name(row['lang']))
     return _noisy(row, rng, 0.8), request, row['text']
 
 
 def words(row: dict, rng: random.Random) -> Asked:
     said = re.findall(r'\w+', row['text']) or row['text'].split()
     rng.shuffle(said)
-    said = ' '.join(said[:rng.randint(1, 6)])
+    said = ' '.join(said[: rng.randint(1, 6)])
     return said, instructions.instruction('asr', rng.randrange(99)), said
 
 
 def translation(row: dict, rng: random.Random) -> Asked:
     kind = rng.choice(['ast', 'ast_language'])
     request = instructions.instruction(
-        kind, rng.randrange(99), language=languages.name(row['lang']),
-        target_language=languages.name(row['target_lang']))
+        kind,
+        rng.randrange(99),
+        language=languages.name(row['lang']),
+        target_language=languages.name(row['target_lang']),
+    )
     return _noisy(row, rng, 0.6), request, row['translation']
 
 
 def slots(row: dict, rng: random.Random) -> Asked:
     slot = rng.choice(instructions.SLOTS)  # Half of them not filled: 'none' is to be learnt too.
     request = instructions.instruction(f'slot/{slot}', rng.randrange(99))
-    return (_noisy(row, rng, 0.7), request,
-            row['slots'].get(slot, instructions.NO_VALUE))
+    return (_noisy(row, rng, 0.7), request, row['slots'].get(slot, instructions.NO_VALUE))
 
 
 def requests(row: dict, rng: random.Random) -> Asked:
     text = row['text']
     words = re.findall(r"[^\W_]+(?:['’-][^\W_]+)*", text) or text.split()
     answers = {
-        'first_word': words[0], 'last_word': words[-1],
+        'first_word': words[0],
+        'last_word': words[-1],
         'language': languages.name(row['lang']),
     }
     if len(words) < 20:
@@ -150,12 +151,17 @@ def requests(row: dict, rng: random.Random) -> Asked:
         answers[kind] = words[place + 1] if place + 1 < len(words) else 'nothing'
         if len(following) > 1 or words.index(words[place]) != place:
             kind = 'first_word'
-    return (_noisy(row, rng, 0.3) if kind == 'language' else text,
-            instructions.instruction(kind, rng.randrange(99), **fields), answers[kind])
+    return (
+        _noisy(row, rng, 0.3) if kind == 'language' else text,
+        instructions.instruction(kind, rng.randrange(99), **fields),
+        answers[kind],
+    )
 
 
-_ABSENT = ('coffee number press please time conference numero mot appel conferencia mensaje '
-           'chiamata messaggio номер звонок сообщение year people world').split()
+_ABSENT = (
+    'coffee number press please time conference numero mot appel conferencia mensaje '
+    'chiamata messaggio номер звонок сообщение year people world'
+).split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +172,12 @@ class _Ask:
 
     def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
         said, request, answer = self.make(row, rng)
-        return (vocabulary.encode(said) + vocabulary.encode(request), vocabulary.encode(answer),
-                f'{said} {request}', answer)
+        return (
+            vocabulary.encode(said) + vocabulary.encode(request),
+            vocabulary.encode(answer),
+            f'{said} {request}',
+            answer,
+        )
 
     @property
     def fingerprint(self) -> str:
@@ -186,8 +196,7 @@ class _Corrupt:
     def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
         tokens = vocabulary.encode(row['text'])
         start = rng.randrange(max(1, len(tokens) - self.longest + 1))
-        pair = text_noise.corrupt_spans(
-            tokens[start:start + self.longest], vocabulary.vocab_size, rng)
+        pair = text_noise.corrupt_spans(tokens[start : start + self.longest], vocabulary.vocab_size, rng)
         return *pair, row['text'], row['text']
 
     @property
@@ -202,12 +211,14 @@ def _tokens(example, output_features, unused_sequence_length, make):
     vocabulary = output_features['inputs'].vocabulary
     # The vocabulary may stand for a foundation that is looked for at each use.
     vocabulary = getattr(vocabulary, 'vocabulary', vocabulary)
-    inputs, targets, said, answer = make(
-        json.loads(example['row']), random.Random(f'{seed}/{key}'), vocabulary)
+    inputs, targets, said, answer = make(json.loads(example['row']), random.Random(f'{seed}/{key}'), vocabulary)
     eos = vocabulary.eos_id
-    return {'inputs': np.array([*inputs, eos], np.int32),
-            'targets': np.array([*targets, eos], np.int32),
-            'inputs_pretokenized': said.encode(), 'targets_pretokenized': answer.encode()}
+    return {
+        'inputs': np.array([*inputs, eos], np.int32),
+        'targets': np.array([*targets, eos], np.int32),
+        'inputs_pretokenized': said.encode(),
+        'targets_pretokenized': answer.encode(),
+    }
 
 
 def prepare(make) -> preprocessors.ExampleStep:
@@ -215,8 +226,13 @@ def prepare(make) -> preprocessors.ExampleStep:
     return preprocessors.ExampleStep(
         functools.partial(_tokens, make=make),
         reads=('id', 'row', 'template_seed'),
-        adds={'inputs': (tf.int32, 1), 'targets': (tf.int32, 1),
-              'inputs_pretokenized': (tf.string, 0), 'targets_pretokenized': (tf.string, 0)})
+        adds={
+            'inputs': (tf.int32, 1),
+            'targets': (tf.int32, 1),
+            'inputs_pretokenized': (tf.string, 0),
+            'targets_pretokenized': (tf.string, 0),
+        },
+    )
 
 
 class _Lines:
@@ -227,34 +243,38 @@ class _Lines:
 
     def fingerprint(self, split: str) -> list:
         file = corpora() / f'{TEXTS[self._text][0]}_{split}.jsonl'
-        return [self._name, TEXTS[self._text], self._longest,
-                hashlib.sha256(file.read_bytes()).hexdigest()]
+        return [self._name, TEXTS[self._text], self._longest, hashlib.sha256(file.read_bytes()).hexdigest()]
 
     def __call__(self, split: str, shuffle_files: bool = False, seed: int | None = None):
         file, sources, main, others = TEXTS[self._text]
         kept, seen = [], 0
         for row in text_corpora.read_jsonl(corpora() / f'{file}_{split}.jsonl'):
             longest = max(len(row['text']), len(row.get('translation', '')))
-            if (row.get('source') in sources and row['lang'] not in tokenizers.UNSPELT
-                    and not (self._longest and longest > self._longest)):
+            if (
+                row.get('source') in sources
+                and row['lang'] not in tokenizers.UNSPELT
+                and not (self._longest and longest > self._longest)
+            ):
                 seen += 1
-                if seen % (main if {row['lang'], row.get('target_lang', 'en')} <= {*_MAIN}
-                           else others) == 0:
+                if seen % (main if {row['lang'], row.get('target_lang', 'en')} <= {*_MAIN} else others) == 0:
                     kept.append(row)
-        return tf.data.Dataset.from_tensor_slices({
-            'id': [f'{self._name}/{split}/{number}' for number in range(len(kept))],
-            'row': [json.dumps(row, ensure_ascii=False) for row in kept],
-            'lang': [row['lang'] for row in kept],
-            'target_lang': [row.get('target_lang', '') for row in kept]})
+        return tf.data.Dataset.from_tensor_slices(
+            {
+                'id': [f'{self._name}/{split}/{number}' for number in range(len(kept))],
+                'row': [json.dumps(row, ensure_ascii=False) for row in kept],
+                'lang': [row['lang'] for row in kept],
+                'target_lang': [row.get('target_lang', '') for row in kept],
+            }
+        )
 
 
 def _register(name: str, text: str, make, longest: int | None) -> str:
     seqio.TaskRegistry.add(
         name,
-        source=seqio.FunctionDataSource(
-            _Lines(name, text, longest), splits=('train', 'validation')),
+        source=seqio.FunctionDataSource(_Lines(name, text, longest), splits=('train', 'validation')),
         preprocessors=[seqio.CacheDatasetPlaceholder(), prepare(make)],
-        output_features=vocabularies.output_features())
+        output_features=vocabularies.output_features(),
+    )
     return name
 
 
@@ -268,6 +288,7 @@ _MAKERS = {
 }
 for _name, _rates in RATES.items():
     _longest = None if _name == 'text_span_corruption' else LONGEST
-    registry.mixture({_register(f'{_name}_{text}', text, _MAKERS[_name], _longest): rate
-                      for text, rate in _rates.items()}, _name)
+    registry.mixture(
+        {_register(f'{_name}_{text}', text, _MAKERS[_name], _longest): rate for text, rate in _rates.items()}, _name
+    )
 registry.mixture({name: sum(rates.values()) for name, rates in RATES.items()}, 'text_pretraining')

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Telephone prompts in five languages: recognition, translation between all pairs, and CTC.
 
 voice_prompts_asr_{en,es,fr,it,ru}   voice_prompts_asr
@@ -13,11 +11,11 @@ import functools
 import itertools
 
 import seqio
-from slm_jax.tasks import registry
 
 import slm_jax.data.voice_prompts  # noqa: F401  registers the data set with TFDS
 from slm_jax.data import preprocessors
 from slm_jax.data.voice_prompts.fetch import LANGUAGES
+from slm_jax.tasks import registry
 
 _SPLITS = ('train', 'validation', 'test')
 
@@ -31,9 +29,7 @@ def _only(lang: str):
 
 def _fields(example):
     name = tf.strings.join(['voice_prompts/', example['lang'], '/', example['id']])
-    translations = preprocessors.json_object(
-        LANGUAGES, [example['translations'][lang] for lang in LANGUAGES]
-    )
+    translations = preprocessors.json_object(LANGUAGES, [example['translations'][lang] for lang in LANGUAGES])
     return {
         'id': name,
         'origin': name,
@@ -62,8 +58,7 @@ def _register(name: str, lang: str, kind: str, target_lang: str = '') -> str:
 
 ASR = [_register(f'voice_prompts_asr_{lang}', lang, 'asr') for lang in LANGUAGES]
 AST = [
-    _register(f'voice_prompts_ast_{lang}_{to}', lang, 'ast', to)
-    for lang, to in itertools.permutations(LANGUAGES, 2)
+    _register(f'voice_prompts_ast_{lang}_{to}', lang, 'ast', to) for lang, to in itertools.permutations(LANGUAGES, 2)
 ]
 CTC = [_register(f'voice_prompts_ctc_{lang}', lang, 'ctc') for lang in LANGUAGES]
 

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Fixtures that tests of several rooms use: a tokenizer, recordings, a manifest of them."""
 
 import io

@@ -1,7 +1,7 @@
 """The two layouts of a T5's parameters, for the small models of the goldens: 2 heads of 16, 2 + 3 layers."""
 
-from flax import traverse_util
 import jax.numpy as jnp
+from flax import traverse_util
 
 
 def stack_layers(params):

@@ -2,11 +2,11 @@
 
 import re
 
-import gin
 import pytest
 
+import gin
 from slm_jax import configuration
-from slm_jax.evaluation import model
+from slm_jax.inference import model
 
 T5 = """
 from __gin__ import dynamic_registration

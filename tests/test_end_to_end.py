@@ -43,9 +43,7 @@ TRAIN = '--gin_file=sounds.gin --gin.MODEL_DIR=model --gin.TRAIN_STEPS=120'.spli
 def sound(word, rng):
     """A pair of tones of a loudness, length and noise of its own, int16."""
     time = np.arange(int(rng.uniform(0.7, 1.3) * RATE)) / RATE
-    first, second = (
-        np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * hertz * time) for hertz in WORDS[word]
-    )
+    first, second = (np.sin(2 * np.pi * rng.uniform(0.97, 1.03) * hertz * time) for hertz in WORDS[word])
     wave = np.where(time < time[-1] / 2, first, second) * rng.uniform(2000, 9000)
     return (wave + 100 * rng.standard_normal(len(time))).astype(np.int16)
 
@@ -84,9 +82,7 @@ def python(folder, *arguments):
 
 def word_error_rate(folder, *options):
     slm_jax(folder, 'evaluate', 'model', '--manifest', 'test.jsonl', '--out', 'report', *options)
-    return json.loads((folder / 'report/results.json').read_text())['scores']['transcription'][
-        'en'
-    ]['wer']
+    return json.loads((folder / 'report/results.json').read_text())['scores']['transcription']['en']['wer']
 
 
 def test_the_loss_falls(folder):

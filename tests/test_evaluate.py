@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from slm_jax import configuration, evaluate, foundations, infer
-from slm_jax.evaluation import model as model_lib
-from slm_jax.evaluation import queries
+from slm_jax.inference import model as model_lib
+from slm_jax.inference import queries
 
 SIZES = """
 from __gin__ import dynamic_registration
@@ -47,7 +47,6 @@ QUICK = ('--max_decode_length', '8', '--batch_seconds', '20')
 def world(tmp_path_factory, sentencepiece_model):
     """A folder with `sizes.gin`, two foundations and the directory of a training, `slm`."""
     import slm_jax.tasks  # noqa: F401  registers with gin what a run's configuration has
-
     from slm_jax.training import checkpoints, origins, state
 
     folder = tmp_path_factory.mktemp('world')

@@ -2,18 +2,18 @@
 
 import json
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gin
 from slm_jax import cli, configuration, decoding, export, foundations, import_
-from slm_jax.evaluation import model as model_lib
 from slm_jax.exporters import ExportError
 from slm_jax.exporters import t5 as exporter
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face import tensors
+from slm_jax.inference import model as model_lib
 from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
 from slm_jax.training import checkpoints, origins, state

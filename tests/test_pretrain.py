@@ -3,9 +3,9 @@
 import json
 import shutil
 
-import gin
 import pytest
 
+import gin
 from slm_jax import foundations, pretrain
 from slm_jax.training import checkpoints
 
@@ -40,7 +40,10 @@ def folder(tmp_path, sentencepiece_model, monkeypatch):
                 for source in sources for n in range(8)
             ]  # fmt: skip
             write(tmp_path / f'text/{name}_{split}.jsonl', lines)
-        write(tmp_path / f'text/orders_{split}.jsonl', [{'text': 'a large latte', 'lang': 'en', 'slots': {'size': 'large'}}] * 8)
+        write(
+            tmp_path / f'text/orders_{split}.jsonl',
+            [{'text': 'a large latte', 'lang': 'en', 'slots': {'size': 'large'}}] * 8,
+        )
     (tmp_path / 'tokenizer').mkdir()
     shutil.copy(sentencepiece_model, tmp_path / 'tokenizer/tokenizer.model')
     (tmp_path / 'tokenizer/card.json').write_text('{"name": "tokenizer", "extra_ids": 32}')
@@ -63,7 +66,7 @@ def run(folder, *options):
 
 def test_stages_follow_each_other_and_leave_a_foundation(folder):
     assert run(folder) == 0
-    first, second = (checkpoints.load_for_inference(folder / 'out/stages' / name)[1] for name in ('text', 'again'))
+    first, second = (checkpoints.load_for_inference(folder / 'out/stages' / name)[1] for name in ('text', 'refine'))
     assert first['step'] == second['step'] == 2
     assert not first['initialised_from'] and set(second['initialised_from']) == {'llm'}
     made = folder / 'out/t5_tiny'

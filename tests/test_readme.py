@@ -8,11 +8,11 @@ import shlex
 import subprocess
 import sys
 
-import gin
 import pytest
 
+import gin
 from slm_jax import cli, evaluate, foundations
-from slm_jax.evaluation import model as model_lib
+from slm_jax.inference import model as model_lib
 
 TESTDATA = pathlib.Path(__file__).parent / 'testdata'
 # Small models in the layout of those that the README imports.
@@ -76,7 +76,10 @@ def test_train_on_your_own_recordings(tmp_path, write_wav):
     (tmp_path / '.venv/bin/activate').write_text(f'PATH={pathlib.Path(sys.executable).parent}:$PATH\n')
     (block,) = (block for block in BLOCKS if 'mine.gin' in block)
     subprocess.run(
-        ['bash', '-e', '-c', block], cwd=tmp_path, check=True, env={**os.environ, 'SLM_JAX_CACHE': str(tmp_path / 'cache')}
+        ['bash', '-e', '-c', block],
+        cwd=tmp_path,
+        check=True,
+        env={**os.environ, 'SLM_JAX_CACHE': str(tmp_path / 'cache')},
     )
     (results,) = tmp_path.glob('runs/mine/evaluations/*/results.json')
     assert 'wer' in json.loads(results.read_text())['scores']['transcription']['en']

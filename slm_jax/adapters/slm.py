@@ -11,12 +11,12 @@ import dataclasses
 import functools
 from typing import Any
 
-from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
 import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32
 
 _REDUCTIONS = ('discard', 'stack', 'mean', 'conv', 'ctc_blank')
 _REMAT_POLICIES = ('none', 'minimal', 'full')
@@ -57,14 +57,10 @@ class SlmAdapterConfig:
     def __post_init__(self):
         for field, choices in (('reduction', _REDUCTIONS), ('remat_policy', _REMAT_POLICIES)):
             if getattr(self, field) not in choices:
-                raise ValueError(
-                    f'SlmAdapterConfig.{field} is {getattr(self, field)!r}; '
-                    f'choose one of {choices}.'
-                )
+                raise ValueError(f'SlmAdapterConfig.{field} is {getattr(self, field)!r}; choose one of {choices}.')
         if self.reduction_factor < 1:
             raise ValueError(
-                f'SlmAdapterConfig.reduction_factor is {self.reduction_factor}; '
-                'use 1 to keep every frame, or more.'
+                f'SlmAdapterConfig.reduction_factor is {self.reduction_factor}; use 1 to keep every frame, or more.'
             )
 
 
@@ -143,9 +139,7 @@ class Layer(nn.Module):
 
         y = RmsNorm(cfg.dtype, name='pre_attention_norm')(x)
         query, key, value = (
-            linear(joined, to_joined, name=name)(y).reshape(
-                *y.shape[:2], cfg.num_heads, cfg.head_dim
-            )
+            linear(joined, to_joined, name=name)(y).reshape(*y.shape[:2], cfg.num_heads, cfg.head_dim)
             for name in ('query', 'key', 'value')
         )
         logits = jnp.einsum('bqhd,bkhd->bhqk', query * cfg.head_dim**-0.5, key)
@@ -173,11 +167,11 @@ class SlmAdapter(nn.Module):
     def __call__(
         self,
         frames: Float[Array, 'b t d'],
-        frame_lengths: Int32[Array, 'b'],
+        frame_lengths: Int32[Array, ' b'],
         ctc_logits: Float[Array, 'b t v'] | None = None,
         deterministic: bool = True,
         label_embeddings: Float[Array, 'v o'] | None = None,
-    ) -> tuple[Float[Array, 'b s o'], Int32[Array, 'b']]:
+    ) -> tuple[Float[Array, 'b s o'], Int32[Array, ' b']]:
         """Adapts frames; what stands at and after `frame_lengths` changes nothing.
 
         Args:
@@ -199,9 +193,7 @@ class SlmAdapter(nn.Module):
         cfg = self.config
         deterministic = deterministic or not self.has_rng('dropout')
         valid = jnp.arange(frames.shape[1]) < frame_lengths[:, None]
-        frames = RmsNorm(cfg.dtype, axis='speech_embed', name='frames_norm')(
-            jnp.where(valid[:, :, None], frames, 0)
-        )
+        frames = RmsNorm(cfg.dtype, axis='speech_embed', name='frames_norm')(jnp.where(valid[:, :, None], frames, 0))
         if label_embeddings is not None:
             if cfg.reduction != 'ctc_blank':
                 raise ValueError(
@@ -218,9 +210,7 @@ class SlmAdapter(nn.Module):
                     "SlmAdapterConfig.reduction is 'ctc_blank' but ctc_logits is None; "
                     'give the speech encoder a CTC head or choose another reduction.'
                 )
-            slots, lengths = ctc_segments(
-                jnp.argmax(ctc_logits, axis=-1), frame_lengths, cfg.reduction_factor
-            )
+            slots, lengths = ctc_segments(jnp.argmax(ctc_logits, axis=-1), frame_lengths, cfg.reduction_factor)
             num_slots = -(-frames.shape[1] // cfg.reduction_factor)
             x = mean_of_slots(frames, slots, num_slots)
         else:
@@ -237,9 +227,7 @@ class SlmAdapter(nn.Module):
             x, _ = _stack(cfg)(cfg, deterministic, name='layers')(x, bias)
         x = RmsNorm(cfg.dtype, name='final_norm')(x)
         x = Linear(cfg.output_dim, ('embed', 'llm_embed'), cfg.dtype, name='output_projection')(x)
-        x = RmsNorm(
-            cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm'
-        )(x)
+        x = RmsNorm(cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm')(x)
         if label_embeddings is not None:
             labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
             spelt = jnp.where(slots[:, :, None] >= 0, labels @ label_embeddings[1:], 0).astype(cfg.dtype)
@@ -268,9 +256,7 @@ def _stack(cfg: SlmAdapterConfig):
     )
 
 
-def _reduce(
-    frames: Float[Array, 'b t d'], lengths: Int32[Array, 'b'], cfg: SlmAdapterConfig
-) -> Float[Array, 'b s i']:
+def _reduce(frames: Float[Array, 'b t d'], lengths: Int32[Array, ' b'], cfg: SlmAdapterConfig) -> Float[Array, 'b s i']:
     """The reductions of fixed rate, as far as they have no parameters; padding frames are 0."""
     factor = cfg.reduction_factor
     batch, time, width = frames.shape
@@ -296,8 +282,8 @@ def _reduce(
 
 
 def ctc_segments(
-    labels: Int32[Array, 'b t'], lengths: Int32[Array, 'b'], factor: int
-) -> tuple[Int32[Array, 'b t'], Int32[Array, 'b']]:
+    labels: Int32[Array, 'b t'], lengths: Int32[Array, ' b'], factor: int
+) -> tuple[Int32[Array, 'b t'], Int32[Array, ' b']]:
     """The slot of every frame under CTC-blank filtering, and the number of slots used.
 
     Blank frames (label 0) are dropped. Frames of one uninterrupted run of a label share a slot, and
@@ -317,9 +303,7 @@ def ctc_segments(
     return jnp.where(kept, slots, -1), num_slots[:, 0]
 
 
-def mean_of_slots(
-    frames: Float[Array, 'b t d'], slots: Int32[Array, 'b t'], num_slots: int
-) -> Float[Array, 'b s d']:
+def mean_of_slots(frames: Float[Array, 'b t d'], slots: Int32[Array, 'b t'], num_slots: int) -> Float[Array, 'b s d']:
     """The mean of the frames of each slot, 0 where there are none."""
     member: Bool[Array, 'b s t'] = slots[:, None, :] == jnp.arange(num_slots)[:, None]
     counts = jnp.sum(member, axis=2)

@@ -5,20 +5,20 @@ those of w2v-BERT 2.0. All give what the reference feature extractor gives for e
 around it holds.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 _HOP = 160  # 10 ms at 16 kHz, in all frontends
 
 
-def _mask_padding(samples: Int[Array, 'b n'], lengths: Int[Array, 'b']) -> Float[Array, 'b n']:
+def _mask_padding(samples: Int[Array, 'b n'], lengths: Int[Array, ' b']) -> Float[Array, 'b n']:
     """PCM to [-1, 1), with zeros after each clip's end."""
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
     return jnp.where(valid, samples.astype(jnp.float32) / 32768.0, 0.0)
@@ -99,8 +99,8 @@ class UsmFrontend:
         return jnp.where(num_samples > 0, jnp.maximum(whole, 1), 0)
 
     def __call__(
-        self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
-    ) -> tuple[Float[Array, 'b t mel'], Int[Array, 'b']]:
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
+    ) -> tuple[Float[Array, 'b t mel'], Int[Array, ' b']]:
         """Returns the features, zero beyond each clip's frames, and the number of frames per clip."""
         window = 0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(512, dtype=np.float32) / 512))
 
@@ -133,12 +133,12 @@ class WhisperFrontend:
     num_mel_bins: int = 80
 
     def __call__(
-        self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
-    ) -> tuple[Float[Array, 'b t mel'], Int[Array, 'b']]:
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
+    ) -> tuple[Float[Array, 'b t mel'], Int[Array, ' b']]:
         """Returns the features and the number of frames that hold the clip.
 
         Raises:
-          ValueError: the batch is longer than the 30 s that Whisper hears; nothing is cut.
+            ValueError: the batch is longer than the 30 s that Whisper hears; nothing is cut.
         """
         if samples.shape[1] > 480_000:
             raise ValueError(
@@ -167,8 +167,8 @@ class W2vBertFrontend:
     """
 
     def __call__(
-        self, samples: Int[Array, 'b n'], lengths: Int[Array, 'b']
-    ) -> tuple[Float[Array, 'b t 160'], Int[Array, 'b']]:
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
+    ) -> tuple[Float[Array, 'b t 160'], Int[Array, ' b']]:
         """Returns the features, zero beyond each clip's frames, and the number of frames per clip."""
         num_frames = jnp.where(lengths < 400, 0, (lengths - 400) // _HOP + 1)
         whole = max((samples.shape[1] - 400) // _HOP + 1, 1)  # an odd last one counts in the mean and variance

@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 @dataclasses.dataclass(frozen=True)
 class SpecAugmentConfig:
     """Masks a clip: `num_*_masks` of a width drawn up to `max_mel_bins` bins, or up to `max_time_share` of the clip.
-    `max_*_warp` is the largest relative change of speed, or of frequency; 0 turns a warp off."""
+
+    `max_*_warp` is the largest relative change of speed, or of frequency; 0 turns a warp off.
+    """
 
     num_frequency_masks: int = 2
     max_mel_bins: int = 27
@@ -25,7 +27,7 @@ class SpecAugmentConfig:
 
 
 def _masks(
-    rng: Key[Array, ''], count: int, max_width: Float[Array, 'b'], extent: Int[Array, 'b'], size: int
+    rng: Key[Array, ''], count: int, max_width: Float[Array, ' b'], extent: Int[Array, ' b'], size: int
 ) -> Bool[Array, 'b size']:
     """Union of `count` masks of uniform width in [0, max_width] at uniform places in [0, extent)."""
     width_rng, start_rng = jax.random.split(rng)
@@ -37,16 +39,18 @@ def _masks(
     return jnp.any(inside, axis=1)
 
 
-def _stretch(factor: Float[Array, 'b'], size: int) -> Float[Array, 'b size size']:
-    """Matrices that read place `i * factor` for output `i`, between its neighbours; a product, where a gather is
-    slow. Places beyond the end read the last one."""
+def _stretch(factor: Float[Array, ' b'], size: int) -> Float[Array, 'b size size']:
+    """Matrices that read place `i * factor` for output `i`, between its neighbours.
+
+    A product, where a gather is slow. Places beyond the end read the last one.
+    """
     place = jnp.minimum(jnp.arange(size) * factor[:, None], size - 1)
     return jnp.maximum(0.0, 1.0 - jnp.abs(place[..., None] - jnp.arange(size)))
 
 
 def spec_augment(
-    rng: Key[Array, ''], features: Float[Array, 'b t mel'], lengths: Int[Array, 'b'], config: SpecAugmentConfig
-) -> tuple[Float[Array, 'b t mel'], Int[Array, 'b']]:
+    rng: Key[Array, ''], features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], config: SpecAugmentConfig
+) -> tuple[Float[Array, 'b t mel'], Int[Array, ' b']]:
     """Warps, then sets what the masks cover to the clip's mean feature.
 
     Returns the features, zero beyond the new lengths, and these: a faster clip is shorter. A slower one has to fit

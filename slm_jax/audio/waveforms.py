@@ -27,24 +27,22 @@ class AudioError(ValueError):
     """A recording that cannot be used: `str()` names the file, the fault and the remedy."""
 
 
-def read_waveform(source) -> Int16[np.ndarray, 'samples']:
+def read_waveform(source) -> Int16[np.ndarray, ' samples']:
     """Reads a whole recording as 16 kHz mono samples.
 
     Args:
-      source: a path, or an open binary file object, whose `name` is used in messages. WAV, FLAC,
-        MP3, OGG and Opus are read, and whatever else the installed libsndfile knows.
+        source: a path, or an open binary file object, whose `name` is used in messages. WAV, FLAC,
+            MP3, OGG and Opus are read, and whatever else the installed libsndfile knows.
 
     Returns:
-      Samples at 16 kHz; channels are averaged. A 16-bit mono file at 16 kHz is returned bit
-      for bit.
+        Samples at 16 kHz; channels are averaged. A 16-bit mono file at 16 kHz is returned bit
+        for bit.
 
     Raises:
-      AudioError: the file is missing, unreadable, empty, truncated, not audio, without samples, or
-        holds NaN.
+        AudioError: the file is missing, unreadable, empty, truncated, not audio, without samples, or
+            holds NaN.
     """
-    name = (
-        str(getattr(source, 'name', '<memory>')) if hasattr(source, 'read') else os.fspath(source)
-    )
+    name = str(getattr(source, 'name', '<memory>')) if hasattr(source, 'read') else os.fspath(source)
     try:
         content = source.read() if hasattr(source, 'read') else pathlib.Path(name).read_bytes()
     except OSError as error:
@@ -53,9 +51,7 @@ def read_waveform(source) -> Int16[np.ndarray, 'samples']:
             'Check that the path exists and that you may read it.'
         ) from error
     if not content:
-        raise AudioError(
-            f'{name}: the file is empty (0 bytes). Fetch or record it again, or remove it.'
-        )
+        raise AudioError(f'{name}: the file is empty (0 bytes). Fetch or record it again, or remove it.')
     _check_not_truncated(name, content)
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
@@ -64,8 +60,7 @@ def read_waveform(source) -> Int16[np.ndarray, 'samples']:
             samples = file.read(dtype='float32', always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
         raise AudioError(
-            f'{name}: not audio that libsndfile can read ({error}). '
-            'Convert it to WAV, FLAC, MP3, OGG or Opus.'
+            f'{name}: not audio that libsndfile can read ({error}). Convert it to WAV, FLAC, MP3, OGG or Opus.'
         ) from error
     if stated < 2**62 and len(samples) < stated - slack:
         raise AudioError(_truncated(name, f'{len(samples)} of {stated} samples are there'))
@@ -75,21 +70,19 @@ def read_waveform(source) -> Int16[np.ndarray, 'samples']:
         raise AudioError(f'{name}: {error}') from error
 
 
-def to_int16(
-    samples: Shaped[np.ndarray, 'samples *channels'], rate: int
-) -> Int16[np.ndarray, 'resampled']:
+def to_int16(samples: Shaped[np.ndarray, ' samples *channels'], rate: int) -> Int16[np.ndarray, ' resampled']:
     """Averages channels and resamples to 16 kHz.
 
     Args:
-      samples: integers, or floats whose full scale is 1.0. Integers are on int16's scale unless one
-        of them exceeds it: then they are 32-bit samples.
-      rate: samples per second of the input.
+        samples: integers, or floats whose full scale is 1.0. Integers are on int16's scale unless one
+            of them exceeds it: then they are 32-bit samples.
+        rate: samples per second of the input.
 
     Returns:
-      int16 samples at 16 kHz. What is louder than full scale is clipped, as a sound card does.
+        int16 samples at 16 kHz. What is louder than full scale is clipped, as a sound card does.
 
     Raises:
-      AudioError: no samples, or NaN or infinite ones.
+        AudioError: no samples, or NaN or infinite ones.
     """
     samples = np.asarray(samples)
     if samples.size == 0:
@@ -100,17 +93,13 @@ def to_int16(
         scale = _INT16_SCALE if np.abs(samples).max() <= _INT16_SCALE else 2.0**31
         samples = (samples / scale).astype(np.float32)
     if not np.isfinite(samples).all():
-        raise AudioError(
-            'holds samples that are NaN or infinite. Write the file again as 16-bit PCM.'
-        )
+        raise AudioError('holds samples that are NaN or infinite. Write the file again as 16-bit PCM.')
     if samples.ndim == 2:
         samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE, quality='HQ')
         if samples.size == 0:
-            raise AudioError(
-                f'is shorter than one sample at {SAMPLE_RATE} Hz. Remove it from the data.'
-            )
+            raise AudioError(f'is shorter than one sample at {SAMPLE_RATE} Hz. Remove it from the data.')
     return np.clip(np.round(samples * _INT16_SCALE), -32768, 32767).astype(np.int16)
 
 
@@ -132,8 +121,7 @@ def _check_not_truncated(name: str, content: bytes) -> None:
                 raise AudioError(
                     _truncated(
                         name,
-                        f'{left} of {size} bytes of its {kind.decode("ascii", "replace")!r} '
-                        'chunk are there',
+                        f'{left} of {size} bytes of its {kind.decode("ascii", "replace")!r} chunk are there',
                     )
                 )
             if kind == b'data':
@@ -141,12 +129,6 @@ def _check_not_truncated(name: str, content: bytes) -> None:
             position += 8 + size + size % 2
         raise AudioError(_truncated(name, 'it has no data chunk'))
     if content[:4] == b'OggS':
-        page = content[
-            content.rfind(b'OggS') :
-        ]  # 27 bytes, among them flags [5] and n [26]; n segment sizes; segments
-        if (
-            len(page) < 27
-            or not page[5] & 4
-            or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]])
-        ):
+        page = content[content.rfind(b'OggS') :]  # 27 bytes, among them flags [5] and n [26]; n segment sizes; segments
+        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
             raise AudioError(_truncated(name, 'its stream has no end'))

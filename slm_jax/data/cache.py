@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """What a task computes before its cache placeholder, stored once for random access.
 
     CACHE_DIR/LABEL-SPLIT-FINGERPRINT/
@@ -131,14 +129,14 @@ def open_store(
     """Opens the store of a task's split; builds it first where it is missing or was cut.
 
     Args:
-      task, split: what to read.
-      cache_dir: where stores are kept; None = `default_dir()`.
-      on_bad_example: 'raise' stops at the first example that cannot be used, 'skip' leaves it out
-        and lists it in `Store.skipped`.
+        task, split: what to read.
+        cache_dir: where stores are kept; None = `default_dir()`.
+        on_bad_example: 'raise' stops at the first example that cannot be used, 'skip' leaves it out
+            and lists it in `Store.skipped`.
 
     Raises:
-      BadExampleError: as said; also where an earlier run skipped examples and this one may not.
-      ValueError: no such split, or no example in it.
+        BadExampleError: as said; also where an earlier run skipped examples and this one may not.
+        ValueError: no such split, or no example in it.
     """
     if on_bad_example not in ('raise', 'skip'):
         raise ValueError(f"on_bad_example={on_bad_example!r}: 'raise' or 'skip' was expected")
@@ -173,15 +171,9 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     done = sorted(directory.glob('*.json'))
     start = json.loads(done[-1].read_text())['next_source_index'] if done else 0
     dataset = _source_examples(task, split, start)
-    spec = {
-        name: [s.dtype.name, s.shape.rank]
-        for name, s in dataset.element_spec.items()
-        if name != 'source_index'
-    }
+    spec = {name: [s.dtype.name, s.shape.rank] for name, s in dataset.element_spec.items() if name != 'source_index'}
     if 'source_index' not in dataset.element_spec and start:
-        dataset = _source_examples(task, split, 0).skip(
-            sum(len(json.loads(path.read_text())['ids']) for path in done)
-        )
+        dataset = _source_examples(task, split, 0).skip(sum(len(json.loads(path.read_text())['ids']) for path in done))
     logging.info('Preparing %s %s in %s', task.name, split, directory)
     shards = len(done)
     bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)
@@ -203,9 +195,7 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
         shards += 1
     bar.close()
     partial = directory / 'store.json.part'
-    partial.write_text(
-        json.dumps({'task': task.name, 'split': split, 'shards': shards, 'spec': spec})
-    )
+    partial.write_text(json.dumps({'task': task.name, 'split': split, 'shards': shards, 'spec': spec}))
     partial.rename(directory / 'store.json')
 
 
@@ -221,9 +211,7 @@ class _ShardWriter:
             self.skipped.append([name, error])
             return
         if self._writer is None:
-            self._writer = array_record_module.ArrayRecordWriter(
-                f'{self._path}.part', 'group_size:1,uncompressed'
-            )
+            self._writer = array_record_module.ArrayRecordWriter(f'{self._path}.part', 'group_size:1,uncompressed')
         speech = example.pop('speech', np.zeros(0, np.int16))
         self.ids.append(name)
         self.samples.append(len(speech))
@@ -281,10 +269,10 @@ class Store:
     """Random access to a task's stored examples.
 
     Attributes:
-      ids: [n] names of the examples.
-      samples: int64 [n], length of each one's speech.
-      skipped: (id, what was wrong) of the examples that could not be used.
-      spec: {feature: (dtype name, rank)}.
+        ids: [n] names of the examples.
+        samples: int64 [n], length of each one's speech.
+        skipped: (id, what was wrong) of the examples that could not be used.
+        spec: {feature: (dtype name, rank)}.
     """
 
     directory: pathlib.Path

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """SeqIO feature converter: task features to the batch contract that every system reads."""
 
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
@@ -18,13 +16,13 @@ def model_features(
     """Pads one example to the lengths of `speech`, `inputs` and `targets`.
 
     Args:
-      example: int16 speech, int32 inputs and targets; one that is absent is empty.
+        example: int16 speech, int32 inputs and targets; one that is absent is empty.
 
     Returns:
-      The features listed in `SpeechTextFeatureConverter`.
+        The features listed in `SpeechTextFeatureConverter`.
 
     Raises:
-      ValueError: a feature is longer than its length.
+        ValueError: a feature is longer than its length.
     """
     padded = {}
     for name, dtype in (('speech', np.int16), ('inputs', np.int32), ('targets', np.int32)):
@@ -38,9 +36,7 @@ def model_features(
         'speech_samples': padded['speech'],
         'speech_lengths': np.int32(len(example.get('speech', ()))),
         'encoder_input_tokens': padded['inputs'],
-        'decoder_input_tokens': np.concatenate([[bos_id], targets[:-1]])[: len(targets)].astype(
-            np.int32
-        ),
+        'decoder_input_tokens': np.concatenate([[bos_id], targets[:-1]])[: len(targets)].astype(np.int32),
         'decoder_target_tokens': targets,
         'decoder_loss_weights': (targets != 0).astype(np.float32),
     }
@@ -82,9 +78,7 @@ class SpeechTextFeatureConverter(seqio.FeatureConverter):
 
     def _convert_features(self, ds, task_feature_lengths: Mapping[str, int]):
         def convert(*values):
-            features = model_features(
-                dict(zip(self.TASK_FEATURES, values)), task_feature_lengths, self.bos_id
-            )
+            features = model_features(dict(zip(self.TASK_FEATURES, values)), task_feature_lengths, self.bos_id)
             return [features[name] for name in self.MODEL_FEATURES]
 
         def convert_example(example):

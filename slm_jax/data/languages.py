@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS."""
 
 NAMES = {

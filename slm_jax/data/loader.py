@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """From a SeqIO task or mixture to batches: stores (cache.py), a plan (plan.py), and a thread."""
 
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
@@ -33,10 +31,10 @@ class ExampleInfo:
     """What a report wants to know of one example of an evaluation.
 
     Attributes:
-      id, task, lang, target_lang: '' where not known.
-      instruction, reference: the texts that were encoded as inputs and targets.
-      audio: the recording's path, None where the source gave samples.
-      seconds: length of the speech.
+        id, task, lang, target_lang: '' where not known.
+        instruction, reference: the texts that were encoded as inputs and targets.
+        audio: the recording's path, None where the source gave samples.
+        seconds: length of the speech.
     """
 
     id: str
@@ -57,23 +55,23 @@ class SpeechTextLoader:
     the data, the seed and the step only: not on the hosts, nor on what was read before.
 
     Args:
-      mixture_or_task_name: a registered name, or a mixture on the spot: {name: rate}.
-      split: 'train', 'validation' or 'test', as the tasks have them.
-      seconds_per_batch: seconds of (padded) audio in a batch, over all hosts.
-      task_feature_lengths: the most that is allowed of 'speech' (samples), 'inputs' and 'targets'
-        (tokens). What is longer is a bad example; nothing is ever cut. Default: `DEFAULT_LENGTHS`.
-      num_buckets: the most static shapes; fewer where 91% of the samples are speech already.
-      seed: of order and wordings.
-      cache_dir: where stores are; None = `cache.default_dir()`.
-      num_shards, shard_index: number of hosts, and which of them this is.
-      on_bad_example: 'raise' stops, 'skip' goes on, counts and lists (`skipped`).
-      row_multiple: rows of every batch are a multiple of this: the data-parallel size.
-      tokens_per_batch: see `plan.Plan`.
-      prefetch: batches made ahead.
-      data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        mixture_or_task_name: a registered name, or a mixture on the spot: {name: rate}.
+        split: 'train', 'validation' or 'test', as the tasks have them.
+        seconds_per_batch: seconds of (padded) audio in a batch, over all hosts.
+        task_feature_lengths: the most that is allowed of 'speech' (samples), 'inputs' and 'targets'
+            (tokens). What is longer is a bad example; nothing is ever cut. Default: `DEFAULT_LENGTHS`.
+        num_buckets: the most static shapes; fewer where 91% of the samples are speech already.
+        seed: of order and wordings.
+        cache_dir: where stores are; None = `cache.default_dir()`.
+        num_shards, shard_index: number of hosts, and which of them this is.
+        on_bad_example: 'raise' stops, 'skip' goes on, counts and lists (`skipped`).
+        row_multiple: rows of every batch are a multiple of this: the data-parallel size.
+        tokens_per_batch: see `plan.Plan`.
+        prefetch: batches made ahead.
+        data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      preprocessors.BadExampleError: an example that cannot be used, unless these are skipped.
+        preprocessors.BadExampleError: an example that cannot be used, unless these are skipped.
     """
 
     def __init__(
@@ -102,9 +100,7 @@ class SpeechTextLoader:
         self._lengths = {**DEFAULT_LENGTHS, **(task_feature_lengths or {})}
         self._shard, self._prefetch = (shard_index, num_shards), prefetch
         if row_multiple % num_shards:
-            raise ValueError(
-                f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts'
-            )
+            raise ValueError(f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts')
         self.skipped: list[tuple[str, str]] = []
         stores, self._stores, self._planned = {}, [], []
         for task, rate in zip(self._tasks, rates):
@@ -125,9 +121,7 @@ class SpeechTextLoader:
             self._lengths,
         )
         self.speech_fill = self.plan.speech_fill
-        self._steps = [
-            _postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)
-        ]
+        self._steps = [_postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
         self._seed = seed
         self._waited = self._elapsed = 0.0
         hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
@@ -162,9 +156,7 @@ class SpeechTextLoader:
 
     # ------------------------------------------------------------------ lengths
 
-    def _measure(
-        self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str
-    ) -> plan_lib.TaskLengths:
+    def _measure(self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str) -> plan_lib.TaskLengths:
         """Runs the task's later steps over all texts, in every wording; remembers their lengths."""
         description = [
             cache.FORMAT,
@@ -194,14 +186,11 @@ class SpeechTextLoader:
                 name = next(filter(None, map(features.get, ('audio', 'origin', 'id')))).decode()
                 errors.setdefault(
                     int(i),
-                    preprocessors.too_long(
-                        name, feature, int(lengths[feature][i]), self._lengths[feature]
-                    ),
+                    preprocessors.too_long(name, feature, int(lengths[feature][i]), self._lengths[feature]),
                 )
         if errors and on_bad_example == 'raise':
             raise preprocessors.BadExampleError(
-                f'{task.name}: {next(iter(errors.values()))}\n'
-                "(on_bad_example='skip' leaves such examples out.)"
+                f"{task.name}: {next(iter(errors.values()))}\n(on_bad_example='skip' leaves such examples out.)"
             )
         for i, error in errors.items():
             good[i] = False
@@ -238,10 +227,7 @@ class SpeechTextLoader:
     def _batch(self, batch: plan_lib.Batch) -> tuple[dict[str, np.ndarray], list[dict | None]]:
         bucket = self.plan.buckets[batch.bucket]
         lengths = {'speech': bucket.samples, 'inputs': bucket.inputs, 'targets': bucket.targets}
-        examples = [
-            None if row[0] < 0 else self._fitting(bucket, *map(int, row))
-            for row in self._rows(batch)
-        ]
+        examples = [None if row[0] < 0 else self._fitting(bucket, *map(int, row)) for row in self._rows(batch)]
         rows = [feature_converter.model_features(example or {}, lengths) for example in examples]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, examples
 
@@ -264,10 +250,7 @@ class SpeechTextLoader:
                 arrays, examples = self._batch(batch)
                 yield (
                     arrays,
-                    [
-                        example and self._info(int(row[0]), example)
-                        for row, example in zip(self._rows(batch), examples)
-                    ],
+                    [example and self._info(int(row[0]), example) for row, example in zip(self._rows(batch), examples)],
                 )
 
         return self._ahead(make())
@@ -377,7 +360,7 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
     A mixture's rate is shared by its tasks in proportion to theirs.
 
     Raises:
-      ValueError: no such name; says which are near.
+        ValueError: no such name; says which are near.
     """
     if isinstance(name, Mapping):
         parts = [(tasks_and_rates(part), float(rate)) for part, rate in name.items()]
@@ -389,8 +372,7 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
     if name not in known:
         near = difflib.get_close_matches(name, sorted(known), n=3)
         raise ValueError(
-            f'no task or mixture is called {name!r}'
-            + (f'; did you mean {" or ".join(near)}?' if near else '')
+            f'no task or mixture is called {name!r}' + (f'; did you mean {" or ".join(near)}?' if near else '')
         )
     provider = seqio.get_mixture_or_task(name)
     tasks = seqio.get_subtasks(provider)
@@ -400,8 +382,11 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
 
 
 def _seeds(store: cache.Store) -> int:
-    """How many wordings are measured. Speech tasks choose among few templates: all of them. A text
-    task may draw more freely; what it draws later may be longer, see `_fitting`."""
+    """How many wordings are measured.
+
+    Speech tasks choose among few templates: all of them. A text task may draw more freely; what it draws later may be
+    longer, see `_fitting`.
+    """
     return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
 
 
@@ -415,9 +400,7 @@ def _measure_tokens(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarra
     steps = _postcache(task, store.spec)
     for i, features in enumerate(store.all_features()):
         for seed in range(_seeds(store)):
-            example = steps(
-                dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed))
-            )
+            example = steps(dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed)))
             if example is None:
                 break
             result['used'][i] = True
@@ -443,9 +426,7 @@ def _postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]
 
         def call(example):
             for step in steps:
-                added = step.function(
-                    {k: example[k] for k in step.reads if k in example}, task.output_features, None
-                )
+                added = step.function({k: example[k] for k in step.reads if k in example}, task.output_features, None)
                 if added is None:
                     return None
                 example = {**example, **added}

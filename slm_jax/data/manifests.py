@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """JSONL manifests, one recording a line, as a source of examples.
 
     {"audio": "a.wav", "text": "…", "lang": "en", "translation": {"de": "…"}}
@@ -57,15 +55,14 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     understood is yielded with the reason in `error`: whoever reads decides whether to stop.
 
     Raises:
-      ManifestError: the file itself cannot be read, or holds no line.
+        ManifestError: the file itself cannot be read, or holds no line.
     """
     path = pathlib.Path(path)
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(
-            f'{path}: cannot be read ({error}). Give the path of a JSONL file in '
-            'UTF-8 that you may read.'
+            f'{path}: cannot be read ({error}). Give the path of a JSONL file in UTF-8 that you may read.'
         ) from error
     if not any(line.strip() for line in lines):
         raise ManifestError(f'{path}: the manifest is empty. Write one JSON object a line.')
@@ -89,8 +86,7 @@ def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
         raise ManifestError(f'a JSON object was expected, this is {line[:40]!r}.')
     if row.get('offset'):
         raise ManifestError(
-            'field "offset": segments of a recording are not read. Cut the segment '
-            'into a file of its own.'
+            'field "offset": segments of a recording are not read. Cut the segment into a file of its own.'
         )
     fields = {}
     for field, names in _NAMES.items():
@@ -127,9 +123,7 @@ class Source:
         from slm_jax.data.tensorflow_cpu import tf
 
         signature = {field: tf.TensorSpec((), tf.string) for field in FIELDS}
-        dataset = tf.data.Dataset.from_generator(
-            lambda: self.examples(split), output_signature=signature
-        )
+        dataset = tf.data.Dataset.from_generator(lambda: self.examples(split), output_signature=signature)
         return dataset.shuffle(10_000, seed=seed) if shuffle_files else dataset
 
     def label(self, split: str) -> str:
@@ -152,8 +146,8 @@ class ManifestSource(Source):
     """{split: manifest}, optionally some languages of them.
 
     Attributes:
-      paths: the manifest of each split.
-      langs: keep lines of these languages only; empty keeps all.
+        paths: the manifest of each split.
+        langs: keep lines of these languages only; empty keeps all.
     """
 
     paths: Mapping[str, str]

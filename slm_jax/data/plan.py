@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Which examples make up the batch of a step: integer arithmetic on lengths, and no state.
 
 Draws are made in chunks. In a chunk every task gives its share of draws by rate, walking through
@@ -27,15 +25,15 @@ class TaskLengths:
     """The usable examples of one task.
 
     Attributes:
-      index: [n] where each is in the task's store.
-      samples, inputs, targets: [n] lengths; of the tokens the longest of all wordings.
-      rate: how often the task is drawn, relative to the other tasks.
+        index: [n] where each is in the task's store.
+        samples, inputs, targets: [n] lengths; of the tokens the longest of all wordings.
+        rate: how often the task is drawn, relative to the other tasks.
     """
 
-    index: Int[np.ndarray, 'n']
-    samples: Int[np.ndarray, 'n']
-    inputs: Int[np.ndarray, 'n']
-    targets: Int[np.ndarray, 'n']
+    index: Int[np.ndarray, ' n']
+    samples: Int[np.ndarray, ' n']
+    inputs: Int[np.ndarray, ' n']
+    targets: Int[np.ndarray, ' n']
     rate: float = 1.0
 
 
@@ -65,17 +63,17 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def boundaries(
-    lengths: Int[np.ndarray, 'n'], weights: Float[np.ndarray, 'n'], count: int, enough: float = 1.0
+    lengths: Int[np.ndarray, ' n'], weights: Float[np.ndarray, ' n'], count: int, enough: float = 1.0
 ) -> list[int]:
     """The upper bounds that minimise the padding of `lengths`, by dynamic program.
 
     Args:
-      lengths, weights: of the examples.
-      count: the most bounds to use.
-      enough: the share of unpadded length at which more bounds are not worth a shape each.
+        lengths, weights: of the examples.
+        count: the most bounds to use.
+        enough: the share of unpadded length at which more bounds are not worth a shape each.
 
     Returns:
-      Ascending bounds; the last is the greatest length.
+        Ascending bounds; the last is the greatest length.
     """
     unique, inverse = np.unique(lengths, return_inverse=True)
     mass = np.bincount(inverse, weights)
@@ -111,14 +109,14 @@ class Plan:
     """The order of the data.
 
     Args:
-      tasks: the lengths of each task's examples.
-      seconds_per_batch: seconds of (padded) audio in a batch of any bucket.
-      num_buckets: how many shapes at most; fewer are made where `enough` of what is sent is not
-        padding. Text-only examples beside speech get at most a quarter as many more.
-      seed: of the order and of the wordings.
-      row_multiple: every batch has a multiple of so many rows: the data-parallel size.
-      tokens_per_batch: limits the rows of short examples; None = 40 per second of audio.
-      limits: {'inputs': n, 'targets': n}: token lengths are not rounded up beyond these.
+        tasks: the lengths of each task's examples.
+        seconds_per_batch: seconds of (padded) audio in a batch of any bucket.
+        num_buckets: how many shapes at most; fewer are made where `enough` of what is sent is not
+            padding. Text-only examples beside speech get at most a quarter as many more.
+        seed: of the order and of the wordings.
+        row_multiple: every batch has a multiple of so many rows: the data-parallel size.
+        tokens_per_batch: limits the rows of short examples; None = 40 per second of audio.
+        limits: {'inputs': n, 'targets': n}: token lengths are not rounded up beyond these.
     """
 
     def __init__(
@@ -140,8 +138,7 @@ class Plan:
         self._shares = rates / rates.sum()
         task = np.repeat(np.arange(len(sizes)), sizes)
         samples, inputs, targets = (
-            np.concatenate([getattr(t, name) for t in self._tasks])
-            for name in ('samples', 'inputs', 'targets')
+            np.concatenate([getattr(t, name) for t in self._tasks]) for name in ('samples', 'inputs', 'targets')
         )
         weights = (self._shares / sizes)[task]
         self._bucket = np.zeros(len(task), int)
@@ -215,12 +212,12 @@ class Plan:
         return [batches[i] for i in order]
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step, counted from 0. The first call for a late step counts through the
-        chunks before it, milliseconds each."""
+        """The batch of a step, counted from 0.
+
+        The first call for a late step counts through the chunks before it, milliseconds each.
+        """
         while self._first_step[-1] <= step:
-            self._first_step.append(
-                self._first_step[-1] + len(self._chunk(len(self._first_step) - 1))
-            )
+            self._first_step.append(self._first_step[-1] + len(self._chunk(len(self._first_step) - 1)))
         chunk = int(np.searchsorted(self._first_step, step, 'right')) - 1
         return self._chunk(chunk)[step - self._first_step[chunk]]
 

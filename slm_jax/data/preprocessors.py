@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The steps of a speech task, in the order in which a SeqIO Task runs them.
 
     source
@@ -14,6 +12,8 @@ An example that cannot be used is not dropped where the fault is found: its `err
 wrong, and `check`, or whoever feeds the loader, decides whether to stop.
 """
 
+from slm_jax.data import ctc_text
+
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
 import dataclasses
@@ -26,7 +26,7 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, text_corpora
+from slm_jax.data import languages
 from slm_jax.data.manifests import FIELDS
 
 
@@ -133,11 +133,11 @@ class ExampleStep:
     calls it as it is, which is some fifty times cheaper. Both see the same function.
 
     Attributes:
-      function: (example, output_features, sequence_length) → the features it adds or replaces;
-        None leaves the example out, which must not depend on `template_seed`. Strings are bytes.
-      reads: the features it looks at; those that are absent it does not get.
-      adds: {feature: (dtype, rank)} of the features it returns.
-      output_features, sequence_length: filled in by SeqIO when it builds a pipeline.
+        function: (example, output_features, sequence_length) → the features it adds or replaces;
+            None leaves the example out, which must not depend on `template_seed`. Strings are bytes.
+        reads: the features it looks at; those that are absent it does not get.
+        adds: {feature: (dtype, rank)} of the features it returns.
+        output_features, sequence_length: filled in by SeqIO when it builds a pipeline.
     """
 
     function: Callable[..., Mapping[str, np.ndarray | bytes] | None]
@@ -150,9 +150,7 @@ class ExampleStep:
         names = [name for name in self.reads if name in dataset.element_spec]
 
         def call(*values):
-            added = self.function(
-                dict(zip(names, values)), self.output_features, self.sequence_length
-            )
+            added = self.function(dict(zip(names, values)), self.output_features, self.sequence_length)
             if added is None:
                 added = {
                     k: b'' if dtype == tf.string else np.zeros([0] * rank, dtype.as_numpy_dtype)
@@ -198,12 +196,12 @@ def to_text(
     `template_seed`, a hash of its id stands for it.
 
     Args:
-      kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
-        example's own instruction and target), 'ctc' (no instruction; text as CTC spells it).
-      templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
-        the language are passed over for an example whose language is not known.
-      target_lang: for 'ast'; '' takes the example's own.
-      translated_only: leave out examples without that translation, instead of calling it a fault.
+        kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
+            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it).
+        templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
+            the language are passed over for an example whose language is not known.
+        target_lang: for 'ast'; '' takes the example's own.
+        translated_only: leave out examples without that translation, instead of calling it a fault.
     """
     if kind not in KINDS:
         raise ValueError(f'kind {kind!r}: one of {KINDS} was expected')
@@ -216,9 +214,7 @@ def to_text(
         seed = example.get('template_seed')
         if seed is None:
             seed = zlib.crc32(example['id'])
-        inputs, targets, error = _request(
-            kind, templates, texts, int(seed), int(example['speech_length'])
-        )
+        inputs, targets, error = _request(kind, templates, texts, int(seed), int(example['speech_length']))
         if translated_only and kind == 'ast' and not targets:
             return None
         return {
@@ -247,9 +243,7 @@ def to_text(
     )
 
 
-def _request(
-    kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int
-) -> tuple[str, str, str]:
+def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int) -> tuple[str, str, str]:
     """(inputs, targets, error) of one example."""
 
     def lacks(field: str, remedy: str) -> tuple[str, str, str]:
@@ -271,15 +265,14 @@ def _request(
         if not targets:
             return lacks(
                 'translation',
-                f'There is none into {to!r}: add it, or leave the line out '
-                '(`langs` of the task chooses lines).',
+                f'There is none into {to!r}: add it, or leave the line out (`langs` of the task chooses lines).',
             )
     else:
         targets = example['text']
         if not targets:
             return lacks('text', f'A task of kind {kind!r} needs the transcript.')
     if kind == 'ctc':
-        return '', text_corpora.normalize(targets), ''
+        return '', ctc_text.normalize(targets), ''
     usable = [t for t in templates if example['lang'] or '{language}' not in t]
     if not usable:
         return lacks('lang', 'Every wording of this task names the language of the speech.')
@@ -319,18 +312,14 @@ def _check(example, unused_output_features, sequence_length):
             raise BadExampleError(example['error'].decode())
         for feature, limit in (sequence_length or {}).items():
             if limit is not None and feature in example and len(example[feature]) > limit:
-                raise BadExampleError(
-                    too_long(example['origin'].decode(), feature, len(example[feature]), limit)
-                )
+                raise BadExampleError(too_long(example['origin'].decode(), feature, len(example[feature]), limit))
     return {}
 
 
 # Stops at an example with an `error`, and at one longer than `sequence_length` allows, which SeqIO
 # would trim in silence. The loader marks its examples by `index` and looks at them itself, since it
 # may have been told to skip what is bad.
-check = ExampleStep(
-    _check, reads=('index', 'error', 'origin', 'speech', 'inputs', 'targets'), adds={}
-)
+check = ExampleStep(_check, reads=('index', 'error', 'origin', 'speech', 'inputs', 'targets'), adds={})
 
 
 def too_long(name: str, feature: str, length: int, limit: int) -> str:

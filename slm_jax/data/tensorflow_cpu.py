@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """TensorFlow as the input pipeline only: `from slm_jax.data.tensorflow_cpu import tf`.
 
 Accelerators belong to JAX; TensorFlow would take all of a GPU's memory at its first operation. What

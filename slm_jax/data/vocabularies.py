@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Vocabularies of the foundations, found when they are first used.
 
 Tasks are registered before anybody has chosen a language model. `LLM` and `CTC` stand in their
@@ -10,6 +8,8 @@ output features and become the tokenizers of the foundations that gin names:
     vocabularies.names.speech_encoder = 'usm_tiny'
 """
 
+from slm_jax.data import ctc_text
+
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
 import functools
@@ -19,7 +19,6 @@ import seqio
 
 import gin
 from slm_jax import foundations
-from slm_jax.data import text_corpora
 
 
 @gin.configurable
@@ -96,7 +95,7 @@ def label_tokens() -> tuple[int, ...]:
     begin, the mark of a word's beginning.
 
     Raises:
-      FoundationError: the language model reads bytes, and a label is none.
+        FoundationError: the language model reads bytes, and a label is none.
     """
     if isinstance(LLM.vocabulary, seqio.ByteVocabulary):
         raise foundations.FoundationError(
@@ -127,7 +126,7 @@ def token_labels() -> tuple[int, ...] | None:
         if not (tokens.is_control(token) or tokens.is_unknown(token) or tokens.is_byte(token)):
             if len(piece) > 1:
                 return None
-            label = labels.piece_to_id(piece if piece == '▁' else text_corpora.normalize(piece))
+            label = labels.piece_to_id(piece if piece == '▁' else ctc_text.normalize(piece))
             label = 0 if label == labels.unk_id() else -label if piece == '▁' else label
         result.append(label)
     return tuple(result)
@@ -141,7 +140,7 @@ def output_features(part: str = 'llm') -> dict[str, seqio.Feature]:
     """What every task gives: speech (which a text-only task may lack), inputs and targets.
 
     Args:
-      part: 'llm', or 'speech_encoder' for CTC, whose targets have no EOS.
+        part: 'llm', or 'speech_encoder' for CTC, whose targets have no EOS.
     """
     vocabulary = {'llm': LLM, 'speech_encoder': CTC}[part]
     tokens = seqio.Feature(vocabulary, add_eos=part == 'llm', dtype=tf.int32)

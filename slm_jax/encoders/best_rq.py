@@ -1,5 +1,7 @@
-"""BEST-RQ (arXiv 2202.01855) with USM's 16 codebooks (2303.01037, section 3.2): predict, at masked frames, the codes
-that frozen random projections and codebooks give to the clean features."""
+"""BEST-RQ (arXiv 2202.01855) with USM's 16 codebooks (2303.01037, section 3.2).
+
+Predict, at masked frames, the codes that frozen random projections and codebooks give to the clean features.
+"""
 
 import dataclasses
 
@@ -11,8 +13,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True)
 class BestRqConfig:
-    """BEST-RQ's defaults; `mask_frames` counts 40 ms frames (10: spans of 400 ms), and `mask_probability` is the
-    chance of a span to start at each 10 ms in the paper, hence four times that per frame here."""
+    """BEST-RQ's defaults.
+
+    `mask_frames` counts 40 ms frames (10: spans of 400 ms), and `mask_probability` is the chance of a span to start at
+    each 10 ms in the paper, hence four times that per frame here.
+    """
 
     num_codebooks: int = 16
     codebook_size: int = 8192
@@ -23,7 +28,9 @@ class BestRqConfig:
     seed: int = 0
 
 
-def span_mask(rng: Key[Array, ''], lengths: Int[Array, 'b'], num_frames: int, config: BestRqConfig) -> Bool[Array, 'b t']:
+def span_mask(
+    rng: Key[Array, ''], lengths: Int[Array, ' b'], num_frames: int, config: BestRqConfig
+) -> Bool[Array, 'b t']:
     """Frames to hide: spans of `mask_frames` from random starts, inside each clip; at least one span a clip."""
     start_rng, one_rng = jax.random.split(rng)
     starts = jax.random.bernoulli(start_rng, config.mask_probability, (lengths.shape[0], num_frames))
@@ -34,7 +41,7 @@ def span_mask(rng: Key[Array, ''], lengths: Int[Array, 'b'], num_frames: int, co
     return masked & (jnp.arange(num_frames) < lengths[:, None])
 
 
-def codes(features: Float[Array, 'b t mel'], lengths: Int[Array, 'b'], config: BestRqConfig) -> Int[Array, 'b u n']:
+def codes(features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], config: BestRqConfig) -> Int[Array, 'b u n']:
     """Targets: four 10 ms frames, normalised over the clip, projected and matched to each codebook by cosine."""
     valid = (jnp.arange(features.shape[1]) < lengths[:, None])[..., None]
     count = jnp.maximum(lengths, 1)[:, None, None]

@@ -2,8 +2,8 @@
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
 import optax
+from jaxtyping import Array, Float, Int
 
 
 class CtcHead(nn.Module):
@@ -19,8 +19,8 @@ class CtcHead(nn.Module):
 
 
 def ctc_loss(
-    logits: Float[Array, 'b t v'], frame_lengths: Int[Array, 'b'], labels: Int[Array, 'b l']
-) -> Float[Array, 'b']:
+    logits: Float[Array, 'b t v'], frame_lengths: Int[Array, ' b'], labels: Int[Array, 'b l']
+) -> Float[Array, ' b']:
     """Negative log-likelihood of each row's labels (0 = padding), summed over its frames.
 
     A row whose labels do not fit into its frames has probability zero: optax then gives a very large loss, so
@@ -30,13 +30,13 @@ def ctc_loss(
     return optax.ctc_loss(logits, frame_padding, labels, (labels == 0).astype(jnp.float32))
 
 
-def ctc_fits(frame_lengths: Int[Array, 'b'], labels: Int[Array, 'b l']) -> Array:
+def ctc_fits(frame_lengths: Int[Array, ' b'], labels: Int[Array, 'b l']) -> Array:
     """Whether each row has a frame per label and one per blank between equal neighbours."""
     repeats = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != 0)
     return frame_lengths >= jnp.sum(labels != 0, axis=1) + jnp.sum(repeats, axis=1)
 
 
-def ctc_greedy(logits: Float[Array, 'b t v'], frame_lengths: Int[Array, 'b']) -> Int[Array, 'b t']:
+def ctc_greedy(logits: Float[Array, 'b t v'], frame_lengths: Int[Array, ' b']) -> Int[Array, 'b t']:
     """Best label per frame, repeats merged, blanks dropped, moved to the front and padded with 0."""
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     best = jnp.where(jnp.arange(best.shape[1]) < frame_lengths[:, None], best, 0)

@@ -12,9 +12,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 import numpy as np
-
+from jaxtyping import Array, Bool, Float, Int
 
 # The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
 # branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
@@ -23,9 +22,12 @@ _BRANCH_SCALE = 0.1
 
 @dataclasses.dataclass(frozen=True)
 class UsmConfig:
-    """Sizes and switches; the defaults are Gemma 3n's. Attention reaches `context_left - 1` frames back and
-    `context_right` ahead, computed in chunks of `chunk_size` queries. `reduction_factor` drops frames at the end
-    (4: 25 Hz to 6.25 Hz); 1 keeps the 25 Hz that CTC and an adapter read."""
+    """Sizes and switches; the defaults are Gemma 3n's.
+
+    Attention reaches `context_left - 1` frames back and `context_right` ahead, computed in chunks of `chunk_size`
+    queries. `reduction_factor` drops frames at the end (4: 25 Hz to 6.25 Hz); 1 keeps the 25 Hz that CTC and an adapter
+    read.
+    """
 
     num_layers: int = 12
     emb_dim: int = 1536
@@ -48,8 +50,11 @@ class UsmConfig:
 
 
 class _Dense(nn.Module):
-    """Matrix product over the last axis. The leading axes are merged first: on CPU, XLA computes the kernel's
-    gradient of a product of two matrices more than twice as fast as that of a batched one."""
+    """Matrix product over the last axis.
+
+    The leading axes are merged first: on CPU, XLA computes the kernel's gradient of a product of two matrices more than
+    twice as fast as that of a batched one.
+    """
 
     features: int
     axes: tuple[str, str]
@@ -79,9 +84,7 @@ class RMSNorm(nn.Module):
 
 def _conv_3x3_stride_2(x: Float[Array, 'b t f c'], kernel: Float[Array, '3 3 c d']) -> Float[Array, 'b u g d']:
     """3x3 convolution, stride 2, padded (0, 2) in time and (1, 1) in frequency."""
-    return jax.lax.conv_general_dilated(
-        x, kernel, (2, 2), ((0, 2), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
-    )
+    return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((0, 2), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
 
 
 class _SubsampleBlock(nn.Module):
@@ -138,8 +141,8 @@ class _LocalAttention(nn.Module):
             return y.reshape(b, t, heads, head_dim).swapaxes(1, 2)
 
         def contexts(y: Array) -> Array:
-            """[b, h, t, k] -> [b, h, chunks, context, k], joined from neighbouring chunks: slices, since the gradient
-            of a gather is a scatter."""
+            """[b, h, t, k] -> [b, h, chunks, context, k], joined from neighbouring chunks."""
+            # Slices, since the gradient of a gather is a scatter.
             before, after = -(-past // chunk), -(-future // chunk)
             pad = (before * chunk, (chunks + after) * chunk - t)
             y = jnp.pad(y, ((0, 0), (0, 0), pad, (0, 0)))
@@ -158,7 +161,9 @@ class _LocalAttention(nn.Module):
         key, value = contexts(heads_of('k_proj')), contexts(heads_of('v_proj'))
 
         positions = _sinusoids(np.arange(past, -future - 1, -1), config.emb_dim)
-        relative = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name='pos_proj')(positions.astype(config.dtype))
+        relative = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name='pos_proj')(
+            positions.astype(config.dtype)
+        )
         relative = relative.reshape(-1, heads, head_dim)
         logits = jnp.einsum('bnuwh,bnuch->bnuwc', query, key)
         logits += _relative_shift(jnp.einsum('bnuwh,fnh->bnuwf', query, relative), context)
@@ -239,8 +244,8 @@ class UsmEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t mel'], lengths: Int[Array, 'b'], deterministic: bool = True
-    ) -> tuple[Float[Array, 'b u d'], Int[Array, 'b']]:
+        self, features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         """Features must be zero beyond `lengths`, as the frontends make them; so are the returned frames."""
         config = self.config
         x = features[..., None].astype(config.dtype)

@@ -13,8 +13,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from slm_jax.encoders.layers import conv, dense, layer_norm
 
@@ -180,8 +180,8 @@ class _AdapterLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, 'b t d'], lengths: Int[Array, 'b']
-    ) -> tuple[Float[Array, 'b u d'], Int[Array, 'b']]:
+        self, x: Float[Array, 'b t d'], lengths: Int[Array, ' b']
+    ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         config, dtype = self.config, self.config.dtype
         size, stride = config.adapter_kernel_size, config.adapter_stride
         valid = (jnp.arange(x.shape[1]) < lengths[:, None])[..., None]
@@ -206,8 +206,8 @@ class W2vBertEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t f'], lengths: Int[Array, 'b'], deterministic: bool = True
-    ) -> tuple[Float[Array, 'b u d'], Int[Array, 'b']]:
+        self, features: Float[Array, 'b t f'], lengths: Int[Array, ' b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         """Returns frames, zero beyond each clip's own, and their number.
 
         There is no dropout, as the encoder is made to be frozen: `deterministic` changes nothing.

@@ -66,8 +66,8 @@ class WhisperEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t mel'], lengths: Int[Array, 'b'], deterministic: bool = True
-    ) -> tuple[Float[Array, 'b u d'], Int[Array, 'b']]:
+        self, features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         """Features as `WhisperFrontend` makes them: after the last frame comes its like, silence, up to 30 s.
 
         Returns the frames of the clips, zero beyond them, and their number. There is no dropout, as in Whisper's own

@@ -109,9 +109,7 @@ def alignment(reference: Sequence[str], prediction: Sequence[str]) -> list[tuple
     )
     result = []
     for chunk in output.alignments[0]:
-        length = max(
-            chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx
-        )
+        length = max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
         said = list(reference[chunk.ref_start_idx : chunk.ref_end_idx]) or [''] * length
         heard = list(prediction[chunk.hyp_start_idx : chunk.hyp_end_idx]) or [''] * length
         result += [(kinds[chunk.type], r, p) for r, p in zip(said, heard, strict=True)]
@@ -165,9 +163,7 @@ def _texts(prediction: metrics.Prediction) -> str:
         if text or field == 'prediction':
             language = f' lang="{target}"' if target and field != 'instruction' else ''
             # dir=auto: Arabic and Hebrew run from the right by themselves.
-            rows.append(
-                (name, f'{language} dir="auto"', page.escape(text) if text else '(nothing)')
-            )
+            rows.append((name, f'{language} dir="auto"', page.escape(text) if text else '(nothing)'))
     return '<dl class="texts">{}</dl>'.format(
         ''.join(f'<dt>{name}</dt><dd{attributes}>{text}</dd>' for name, attributes, text in rows)
     )
@@ -180,8 +176,7 @@ def _aligned(prediction: metrics.Prediction, normalizer: str) -> str:
     unspaced = metrics.is_unspaced(prediction.get('lang'))
     reference, answer = (list(''.join(t.split())) if unspaced else t.split() for t in texts)
     cells = ''.join(
-        f'<span class="{kind}"><span>{page.escape(said) or "–"}</span>'
-        f'<span>{page.escape(heard) or "–"}</span></span>'
+        f'<span class="{kind}"><span>{page.escape(said) or "–"}</span><span>{page.escape(heard) or "–"}</span></span>'
         for kind, said, heard in alignment(reference, answer)
     )
     return f'<div class="pairs" dir="auto" aria-hidden="true">{cells}</div>'

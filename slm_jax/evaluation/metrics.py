@@ -94,9 +94,7 @@ def character_errors(references: Sequence[str], predictions: Sequence[str]) -> d
     return {'cer': 100.0 * output.cer, 'characters': _counts(output, 'characters')['characters']}
 
 
-def bleu(
-    references: Sequence[str], predictions: Sequence[str], target_lang: str | None
-) -> tuple[float, str]:
+def bleu(references: Sequence[str], predictions: Sequence[str], target_lang: str | None) -> tuple[float, str]:
     """Corpus BLEU (sacrebleu), tokenized as the target language is; returns (score, signature)."""
     import sacrebleu
 
@@ -131,9 +129,7 @@ def accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
     return 100.0 * equal / len(references)
 
 
-def slot_f1(
-    references: Sequence[str], predictions: Sequence[str], absent: str = ABSENT
-) -> dict[str, float]:
+def slot_f1(references: Sequence[str], predictions: Sequence[str], absent: str = ABSENT) -> dict[str, float]:
     """Micro-averaged F1 of slot values, one question a pair.
 
     A value found and right is a true positive; one found but wrong is a false positive, and a false
@@ -240,14 +236,11 @@ def _counts(output: Any, unit: str) -> dict[str, float]:
 def _check(references: Sequence[str], predictions: Sequence[str]) -> None:
     if len(references) != len(predictions) or not references:
         raise MetricsError(
-            f'predictions: {len(predictions)} for {len(references)} references; '
-            'give one for each, at least one.'
+            f'predictions: {len(predictions)} for {len(references)} references; give one for each, at least one.'
         )
     empty = [i for i, reference in enumerate(references) if not reference.strip()]
     if empty:
-        raise MetricsError(
-            f'reference: empty at positions {empty[:5]}; an error rate divides by its length.'
-        )
+        raise MetricsError(f'reference: empty at positions {empty[:5]}; an error rate divides by its length.')
 
 
 def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
@@ -255,8 +248,7 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
     for field in ('reference', 'prediction'):
         if not isinstance(prediction.get(field), str):
             raise MetricsError(
-                f'{field}: missing or not text in example {prediction.get("id")!r}; '
-                'it must be a string.'
+                f'{field}: missing or not text in example {prediction.get("id")!r}; it must be a string.'
             )
     kind = kind_of(prediction)
     normalize = normalizers.get(names[kind])
@@ -267,11 +259,7 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str]]) -> None:
-    empty = [
-        p.get('id')
-        for p, (reference, _) in zip(predictions, pairs, strict=True)
-        if not reference.strip()
-    ]
+    empty = [p.get('id') for p, (reference, _) in zip(predictions, pairs, strict=True) if not reference.strip()]
     if empty:
         shown = ', '.join(str(i) for i in empty[:5]) + (', …' if len(empty) > 5 else '')
         raise MetricsError(
@@ -294,16 +282,12 @@ def _score_kinds(
         if not groups:
             continue
         of_group = {
-            group: _score_group(
-                kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures
-            )
+            group: _score_group(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
             for group, members in sorted(groups.items())
         }
         if len(groups) > 1:
             members = [i for group in groups.values() for i in group]
-            overall = _score_group(
-                kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures
-            )
+            overall = _score_group(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
             of_group = {**of_group, 'overall': overall, 'average': _average(of_group)}
         scores[kind] = of_group
     return scores
@@ -336,9 +320,7 @@ def _score_group(
             result |= word_errors([references[i] for i in spaced], [answers[i] for i in spaced])
             signatures['wer'] = f'jiwer {version}, corpus level'
         result |= character_errors(references, answers)
-        signatures['cer'] = (
-            f'jiwer {version}, corpus level; no spaces in {", ".join(sorted(UNSPACED))}'
-        )
+        signatures['cer'] = f'jiwer {version}, corpus level; no spaces in {", ".join(sorted(UNSPACED))}'
         return {**result, 'accuracy': accuracy(references, answers)}
     by_tokenizer = {}
     for language in sorted({base_language(p['target_lang']) for p in predictions}):

@@ -79,9 +79,7 @@ def write(
     text = json.dumps(results, ensure_ascii=False, indent=2)
     (directory / 'results.json').write_text(text + '\n', encoding='utf-8')
     path = directory / 'report.html'
-    path.write_text(
-        render(results, predictions, samples or {}, worst, audio_bytes), encoding='utf-8'
-    )
+    path.write_text(render(results, predictions, samples or {}, worst, audio_bytes), encoding='utf-8')
     return path
 
 
@@ -103,16 +101,10 @@ def render(
     for kind, (bad, spread) in examples.chosen(predictions, errors, worst).items():
         for heading, positions in (('the worst', bad), ('from best to worst', spread)):
             items = [
-                examples.show(
-                    predictions[i], errors[i], samples.get(i), _normalizer(results), budget
-                )
+                examples.show(predictions[i], errors[i], samples.get(i), _normalizer(results), budget)
                 for i in positions
             ]
-            shown.append(
-                page.section(
-                    f'{_TITLES[kind]}: {heading}', *examples.listing(items, kind == 'transcription')
-                )
-            )
+            shown.append(page.section(f'{_TITLES[kind]}: {heading}', *examples.listing(items, kind == 'transcription')))
     parts = [
         '<header>',
         f'<h1>{page.escape(title)}</h1>',
@@ -163,14 +155,9 @@ def _subtitle(results: Mapping[str, Any]) -> str:
 def _warning(data: Mapping[str, Any]) -> str:
     lines = []
     if data.get('shuffle_audio'):
-        lines.append(
-            'Control run: every example was given the audio of another clip. '
-            'A model that listens fails here.'
-        )
+        lines.append('Control run: every example was given the audio of another clip. A model that listens fails here.')
     if data.get('skipped'):
-        lines.append(
-            f'{len(data["skipped"])} unreadable examples were left out; results.json lists them.'
-        )
+        lines.append(f'{len(data["skipped"])} unreadable examples were left out; results.json lists them.')
     return ''.join(f'<p class="warn" role="note">{page.escape(line)}</p>' for line in lines)
 
 
@@ -190,9 +177,7 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 percent = '' if metric in ('bleu', 'chrf') else '%'
                 tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, group))
             elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
-                tiles.append(
-                    (f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions')
-                )
+                tiles.append((f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions'))
     rate = (results.get('speed') or {}).get('audio_seconds_per_second')
     if rate:
         tiles.append((f'{rate:.1f}×', 'times real time', results['speed'].get('device', '')))
@@ -208,14 +193,9 @@ def _table(
     columns = [c for c in columns if any(c[0] in group for group in scores.values())]
     rows = []
     for group, values in scores.items():
-        cells = [
-            '–' if m not in values else f'{values[m]:.1f}' if rate else f'{values[m]:,}'
-            for m, _, rate in columns
-        ]
+        cells = ['–' if m not in values else f'{values[m]:.1f}' if rate else f'{values[m]:,}' for m, _, rate in columns]
         rows.append([group, *cells])
-    return page.card(
-        page.table(caption, [first, *(c[1] for c in columns)], rows, ('overall', 'average'))
-    )
+    return page.card(page.table(caption, [first, *(c[1] for c in columns)], rows, ('overall', 'average')))
 
 
 def _scores(kind: str, scores: Mapping[str, Mapping[str, float]]) -> str:
@@ -243,18 +223,12 @@ def _by_task(by_task: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float]) -> str:
-    timed = [
-        (p['duration'], e) for p, e in zip(predictions, errors, strict=True) if p.get('duration')
-    ]
+    timed = [(p['duration'], e) for p, e in zip(predictions, errors, strict=True) if p.get('duration')]
     if len(timed) < 20:
         return ''
     title = 'Error rate by length of the clip'
-    caption = (
-        'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
-    )
-    return page.section(
-        title, page.plot(plots.error_by_length(*zip(*timed, strict=True), title), caption)
-    )
+    caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
+    return page.section(title, page.plot(plots.error_by_length(*zip(*timed, strict=True), title), caption))
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:
@@ -281,7 +255,5 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         )
     speed = results.get('speed') or {}
     if speed.get('seconds'):
-        facts['Time'] = (
-            f'{speed["seconds"]:.1f} s on {speed.get("device", "")}, compilation included'
-        )
+        facts['Time'] = f'{speed["seconds"]:.1f} s on {speed.get("device", "")}, compilation included'
     return facts

@@ -1,9 +1,9 @@
 """Writes the safetensors format: a JSON header, then the arrays one after another."""
 
-from collections.abc import Mapping
 import json
 import math
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 

@@ -1,9 +1,9 @@
 """A T5 in the layout of `transformers`: T5 1.0 (tied) or T5 1.1 (an output layer of its own), with its tokenizer."""
 
-from collections.abc import Mapping
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax

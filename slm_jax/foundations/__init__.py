@@ -6,7 +6,6 @@ model file too, `model.gin`. Foundations that stand beside this file are install
 their names; any other is known by its path.
 """
 
-from collections.abc import Callable, Iterable
 import dataclasses
 import hashlib
 import json
@@ -15,6 +14,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.traverse_util
@@ -60,7 +60,9 @@ def card(name_or_dir: str | os.PathLike) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding='utf-8'))
     except json.JSONDecodeError as error:
-        raise FoundationError(f'{path} is not JSON ({error}). Restore the file from where the foundation came.') from error
+        raise FoundationError(
+            f'{path} is not JSON ({error}). Restore the file from where the foundation came.'
+        ) from error
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -215,9 +217,7 @@ def abstract(name_or_dir: str | os.PathLike) -> Params:
     return stored
 
 
-def load(
-    name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None, verify: bool = False
-) -> Params:
+def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None, verify: bool = False) -> Params:
     """Parameters of a foundation, as stored or cast, read straight into their places.
 
     Args:
@@ -265,9 +265,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     arguments = jax.tree.map(
-        lambda leaf: ocp.ArrayRestoreArgs(
-            sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype
-        ),
+        lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype),
         wanted,
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -281,8 +279,9 @@ def vocabulary(name_or_dir: str | os.PathLike):
 
     `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid).
     """
-    import slm_jax.data.tensorflow_cpu  # noqa: F401  before seqio, which imports TensorFlow
     import seqio
+
+    import slm_jax.data.tensorflow_cpu  # noqa: F401  before seqio, which imports TensorFlow
 
     path = find(name_or_dir)
     said = card(path)

@@ -5,10 +5,10 @@ import math
 import pathlib
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError

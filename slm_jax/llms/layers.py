@@ -2,11 +2,11 @@
 
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Int32
-import numpy as np
 
 _NUM_BUCKETS = 32
 _MAX_DISTANCE = 128
@@ -30,9 +30,7 @@ def relative_position_bucket(
     exact = num_buckets // 2
     # The epsilon and float32 are T5X's: they decide the bucket of a few borderline distances.
     ratio = distance.astype(np.float32) / exact + np.finfo(np.float32).eps
-    logarithmic = exact + (
-        np.log(ratio) / np.log(_MAX_DISTANCE / exact) * (num_buckets - exact)
-    ).astype(np.int32)
+    logarithmic = exact + (np.log(ratio) / np.log(_MAX_DISTANCE / exact) * (num_buckets - exact)).astype(np.int32)
     bucket = np.where(distance < exact, distance, np.minimum(logarithmic, num_buckets - 1))
     return (first + bucket).astype(np.int32)
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from slm_jax.llms.layers import relative_position_bucket
 from slm_jax.llms.t5 import T5Config

@@ -15,12 +15,12 @@ import functools
 import operator
 from typing import Any
 
-from flax import linen as nn
 import jax
-from jax import lax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
 import numpy as np
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
 
 from slm_jax.llms.layers import Dense, Embedding, LayerNorm, RelativePositionBias
 
@@ -114,8 +114,10 @@ class Attention(nn.Module):
         *biases: Float[Array, '#b #h #q k'],
         written: Int[Array, ''] | None = None,
     ) -> Float[Array, 'b q e']:
-        """A cached step: attends from `x` to `keys_values`. Of those after the first `written`, which `biases` have to
-        mask, few are read; None reads all."""
+        """A cached step: attends from `x` to `keys_values`.
+
+        Of those after the first `written`, which `biases` have to mask, few are read; None reads all.
+        """
 
         def attended(length, queries):
             bias = sum(bias[..., :length] for bias in biases)
@@ -341,9 +343,7 @@ class Decoder(nn.Module):
         x = x.reshape(*rows, cfg.emb_dim)
         if cfg.logits_via_embedding:
             return x
-        logits = Dense(
-            (cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense'
-        )
+        logits = Dense((cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense')
         return logits(x)
 
     def _own(self, beams, batch, max_decode_length):
@@ -461,9 +461,7 @@ class T5(nn.Module):
         """Logits of text to text, as T5X computes them; token 0 is padding."""
         mask = encoder_input_tokens > 0
         encoded = self.encode(self.embed(encoder_input_tokens), mask, deterministic)
-        return self.decode(
-            encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic
-        )
+        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
 
     def _no_dropout(self, deterministic: bool) -> bool:
         return deterministic or self.config.dropout_rate == 0.0 or not self.has_rng('dropout')

@@ -5,8 +5,8 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
 import optax
+from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.encoders.best_rq import BestRqConfig, BestRqHead, codes, span_mask
@@ -63,6 +63,6 @@ class BestRq:
         """There is nothing to generate.
 
         Raises:
-          TypeError: always.
+            TypeError: always.
         """
         raise TypeError('BEST-RQ predicts codes of masked frames, not text: evaluate its loss, or train CTC first')

@@ -40,8 +40,10 @@ class EncoderCtc:
         return logits, lengths
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """CTC loss per label. Rows with more labels than frames can spell are left out and counted in
-        `too_many_labels`."""
+        """CTC loss per label.
+
+        Rows with more labels than frames can spell are left out and counted in `too_many_labels`.
+        """
         logits, lengths = self._logits(params, batch, rng)
         labels = batch['decoder_target_tokens']
         present = jnp.any(labels != 0, axis=1)

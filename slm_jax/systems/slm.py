@@ -20,8 +20,8 @@ class SLM:
     `speech_first` puts the audio before the instruction, which AlignFormer (2412.01145) found better to follow
     instructions; the SLM paper does not say.
 
-    `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is the
-    one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
+    `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
+    the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
@@ -106,8 +106,11 @@ class SLM:
         )
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """Cross-entropy of the decoder's tokens; also the accuracy and `speech_text_cosine`, between the mean
-        adapted speech embedding of a clip and the mean embedding of its target tokens."""
+        """Cross-entropy of the decoder's tokens.
+
+        Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
+        embedding of its target tokens.
+        """
         encoded, mask, parts = self._encode(params, batch, rng)
         logits = self.llm.apply(
             {'params': params['llm']},
@@ -129,7 +132,10 @@ class SLM:
         return loss, metrics
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
-        """Generated tokens; see `System`. Of a batch with `transcribed` [batch], only these rows are written with CTC."""
+        """Generated tokens; see `System`.
+
+        Of a batch with `transcribed` [batch], only these rows are written with CTC.
+        """
         encoded, mask, parts = self._encode(params, batch, None)
         ctc = None
         if decode.ctc_weight and parts:
@@ -155,12 +161,12 @@ class SLM:
         return generate(self.llm, params['llm'], encoded, mask, decode, ctc)
 
 
-def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, 'b']) -> Float[Array, 'b e']:
+def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, ' b']) -> Float[Array, 'b e']:
     valid = jnp.arange(embeddings.shape[1]) < lengths[:, None]
     total = jnp.sum(jnp.where(valid[..., None], embeddings, 0.0), axis=1)
     return total / jnp.maximum(lengths, 1)[:, None]
 
 
-def _cosine(a: Float[Array, 'b e'], b: Float[Array, 'b e']) -> Float[Array, 'b']:
+def _cosine(a: Float[Array, 'b e'], b: Float[Array, 'b e']) -> Float[Array, ' b']:
     norms = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
     return jnp.sum(a * b, axis=-1) / jnp.maximum(norms, 1e-9)

@@ -22,8 +22,8 @@ class SpeechEncoder(nn.Module):
             self.ctc = CtcHead(self.ctc_vocab_size)
 
     def __call__(
-        self, speech_samples: Int[Array, 'b n'], speech_lengths: Int[Array, 'b'], deterministic: bool = True
-    ) -> tuple[Float[Array, 'b t d'], Int[Array, 'b'], Float[Array, 'b t v'] | None]:
+        self, speech_samples: Int[Array, 'b n'], speech_lengths: Int[Array, ' b'], deterministic: bool = True
+    ) -> tuple[Float[Array, 'b t d'], Int[Array, ' b'], Float[Array, 'b t v'] | None]:
         """Frames, zero beyond each clip's own, their number, and CTC logits if there is a head.
 
         Masks features and drops out only when not `deterministic`, with an rng named 'dropout'.

@@ -5,12 +5,12 @@ A model directory holds `card.json` (what the model is, which foundations it nee
 random key; `card`) and the logs of its training. It never holds a frozen parameter.
 """
 
-from collections.abc import Mapping
 import importlib.metadata
 import json
 import os
 import pathlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,7 +54,9 @@ def newest(model_dir: str | os.PathLike) -> pathlib.Path:
     # Orbax renames a checkpoint to its number once all of it is on disk.
     steps = [int(path.name) for path in directory.glob('*') if path.name.isdigit()]
     if not steps:
-        raise CheckpointError(f'{model_dir} has no checkpoint in {_DIRECTORY}/: train it first, or give another directory.')
+        raise CheckpointError(
+            f'{model_dir} has no checkpoint in {_DIRECTORY}/: train it first, or give another directory.'
+        )
     return directory.absolute() / str(max(steps))
 
 
@@ -73,7 +75,7 @@ def check_foundations(model_dir: str | os.PathLike, saved: Mapping[str, Any], gi
         if entry is None:
             return 'nothing'
         prints = entry['fingerprint']
-        return f"{entry['name']!r} (structure {prints['structure'][:16]}, content {prints['content'][:16]})"
+        return f'{entry["name"]!r} (structure {prints["structure"][:16]}, content {prints["content"][:16]})'
 
     for subtree in sorted(saved.keys() | given.keys()):
         old, new = saved.get(subtree), given.get(subtree)
@@ -100,7 +102,10 @@ class Checkpoints:
         if best_metric:
             keep.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics[best_metric], reverse=True, n=1, keep_checkpoints_without_metrics=False
+                    get_metric_fn=lambda metrics: metrics[best_metric],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
                 )
             )
         self._best_metric = best_metric
@@ -124,7 +129,9 @@ class Checkpoints:
             return
         card = {**card, 'step': step}
         evaluation = card.get('evaluation', {})
-        metrics = {k: v for k, v in evaluation.items() if isinstance(v, float)} if self._best_metric in evaluation else None
+        metrics = (
+            {k: v for k, v in evaluation.items() if isinstance(v, float)} if self._best_metric in evaluation else None
+        )
         optimizer = {'opt_state': state.opt_state, 'step': state.step, 'rng': jax.random.key_data(rng)}
         self._manager.save(
             step,
@@ -161,7 +168,9 @@ class Checkpoints:
             CheckpointError: it has other parameters than `abstract`.
         """
         directory = self.model_dir / _DIRECTORY / str(step)
-        stored = {path: leaf.shape for path, leaf in flatten(foundations_lib.stored_tree(directory / TRAINABLE)).items()}
+        stored = {
+            path: leaf.shape for path, leaf in flatten(foundations_lib.stored_tree(directory / TRAINABLE)).items()
+        }
         wanted = {path: leaf.shape for path, leaf in flatten(abstract.trainable).items()}
         if different := sorted(path for path in stored.keys() | wanted.keys() if stored.get(path) != wanted.get(path)):
             path = different[0]
@@ -204,14 +213,10 @@ class Checkpoints:
 
 
 def _restore_args(abstract: Any):
-    return ocp.args.PyTreeRestore(
-        item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
-    )
+    return ocp.args.PyTreeRestore(item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
 
 
-def load_for_inference(
-    model_dir: str | os.PathLike, step: int | None = None
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The trained parameters and the card of one checkpoint, the newest unless `step` says otherwise.
 
     Returns:

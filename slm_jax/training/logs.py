@@ -1,13 +1,13 @@
 """Where numbers go while training: terminal, TensorBoard, and a record of every step's loss."""
 
-from collections.abc import Iterable, Mapping
 import json
 import os
 import pathlib
 import sys
+from collections.abc import Iterable, Mapping
 
-from clu import metric_writers
 import jax
+from clu import metric_writers
 from tqdm import tqdm
 
 _LOSSES = 'losses.jsonl'

@@ -1,20 +1,20 @@
 """The compiled steps of training: one jit each, compiled once per batch shape."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import os
 import pathlib
 import signal
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Key
 import numpy as np
 import optax
+from jaxtyping import Array, Key
 
-from slm_jax.training.state import merge, Params, TrainState
+from slm_jax.training.state import Params, TrainState, merge
 
 Batch = Mapping[str, Any]
 
@@ -104,7 +104,7 @@ def describe(batch: Batch) -> str:
     """A batch's size in a few words."""
     rows, samples = batch['speech_samples'].shape
     seconds = f'{samples / 16_000:.1f} s of audio' if samples else 'text'
-    return f"{rows} x {seconds} ({batch['decoder_target_tokens'].shape[1]} target tokens)"
+    return f'{rows} x {seconds} ({batch["decoder_target_tokens"].shape[1]} target tokens)'
 
 
 class MeanMetrics:
@@ -181,7 +181,9 @@ class Meter:
 def termination_signal() -> Iterator[Callable[[int], bool]]:
     """Catches SIGTERM and Ctrl-C; yields whether to stop before a step. Several hosts agree on the step."""
     caught = []
-    handlers = {number: signal.signal(number, lambda *_: caught.append(True)) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {
+        number: signal.signal(number, lambda *_: caught.append(True)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
 
     def terminated(step: int) -> bool:
         if jax.process_count() == 1:

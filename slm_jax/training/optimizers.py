@@ -1,7 +1,7 @@
 """Optimizers and learning-rate schedules for gin, from optax."""
 
-from collections.abc import Mapping
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax

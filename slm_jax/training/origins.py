@@ -1,8 +1,8 @@
 """Where each parameter comes from: a foundation, another trained model, or fresh initialisation."""
 
-from collections.abc import Callable, Mapping, Sequence
 import dataclasses
 import pathlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax import foundations as foundations_lib
-from slm_jax.foundations import flatten, FoundationError, unflatten
+from slm_jax.foundations import FoundationError, flatten, unflatten
 from slm_jax.training import checkpoints, quantization
 
 Params = dict[str, Any]
@@ -194,10 +194,12 @@ def hold(frozen: Params, boxed: Params, dtype: Any = None) -> Params:
     if jnp.dtype(dtype) != jnp.int8:
         raise ValueError(f'frozen_dtype is {dtype!r}; frozen parameters are held in a floating-point type or in int8.')
     boxes = flatten(boxed)
-    return unflatten({
-        path: quantization.abstract(path, leaf, getattr(boxes[path], 'names', ()))
-        for path, leaf in flatten(cast(frozen, jnp.bfloat16)).items()
-    })
+    return unflatten(
+        {
+            path: quantization.abstract(path, leaf, getattr(boxes[path], 'names', ()))
+            for path, leaf in flatten(cast(frozen, jnp.bfloat16)).items()
+        }
+    )
 
 
 def summary(paths: Sequence[str]) -> str:

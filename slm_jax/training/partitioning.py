@@ -4,17 +4,17 @@ Modules name the axes of their parameters and activations logically, with T5X's 
 axes of a mesh (`data`, `fsdp`, `model`), and XLA does the rest.
 """
 
-from collections.abc import Iterable, Sequence
 import contextlib
 import dataclasses
 import math
 import os
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 

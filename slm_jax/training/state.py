@@ -1,8 +1,8 @@
 """What is trained and what is not: one parameter tree, split by path patterns."""
 
-from collections.abc import Sequence
 import difflib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import flax

@@ -1,11 +1,11 @@
 """The SLM adapter: each reduction against its definition, and invariance to padding and batch."""
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 from slm_jax.adapters import slm
 

@@ -44,9 +44,7 @@ def test_16_bit_16_khz_mono_is_returned_bit_for_bit(write):
 @pytest.mark.parametrize('kind', FORMATS)
 @pytest.mark.parametrize('rate', [8000, 16000, 48000])
 def test_formats_and_rates(write, kind, rate):
-    read = (
-        waveforms.read_waveform(write(encoded(tone(rate), rate, kind))).astype(np.float32) / 32768
-    )
+    read = waveforms.read_waveform(write(encoded(tone(rate), rate, kind))).astype(np.float32) / 32768
     assert abs(len(read) - 16000) <= 300  # lossy codecs pad
     middle = read[4000:12000] * np.hanning(8000)
     assert np.argmax(np.abs(np.fft.rfft(middle))) * 2 == 440
@@ -69,9 +67,7 @@ def test_integers_and_floats_on_their_scales():
     samples = np.array([-32768, -1, 0, 1, 32767], np.int64)
     np.testing.assert_array_equal(waveforms.to_int16(samples, 16000), samples.astype(np.int16))
     np.testing.assert_array_equal(waveforms.to_int16(samples << 16, 16000), samples)  # 32-bit
-    np.testing.assert_array_equal(
-        waveforms.to_int16(np.array([2.0, -2.0], np.float32), 16000), [32767, -32768]
-    )
+    np.testing.assert_array_equal(waveforms.to_int16(np.array([2.0, -2.0], np.float32), 16000), [32767, -32768])
 
 
 def _nan_wav() -> bytes:

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The input pipeline alone: hours of audio per second and core, from the store to batches.
 
     python tests/benchmarks/bench_input_pipeline.py
@@ -42,9 +40,7 @@ def corpus(folder: pathlib.Path, clips: int) -> pathlib.Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--task', help='a task or mixture (default: a corpus of noise)')
     parser.add_argument('--batches', type=int, default=200)
     parser.add_argument('--seconds_per_batch', type=float, default=120.0)

@@ -13,7 +13,7 @@ import time
 import jax
 
 from slm_jax import cli
-from slm_jax.evaluation import model as model_lib
+from slm_jax.inference import model as model_lib
 from slm_jax.training import loop, partitioning, state
 
 

@@ -10,11 +10,11 @@ the generated tokens. Then they take turns, twice over: both from the waveform, 
 The adapter stacks frames and is fresh, and the clips are noise, so what is generated has no meaning but a length.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import statistics
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -86,9 +86,7 @@ def torch_encoder(config, params) -> Gemma3nAudioEncoder:
     for layer in range(config.num_layers):
         for ours, theirs in _CONFORMER.items():
             value = params[f'conformer/{ours}'][layer].T
-            state[f'conformer.{layer}.{theirs}'] = (
-                value[:, None] if ours.endswith('depthwise_kernel') else value
-            )
+            state[f'conformer.{layer}.{theirs}'] = value[:, None] if ours.endswith('depthwise_kernel') else value
     _fill(model, state)
     return model
 
@@ -124,9 +122,7 @@ def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
                 theirs, ours = f'{side}.block.{layer}.layer.{place}', f'{side}/layers_{layer}'
                 state[f'{theirs}.layer_norm.weight'] = params[f'{ours}/{norm}/scale']
                 for ours_name, name in names.items():
-                    state[f'{theirs}.{prefix}{name}.weight'] = params[
-                        f'{ours}/{block}/{ours_name}/kernel'
-                    ].T
+                    state[f'{theirs}.{prefix}{name}.weight'] = params[f'{ours}/{block}/{ours_name}/kernel'].T
     _fill(model, state)
     return model
 
@@ -146,20 +142,15 @@ class _Layer(nn.Module):
         joined = config.num_heads * config.head_dim
         self.heads = config.num_heads
         self.pre_attention_norm, self.pre_mlp_norm = _Norm(config.emb_dim), _Norm(config.emb_dim)
-        self.query, self.key, self.value = (
-            nn.Linear(config.emb_dim, joined, bias=False) for _ in range(3)
-        )
+        self.query, self.key, self.value = (nn.Linear(config.emb_dim, joined, bias=False) for _ in range(3))
         self.out = nn.Linear(joined, config.emb_dim, bias=False)
-        self.wi_0, self.wi_1 = (
-            nn.Linear(config.emb_dim, config.mlp_dim, bias=False) for _ in range(2)
-        )
+        self.wi_0, self.wi_1 = (nn.Linear(config.emb_dim, config.mlp_dim, bias=False) for _ in range(2))
         self.wo = nn.Linear(config.mlp_dim, config.emb_dim, bias=False)
 
     def forward(self, x, bias):
         y = self.pre_attention_norm(x)
         query, key, value = (
-            part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
+            part(y).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
         y = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=bias)
         x = x + self.out(y.transpose(1, 2).flatten(2))
@@ -174,9 +165,7 @@ class TorchAdapter(nn.Module):
         super().__init__()
         self.config = config
         self.frames_norm = _Norm(frame_width)
-        self.input_projection = nn.Linear(
-            config.reduction_factor * frame_width, config.emb_dim, bias=False
-        )
+        self.input_projection = nn.Linear(config.reduction_factor * frame_width, config.emb_dim, bias=False)
         self.relative = nn.Parameter(torch.empty(params['relpos_bias/rel_embedding'].shape))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
         self.final_norm, self.output_norm = _Norm(config.emb_dim), _Norm(config.output_dim)
@@ -204,9 +193,7 @@ class TorchAdapter(nn.Module):
         places = torch.arange(slots)
         distance = (places - places[:, None]).abs()
         far = 8 + (torch.log(distance.clamp(min=8) / 8) / np.log(16) * 8).to(torch.int64)
-        bucket = torch.where(distance < 8, distance, far.clamp(max=15)) + 16 * (
-            places > places[:, None]
-        )
+        bucket = torch.where(distance < 8, distance, far.clamp(max=15)) + 16 * (places > places[:, None])
         bias = self.relative[:, bucket][None] + torch.where(valid, 0.0, -1e10)[:, None, None]
         for layer in self.layers:
             x = layer(x, bias)
@@ -229,13 +216,9 @@ class TorchSlm(nn.Module):
         super().__init__()
         parts = {name: foundations.flatten(part) for name, part in params.items()}
         encoder = {
-            p.removeprefix('encoder/'): v
-            for p, v in parts['speech_encoder'].items()
-            if p.startswith('encoder/')
+            p.removeprefix('encoder/'): v for p, v in parts['speech_encoder'].items() if p.startswith('encoder/')
         }
-        self.encoder = torch_encoder(system.speech_encoder.encoder.config, encoder).requires_grad_(
-            False
-        )
+        self.encoder = torch_encoder(system.speech_encoder.encoder.config, encoder).requires_grad_(False)
         self.llm = torch_llm(system.llm.config, parts['llm']).requires_grad_(False)
         width = system.speech_encoder.encoder.config.emb_dim
         self.adapter = TorchAdapter(system.adapter.config, width, parts['adapter'])
@@ -244,9 +227,7 @@ class TorchSlm(nn.Module):
         """Embeddings and mask for the LLM's encoder. Rows keep a gap between speech and text: relative positions
         there are the rival's own business, so every clip of this benchmark is of the same length."""
         with torch.no_grad():
-            frames = self.encoder(
-                features, torch.arange(features.shape[1]) >= feature_lengths[:, None]
-            )
+            frames = self.encoder(features, torch.arange(features.shape[1]) >= feature_lengths[:, None])
         lengths = (~frames.audio_mel_mask).sum(1)
         speech, lengths = self.adapter(frames.last_hidden_state, lengths)
         return torch.cat([speech, self.llm.shared(tokens)], 1), torch.cat(
@@ -305,16 +286,12 @@ def torch_frontend(frontend) -> Callable[[np.ndarray], tuple[torch.Tensor, torch
 def main() -> None:
     args = slm_step.parse_arguments(__doc__)
     system, params, batch = slm_step.model_and_batch(args)
-    system = dataclasses.replace(
-        system, speech_encoder=system.speech_encoder.clone(augmentation=None)
-    )
+    system = dataclasses.replace(system, speech_encoder=system.speech_encoder.clone(augmentation=None))
     frontend = system.speech_encoder.frontend
 
     rival = TorchSlm(system, jax.tree.map(np.asarray, params))
     their_frontend = torch_frontend(frontend)
-    features, feature_lengths = map(
-        np.asarray, jax.jit(frontend)(batch['speech_samples'], batch['speech_lengths'])
-    )
+    features, feature_lengths = map(np.asarray, jax.jit(frontend)(batch['speech_samples'], batch['speech_lengths']))
     samples = batch['speech_samples']
     their_features = their_frontend(samples)
     difference = np.abs(their_features[0].numpy() - features).max()
@@ -333,18 +310,16 @@ def main() -> None:
     if abs(ours_loss - their_loss) > 1e-4 * ours_loss:
         raise SystemExit('they do not compute the same: no comparison')
 
-    print(
-        f'{args.rows} clips of {args.seconds} s, {torch.get_num_threads()} threads, median of {args.rounds} rounds'
-    )
+    print(f'{args.rows} clips of {args.seconds} s, {torch.get_num_threads()} threads, median of {args.rounds} rounds')
     given = (
         dataclasses.replace(system, speech_encoder=system.speech_encoder.clone(frontend=_given)),
         batch | {'speech_samples': features, 'speech_lengths': feature_lengths},
     )
-    for start, (ours, batch), theirs in (
+    for start, (ours, fed), theirs in (
         ('the waveform', (system, batch), lambda: their_frontend(samples)),
         ('features', given, lambda: their_features),
     ):
-        candidates = _candidates(ours, params, batch, rival, theirs, tokens, targets)
+        candidates = _candidates(ours, params, fed, rival, theirs, tokens, targets)
         if start == 'the waveform':  # The rival's adapter has not been trained yet.
             written, tokens_written = (
                 candidates['greedy']['ours'](),
@@ -370,9 +345,7 @@ def _candidates(system, params, batch, rival, features, tokens, targets) -> dict
     """What is compared: {name: {'ours': function, 'theirs': function}}; `features` makes the rival's."""
     step, state, frozen, _ = slm_step.training(system, params)
     step = jax.jit(step, donate_argnums=0)
-    their_optimizer = torch.optim.AdamW(
-        rival.adapter.parameters(), 1e-3, (0.9, 0.98), weight_decay=0.0
-    )
+    their_optimizer = torch.optim.AdamW(rival.adapter.parameters(), 1e-3, (0.9, 0.98), weight_decay=0.0)
 
     def train_ours():
         nonlocal state

@@ -66,8 +66,8 @@ def main() -> None:
             runs = [train(kind, depth, seed, args.steps) for seed in range(args.seeds)]
             losses, accuracies = zip(*runs, strict=True)
             cells = [
-                f'{scale * statistics.mean(values):.{digits}f} ({scale * min(values):.{digits}f}–{scale * max(values):.{digits}f})'
-                for values, scale, digits in ((losses, 1, 2), (accuracies, 100, 1))
+                f'{statistics.mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})'
+                for values, digits in ((losses, 2), ([100 * value for value in accuracies], 1))
             ]
             print(f'| {kind} | {depth} | {cells[0]} | {cells[1]} |', flush=True)
 

@@ -9,10 +9,10 @@ once, however often it runs, so what is counted has its layers one after another
 compiled apart, which need not add up to the step's.
 """
 
-from collections.abc import Callable
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from unittest import mock
 
 import flax.linen as nn
@@ -94,12 +94,8 @@ def main() -> None:
     }
     flops = counted(step, state, frozen, batch)
     seconds = timed(step, state, frozen, batch, rounds=args.rounds)
-    print(
-        f'{args.rows} clips of {args.seconds} s, {args.target_length} target tokens, {jax.devices()[0].device_kind}'
-    )
-    print(
-        f'{"":24} {"forward":>9} {"least":>9} {"time":>9}\n{"":24} {"GFLOP":>9} {"GFLOP":>9} {"ms":>9}'
-    )
+    print(f'{args.rows} clips of {args.seconds} s, {args.target_length} target tokens, {jax.devices()[0].device_kind}')
+    print(f'{"":24} {"forward":>9} {"least":>9} {"time":>9}\n{"":24} {"GFLOP":>9} {"GFLOP":>9} {"ms":>9}')
     least = 0.0
     for name, (factor, forward, used) in parts.items():
         part_flops = counted(*forward)

@@ -1,4 +1,4 @@
-"""What the benchmarks of a training step share: their options, a model, a batch of noise and the state of a training."""
+"""What the benchmarks of a training step share: options, a model, a batch of noise, the state of a training."""
 
 import argparse
 
@@ -8,10 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from slm_jax import configuration, foundations
-from slm_jax.evaluation import model as model_lib
+from slm_jax.inference import model as model_lib
 from slm_jax.training import loop, optimizers
 from slm_jax.training import state as state_lib
-
 
 # Frames are stacked, so that the amount of work does not depend on what CTC makes of noise.
 _STACK = (
@@ -23,9 +22,7 @@ _STACK = (
 
 def parse_arguments(description: str) -> argparse.Namespace:
     """The options on the command line: the model, the size of the batch, how often to measure."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--gin_file', default='models/slm_tiny.gin', help='an SLM')
     parser.add_argument('--rows', type=int, default=8)
     parser.add_argument('--seconds', type=float, default=6.0)
@@ -58,7 +55,10 @@ def model_and_batch(args: argparse.Namespace):
 
 
 def training(system, params):
-    """(step(state, frozen, batch), its first state, what is frozen, the optimizer). The state has copies of what is trained."""
+    """(step(state, frozen, batch), its first state, what is frozen, the optimizer).
+
+    The state has copies of what is trained.
+    """
     trainable, frozen = state_lib.split(params, model_lib.query('%TRAINABLE'))
     trainable = jax.tree.map(jnp.copy, trainable)
     optimizer = optimizers.adamw(1e-3)

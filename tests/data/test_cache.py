@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The store: what was put in comes out in any order; builds resume; bad examples are named."""
 
 import dataclasses
@@ -9,11 +7,11 @@ import numpy as np
 import pytest
 import seqio
 import soundfile
-from slm_jax.tasks import registry
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.audio import waveforms
 from slm_jax.data import cache, preprocessors
+from slm_jax.tasks import registry
 
 
 @pytest.fixture(autouse=True)
@@ -38,22 +36,14 @@ def test_random_access(manifest, tmp_path):
         features = store.features(index)
         assert features['audio'].decode() == str(path)
         assert features['speech_length'] == store.samples[index]
-    assert [f['target'] for f in store.all_features()] == [
-        f'number {n}'.encode() for n in range(24)
-    ]
+    assert [f['target'] for f in store.all_features()] == [f'number {n}'.encode() for n in range(24)]
 
 
 def test_tasks_on_one_corpus_share_a_store(manifest, tmp_path):
-    directories = {
-        cache.store_dir(task(manifest, kind), 'train', tmp_path)
-        for kind in ('asr', 'ctc', 'instruct')
-    }
+    directories = {cache.store_dir(task(manifest, kind), 'train', tmp_path) for kind in ('asr', 'ctc', 'instruct')}
     assert len(directories) == 1
     assert cache.store_dir(task(manifest), 'test', tmp_path) not in directories
-    assert (
-        cache.store_dir(task(manifest, name='fr', langs=['fr']), 'train', tmp_path)
-        not in directories
-    )
+    assert cache.store_dir(task(manifest, name='fr', langs=['fr']), 'train', tmp_path) not in directories
 
 
 def test_a_changed_manifest_gets_a_new_store(manifest, tmp_path):
@@ -140,9 +130,7 @@ def test_features_of_any_type_survive():
 
 
 def test_decoding_reports_faults_of_content_and_samples():
-    wrong = preprocessors.tf.data.Dataset.from_tensors(
-        {'content': b'not audio', 'origin': 'corpus/17', 'error': ''}
-    )
+    wrong = preprocessors.tf.data.Dataset.from_tensors({'content': b'not audio', 'origin': 'corpus/17', 'error': ''})
     (example,) = preprocessors.decode_content(wrong).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/17: not audio') and len(example['speech']) == 0
     empty = preprocessors.tf.data.Dataset.from_tensors(

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """CoVoST 2 on three clips: tables are joined, splits are CoVoST's, the manual part is asked for."""
 
 import pytest
@@ -27,16 +25,12 @@ def table(tmp_path, monkeypatch):
     unpacked = tmp_path / 'unpacked'
     unpacked.mkdir()
     (unpacked / 'covost_v2.fr_en.tsv').write_text(TABLE, encoding='utf-8')
-    monkeypatch.setattr(
-        tfds.download.DownloadManager, 'download_and_extract', lambda self, url: unpacked
-    )
+    monkeypatch.setattr(tfds.download.DownloadManager, 'download_and_extract', lambda self, url: unpacked)
 
 
 def prepare(tmp_path):
     builder = covost2.Covost2(config='fr_en', data_dir=tmp_path / 'data')
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual')
-    )
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(manual_dir=tmp_path / 'manual'))
     return builder
 
 

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Task features become the batch contract, in numpy and as SeqIO's converter alike."""
 
 import numpy as np
@@ -37,9 +35,7 @@ def dataset(example):
 
 def test_seqio_converter():
     converted = feature_converter.SpeechTextFeatureConverter()(dataset(EXAMPLE), LENGTHS)
-    seqio.test_utils.assert_dataset(
-        converted, EXPECTED, expected_dtypes={k: tf.as_dtype(v) for k, v in DTYPES.items()}
-    )
+    seqio.test_utils.assert_dataset(converted, EXPECTED, expected_dtypes={k: tf.as_dtype(v) for k, v in DTYPES.items()})
     assert converted.element_spec['speech_samples'].shape == [6]
 
 

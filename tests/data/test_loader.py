@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The loader: the contract, one order for any number of hosts, free resumes, bad input."""
 
 import itertools
@@ -9,12 +7,12 @@ import numpy as np
 import pytest
 import seqio
 import soundfile
-from slm_jax.tasks import registry
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.data import loader as loader_lib
 from slm_jax.data import preprocessors
 from slm_jax.data.tensorflow_cpu import tf
+from slm_jax.tasks import registry
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +56,7 @@ def test_batches_keep_the_contract(make, vocabulary, manifest):
         for p, line in zip(sorted(manifest.parent.glob('*.wav')), manifest.read_text().splitlines())
     }
     shapes = [{k: shape for k, (shape, _) in s.items()} for s in loader.batch_shapes()]
-    for step, batch in take(loader, 12):
+    for _, batch in take(loader, 12):
         assert {k: v.shape for k, v in batch.items()} in shapes
         for name, (_, dtype) in loader.batch_shapes()[0].items():
             assert batch[name].dtype == dtype
@@ -69,14 +67,11 @@ def test_batches_keep_the_contract(make, vocabulary, manifest):
             targets = batch['decoder_target_tokens'][row]
             assert vocabulary.decode(targets.tolist()) == line['text']
             assert targets[int((targets > 0).sum()) - 1] == 1  # EOS
-            np.testing.assert_array_equal(
-                batch['decoder_input_tokens'][row], np.append(0, targets[:-1])
-            )
+            np.testing.assert_array_equal(batch['decoder_input_tokens'][row], np.append(0, targets[:-1]))
             np.testing.assert_array_equal(batch['decoder_loss_weights'][row], targets > 0)
             asked = vocabulary.decode(batch['encoder_input_tokens'][row].tolist())
             assert asked in [
-                t.format(language={'en': 'English', 'fr': 'French'}[line['lang']])
-                for t in registry.TEMPLATES['asr']
+                t.format(language={'en': 'English', 'fr': 'French'}[line['lang']]) for t in registry.TEMPLATES['asr']
             ]
 
 
@@ -96,9 +91,7 @@ def test_hosts_share_one_plan(make):
     alone = take(make(row_multiple=4), 10)
     hosts = [take(make(row_multiple=4, num_shards=4, shard_index=h), 10) for h in range(4)]
     for step in range(10):
-        together = {
-            name: np.concatenate([host[step][1][name] for host in hosts]) for name in alone[0][1]
-        }
+        together = {name: np.concatenate([host[step][1][name] for host in hosts]) for name in alone[0][1]}
         assert_equal(together, alone[step][1])
     with pytest.raises(ValueError, match='row_multiple=1 is no multiple of the 4 hosts'):
         make(num_shards=4)
@@ -112,10 +105,7 @@ def test_evaluation_gives_every_example_once_with_what_a_report_needs(make, mani
             if info is None:
                 assert all(not batch[name][row].any() for name in batch)
             else:
-                assert (
-                    vocabulary.decode(batch['decoder_target_tokens'][row].tolist())
-                    == info.reference
-                )
+                assert vocabulary.decode(batch['decoder_target_tokens'][row].tolist()) == info.reference
         infos += [info for info in rows if info]
     lines = [json.loads(line) for line in manifest.read_text().splitlines()]
     infos.sort(key=lambda info: info.audio)
@@ -126,16 +116,11 @@ def test_evaluation_gives_every_example_once_with_what_a_report_needs(make, mani
         'Transcribe the French speech.',
     }
     assert {info.task for info in infos} == {'m_asr'}
-    np.testing.assert_allclose(
-        [info.seconds for info in infos], [line['duration'] for line in lines], atol=1e-3
-    )
+    np.testing.assert_allclose([info.seconds for info in infos], [line['duration'] for line in lines], atol=1e-3)
 
 
 def test_translation_instruction_and_ctc(make, manifest, vocabulary):
-    lines = {
-        str(manifest.parent / line['audio']): line
-        for line in map(json.loads, manifest.read_text().splitlines())
-    }
+    lines = {str(manifest.parent / line['audio']): line for line in map(json.loads, manifest.read_text().splitlines())}
     for _, infos in make('m_fr_en').examples():
         for info in filter(None, infos):
             assert info.reference == lines[info.audio]['translation']['en']
@@ -156,12 +141,7 @@ def test_translation_instruction_and_ctc(make, manifest, vocabulary):
 
 
 def test_a_mixture_on_the_spot(make):
-    names = [
-        info.task
-        for _, infos in make({'m_asr': 3.0, 'm_fr_en': 1.0}).examples()
-        for info in infos
-        if info
-    ]
+    names = [info.task for _, infos in make({'m_asr': 3.0, 'm_fr_en': 1.0}).examples() for info in infos if info]
     assert sorted(set(names)) == ['m_asr', 'm_fr_en'] and len(names) == 24 + 8
     loader = make({registry.mixture({'m_asr': 1, 'm_instruct': 1}): 3.0, 'm_fr_en': 1.0})
     np.testing.assert_allclose(loader.plan._shares, [3 / 8, 3 / 8, 1 / 4])
@@ -231,9 +211,7 @@ def test_bad_examples_stop_or_are_listed(make, manifest, change, limits, said):
     loader = make('spoilt', task_feature_lengths=limits, on_bad_example='skip')
     kept = sum(info is not None for _, infos in loader.examples() for info in infos)
     assert kept + len(loader.skipped) == 24
-    assert len(loader.skipped) == (
-        1 if change else sum(json.loads(line)['duration'] > 2 for line in lines)
-    )
+    assert len(loader.skipped) == (1 if change else sum(json.loads(line)['duration'] > 2 for line in lines))
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(make, monkeypatch):

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Manifests: three dialects read alike; every fault names file, line, field and remedy."""
 
 import json
@@ -12,8 +10,7 @@ from slm_jax.data import manifests
 def read(tmp_path, *rows) -> list[dict]:
     path = tmp_path / 'm.jsonl'
     path.write_text(
-        '\n'.join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows)
-        + '\n',
+        '\n'.join(r if isinstance(r, str) else json.dumps(r, ensure_ascii=False) for r in rows) + '\n',
         encoding='utf-8',
     )
     return list(manifests.read(path))
@@ -99,6 +96,4 @@ def test_a_source_gives_the_chosen_languages(manifest):
     before = source.fingerprint('train')
     manifest.write_text(manifest.read_text() + '\n')
     assert source.fingerprint('train') != before
-    assert source.fingerprint('train') != manifests.ManifestSource(
-        {'train': str(manifest)}, ()
-    ).fingerprint('train')
+    assert source.fingerprint('train') != manifests.ManifestSource({'train': str(manifest)}, ()).fingerprint('train')

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """The plan: a function of (seed, step) that loses no example, pads little, and obeys the rates."""
 
 import collections
@@ -14,9 +12,7 @@ from slm_jax.data import plan as plan_lib
 def lengths(n: int, seed: int = 0, rate: float = 1.0, speech: bool = True) -> plan_lib.TaskLengths:
     rng = np.random.default_rng(seed)
     samples = np.clip(rng.lognormal(10.6, 0.7, n), 3000, 16000 * 20).astype(np.int64)
-    return plan_lib.TaskLengths(
-        np.arange(n), samples * speech, rng.integers(3, 12, n), rng.integers(1, 60, n), rate
-    )
+    return plan_lib.TaskLengths(np.arange(n), samples * speech, rng.integers(3, 12, n), rng.integers(1, 60, n), rate)
 
 
 def make(*tasks, **kwargs) -> plan_lib.Plan:
@@ -37,10 +33,7 @@ def test_boundaries_are_the_best_there_are(seed, count):
         bounds = np.array(sorted(bounds))
         return (weights * bounds[np.searchsorted(bounds, values)]).sum()
 
-    best = min(
-        cost({*inner, values.max()})
-        for inner in itertools.combinations(np.unique(values), count - 1)
-    )
+    best = min(cost({*inner, values.max()}) for inner in itertools.combinations(np.unique(values), count - 1))
     found = plan_lib.boundaries(values, weights, count)
     assert len(found) <= count and found[-1] == values.max()
     np.testing.assert_allclose(cost(found), best, rtol=1e-12)
@@ -146,6 +139,4 @@ def test_evaluation_sees_every_example_once():
         assert batch.rows[0, 0] >= 0
         seen.update((t, e) for t, e, _ in batch.rows.tolist() if t >= 0)
         assert {seed for t, _, seed in batch.rows.tolist() if t >= 0} == {0}
-    assert seen == collections.Counter(
-        {(0, i): 1 for i in range(101)} | {(1, i): 1 for i in range(57)}
-    )
+    assert seen == collections.Counter({(0, i): 1 for i in range(101)} | {(1, i): 1 for i in range(57)})

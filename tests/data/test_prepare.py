@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """`slm-jax prepare`: what gin names is stored once, bad examples and wrong names are said."""
 
 import pytest

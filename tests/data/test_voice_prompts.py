@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """voice_prompts on a miniature release: fetching, checking, going on after a cut, the builder."""
 
 import hashlib
@@ -65,10 +63,7 @@ def publisher(tmp_path, monkeypatch):
     monkeypatch.setattr(
         fetch,
         'EXPECTED',
-        {
-            lang: (sum(key != 'gone' for key in prompts), len(prompts))
-            for lang, prompts in PROMPTS.items()
-        },
+        {lang: (sum(key != 'gone' for key in prompts), len(prompts)) for lang, prompts in PROMPTS.items()},
     )
     monkeypatch.setenv('PATH', str(tmp_path / 'no_programs_here'))
     return folder

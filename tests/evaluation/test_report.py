@@ -121,9 +121,7 @@ def written(tmp_path_factory):
     predictions = some_predictions()
     tone = (8000 * np.sin(np.arange(8000) / 9)).astype(np.int16)
     samples = {i: tone for i in range(len(predictions))}
-    path = report.write(
-        tmp_path_factory.mktemp('report'), some_results(predictions), predictions, samples
-    )
+    path = report.write(tmp_path_factory.mktemp('report'), some_results(predictions), predictions, samples)
     return path, path.read_text(encoding='utf-8'), predictions
 
 
@@ -165,17 +163,12 @@ def test_what_people_wrote_is_text_not_markup(written):
     _, text, _ = written
     assert '<b>arrive' not in text
     assert '&lt;b&gt;arrive&lt;/b&gt; &amp;' in text
-    assert '<script>alert' not in page.table(
-        '<script>alert(1)</script>', ['a'], [['<script>alert(2)</script>']]
-    )
+    assert '<script>alert' not in page.table('<script>alert(1)</script>', ['a'], [['<script>alert(2)</script>']])
 
 
 def test_json_and_predictions_come_back(written):
     path, _, predictions = written
-    assert (
-        json.loads((path.parent / 'results.json').read_text())['scores']['slots']['size']['f1']
-        == 0.0
-    )
+    assert json.loads((path.parent / 'results.json').read_text())['scores']['slots']['size']['f1'] == 0.0
     lines = (path.parent / 'predictions.jsonl').read_text(encoding='utf-8').splitlines()
     assert [json.loads(line) for line in lines] == predictions
 
@@ -209,9 +202,7 @@ def test_the_worst_come_first_and_the_rest_is_spread():
     assert [errors[i] for i in bad] == [90.0, 80.0, 70.0]
     assert errors[spread[0]] == 0.0 and not set(spread) & set(bad) and len(spread) == 3
     assert examples.chosen(predictions, errors, worst=0)['transcription'] == ([], [])
-    assert examples.chosen(predictions[-1:], errors[-1:], worst=3)['transcription'] == ([], [0]), (
-        'right is not bad'
-    )
+    assert examples.chosen(predictions[-1:], errors[-1:], worst=3)['transcription'] == ([], [0]), 'right is not bad'
 
 
 def test_alignment():
@@ -244,8 +235,6 @@ def test_plots_are_xml_in_the_pages_colours():
 def test_a_control_run_and_skipped_examples_are_said(tmp_path):
     predictions = some_predictions()
     results = some_results(predictions, shuffle_audio=True, skipped=['a.wav: empty'])
-    text = report.write(tmp_path / 'new' / 'folder', results, predictions).read_text(
-        encoding='utf-8'
-    )
+    text = report.write(tmp_path / 'new' / 'folder', results, predictions).read_text(encoding='utf-8')
     assert 'audio of another clip' in text and '1 unreadable' in text
     assert '<audio' not in text

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from slm_jax import foundations
-from slm_jax.evaluation import model
+from slm_jax.inference import model
 from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
 from slm_jax.training import origins, partitioning, state

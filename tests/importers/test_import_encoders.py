@@ -9,14 +9,13 @@ import json
 import pathlib
 import runpy
 
-import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from test_import_bad_input import arrays, write
 
+import gin
 from slm_jax import cli, configuration, foundations, import_
 from slm_jax.systems.speech_encoder import SpeechEncoder
 

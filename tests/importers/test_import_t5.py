@@ -10,13 +10,13 @@ import pathlib
 import runpy
 import shutil
 
-import gin
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import gin
 from slm_jax import cli, configuration, decoding, foundations, import_
-from slm_jax.evaluation import model as model_lib
+from slm_jax.inference import model as model_lib
 from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
 

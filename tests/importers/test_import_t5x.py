@@ -5,18 +5,18 @@ import pathlib
 import shutil
 import tarfile
 
-from flax import linen
 import flax.serialization
-import gin
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import linen
 
+import gin
 from slm_jax import cli, configuration, foundations, import_
-from slm_jax.evaluation import model as model_lib
 from slm_jax.importers import CheckpointError
+from slm_jax.inference import model as model_lib
 from slm_jax.llms import t5
 
 TESTDATA = pathlib.Path(__file__).parents[1] / 'testdata'

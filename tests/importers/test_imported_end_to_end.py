@@ -9,11 +9,11 @@ The speech is of recordings where `slm-jax prepare voice_prompts` has been, else
 import json
 import pathlib
 
-import gin
 import numpy as np
 import pytest
 import soundfile
 
+import gin
 from slm_jax import cli, foundations
 from slm_jax.importers.hugging_face import tensors
 from slm_jax.training.logs import read_losses
@@ -38,9 +38,9 @@ train.train.num_samples = 0
 
 def recordings(split, count):
     """Samples, rate and text of clips of 0.5 to 2 s."""
-    import slm_jax.data.tensorflow_cpu  # noqa: F401  before others load TensorFlow
     import tensorflow_datasets as tfds
 
+    import slm_jax.data.tensorflow_cpu  # noqa: F401  before others load TensorFlow
     import slm_jax.data.voice_prompts  # noqa: F401  registers the data set
 
     prompts = tfds.builder('voice_prompts')

@@ -2,13 +2,13 @@
 
 import pathlib
 
-from flax import linen as nn
-from flax import traverse_util
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec as P
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax import traverse_util
+from jax.sharding import PartitionSpec as P
 from scanned_t5 import stack_layers
 
 from slm_jax.llms import layers, t5
@@ -99,9 +99,7 @@ def test_bias_matrix_is_the_bucket_of_every_pair():
 
 def test_scanned_equals_unscanned():
     golden, params = load('t5_1_1')
-    scanned = t5.T5(config(scan_layers=True)).apply(
-        {'params': stack_layers(params)}, *text_batch(golden)
-    )
+    scanned = t5.T5(config(scan_layers=True)).apply({'params': stack_layers(params)}, *text_batch(golden))
     np.testing.assert_allclose(scanned, golden['logits'], rtol=1e-5, atol=1e-5)
 
 
@@ -151,9 +149,7 @@ def test_padding_noise_and_batch_size_change_nothing(setting):
     @jax.jit
     def logits(embeddings, mask, decoder_inputs, targets):
         encoded = module.apply({'params': params}, embeddings, mask, method='encode')
-        return module.apply(
-            {'params': params}, encoded, mask, decoder_inputs, targets, method='decode'
-        )
+        return module.apply({'params': params}, encoded, mask, decoder_inputs, targets, method='decode')
 
     clean = logits(embeddings, mask, decoder_inputs, targets)
     noisy = logits(

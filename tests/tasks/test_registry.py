@@ -1,13 +1,11 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Registering by one call: repeated calls are harmless, contradictions are refused."""
 
 import pytest
 import seqio
-from slm_jax.tasks import instructions, registry
 
 from slm_jax import tasks
-from slm_jax.data import languages, preprocessors
+from slm_jax.data import instructions, languages, preprocessors
+from slm_jax.tasks import registry
 
 
 @pytest.fixture(autouse=True)
@@ -84,9 +82,8 @@ def test_language_names(code, name):
 
 
 def test_every_corpus_language_has_a_name():
-    from slm_jax.tasks import common_voice, fleurs
-
     from slm_jax.data.covost2 import builder
+    from slm_jax.tasks import common_voice, fleurs
 
     codes = [
         *common_voice.LANGUAGES,

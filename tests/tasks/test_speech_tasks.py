@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Every family of speech tasks through SeqIO's own `get_dataset`, on mocked data sets."""
 
 import contextlib
@@ -11,10 +9,10 @@ import seqio
 import soundfile
 import tensorflow_datasets as tfds
 from seqio import test_utils
-from slm_jax.tasks import common_voice, fleurs, registry
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.data.tensorflow_cpu import tf
+from slm_jax.tasks import common_voice, fleurs, registry
 
 SAMPLES = np.arange(-400, 400, dtype=np.int16)
 
@@ -37,9 +35,7 @@ def mocked(examples, by_config=False):
             output_signature=tf.nest.map_structure(
                 lambda v: tf.TensorSpec(
                     [None] * np.ndim(v),
-                    tf.as_dtype(np.asarray(v).dtype)
-                    if np.ndim(v) or not isinstance(v, (str, bytes))
-                    else tf.string,
+                    tf.as_dtype(np.asarray(v).dtype) if np.ndim(v) or not isinstance(v, (str, bytes)) else tf.string,
                 ),
                 chosen[0],
             ),
@@ -166,16 +162,14 @@ def test_mixtures(mixture, parts):
 def test_a_mixture_is_read_by_seqio(vocabulary):
     with mocked(PROMPTS):
         mixture = seqio.get_mixture_or_task('voice_prompts_ctc')
-        dataset = seqio.Mixture(
-            'two', [(t, 1) for t in mixture.tasks if t.name[-2:] in ('en', 'fr')]
-        ).get_dataset({'inputs': 64, 'targets': 64}, split='train', shuffle=False, num_epochs=1)
+        dataset = seqio.Mixture('two', [(t, 1) for t in mixture.tasks if t.name[-2:] in ('en', 'fr')]).get_dataset(
+            {'inputs': 64, 'targets': 64}, split='train', shuffle=False, num_epochs=1
+        )
         assert set(next(dataset.as_numpy_iterator())) == {'speech', 'inputs', 'targets'}
 
 
 def test_librispeech(vocabulary):
-    examples = [
-        {'speech': SAMPLES, 'text': 'HE HOPED', 'speaker_id': 1, 'chapter_id': 2, 'id': '1-2-3'}
-    ]
+    examples = [{'speech': SAMPLES, 'text': 'HE HOPED', 'speaker_id': 1, 'chapter_id': 2, 'id': '1-2-3'}]
     with mocked(examples):
         check(
             'librispeech_asr_clean',
@@ -198,17 +192,11 @@ def test_librispeech(vocabulary):
     }
 
 
-@pytest.mark.parametrize(
-    'task', ['librispeech_asr_100', 'fleurs_ctc_fr_fr', 'voice_prompts_asr_it']
-)
+@pytest.mark.parametrize('task', ['librispeech_asr_100', 'fleurs_ctc_fr_fr', 'voice_prompts_asr_it'])
 def test_features_of_tfds_are_the_ones_we_read(vocabulary, task):
     """TFDS's own random examples: nothing that we read is missing or of another type."""
     with mocked(None):
-        examples = list(
-            seqio.get_mixture_or_task(task)
-            .get_dataset(split='train', shuffle=False)
-            .as_numpy_iterator()
-        )
+        examples = list(seqio.get_mixture_or_task(task).get_dataset(split='train', shuffle=False).as_numpy_iterator())
     assert len(examples) == (0 if 'voice' in task else 3)  # no random language is Italian
     assert all(len(example['speech']) and len(example['targets']) for example in examples)
 
@@ -242,9 +230,7 @@ def test_fleurs(vocabulary):
         },
         by_config=True,
     ):
-        assert fleurs._sentences('en_us') == {
-            '7': 'Hello.'
-        }  # TFDS's mocks hold in this thread only
+        assert fleurs._sentences('en_us') == {'7': 'Hello.'}  # TFDS's mocks hold in this thread only
         assert fleurs._sentences('de_de') == {'9': 'Danke.'}
         asked = 'Transcribe the French speech.'
         check(
@@ -293,15 +279,11 @@ def test_covost2(vocabulary):
                 )
             ],
         )
-        check(
-            'covost2_asr_zh_CN', [expected(vocabulary, 'Transcribe the Chinese speech.', 'Merci.')]
-        )
+        check('covost2_asr_zh_CN', [expected(vocabulary, 'Transcribe the Chinese speech.', 'Merci.')])
 
 
 def test_covost2_names_a_broken_clip(vocabulary):
-    with mocked(
-        [{'audio': flac()[:100], 'text': 'x', 'translation': 'y', 'id': 'c.mp3', 'client_id': 's'}]
-    ):
+    with mocked([{'audio': flac()[:100], 'text': 'x', 'translation': 'y', 'id': 'c.mp3', 'client_id': 's'}]):
         with pytest.raises(tf.errors.OpError, match='covost2/fr/c.mp3: .*[Cc]onvert it to WAV'):
             list(seqio.get_mixture_or_task('covost2_ast_fr_en').get_dataset(split='train'))
 
@@ -310,9 +292,7 @@ def test_common_voice(vocabulary, tmp_path, monkeypatch):
     clips = tmp_path / 'sv-SE/clips'
     clips.mkdir(parents=True)
     (clips / 'a.mp3').write_bytes(flac())
-    (clips.parent / 'test.tsv').write_text(
-        'client_id\tpath\tsentence\nx\ta.mp3\tHan sa "nej.\n', encoding='utf-8'
-    )
+    (clips.parent / 'test.tsv').write_text('client_id\tpath\tsentence\nx\ta.mp3\tHan sa "nej.\n', encoding='utf-8')
     monkeypatch.setattr(common_voice, 'corpus', lambda: tmp_path)
     check(
         'common_voice_asr_sv_SE',
@@ -337,11 +317,7 @@ def test_common_voice(vocabulary, tmp_path, monkeypatch):
 
 def test_manifests(vocabulary, manifest):
     registry.manifest('seqio_asr', {'test': manifest}, langs=['fr'], templates=['Write!'])
-    examples = list(
-        seqio.get_mixture_or_task('seqio_asr')
-        .get_dataset(split='test', shuffle=False)
-        .as_numpy_iterator()
-    )
+    examples = list(seqio.get_mixture_or_task('seqio_asr').get_dataset(split='test', shuffle=False).as_numpy_iterator())
     assert len(examples) == 8
     assert {e['inputs_pretokenized'] for e in examples} == {b'Write!'}
     test_utils.assert_dataset(

@@ -3,13 +3,13 @@
 import json
 import random
 
-import gin
 import jiwer
 import numpy as np
 import pytest
 import seqio
 
-from slm_jax.data import text_noise
+import gin
+from slm_jax.corpora import text_noise
 from slm_jax.tasks import text
 
 ORDER = {
@@ -23,8 +23,11 @@ ORDER = {
 def corpora(tmp_path):
     """A folder with three lines of each corpus and split."""
     rows = {
-        'text': [{'text': f'Press {n} to go on.', 'lang': 'en', 'source': 'voice_prompts'} for n in ('one', 'two', 'six')],
-        'pairs': [{'text': 'Thanks.', 'lang': 'en', 'translation': 'Merci.', 'target_lang': 'fr', 'source': 'prompts'}] * 3,
+        'text': [
+            {'text': f'Press {n} to go on.', 'lang': 'en', 'source': 'voice_prompts'} for n in ('one', 'two', 'six')
+        ],
+        'pairs': [{'text': 'Thanks.', 'lang': 'en', 'translation': 'Merci.', 'target_lang': 'fr', 'source': 'prompts'}]
+        * 3,
         'orders': [ORDER] * 3,
     }
     for name, lines in rows.items():

@@ -13,7 +13,7 @@ import pytest
 import toy
 
 from slm_jax import foundations
-from slm_jax.evaluation import model as model_lib
+from slm_jax.inference import model as model_lib
 from slm_jax.llms import t5
 from slm_jax.training import checkpoints, loop, origins, partitioning, quantization, state
 from slm_jax.training.logs import read_losses
@@ -121,7 +121,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from slm_jax import foundations
-from slm_jax.evaluation import model
+from slm_jax.inference import model
 tokens = jnp.arange(1, 33).reshape(4, 8)
 batch = {'speech_samples': jnp.zeros((4, 0), jnp.int16), 'speech_lengths': jnp.zeros(4, jnp.int32),
          'encoder_input_tokens': tokens, 'decoder_input_tokens': tokens, 'decoder_target_tokens': tokens,

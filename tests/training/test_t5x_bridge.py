@@ -165,10 +165,10 @@ def train(folder, steps):
 
 def test_an_slm_under_t5x_train(folder, monkeypatch):
     import orbax.checkpoint
-    from slm_jax.tasks import manifest
 
     import gin
-    from slm_jax.evaluation import model as model_lib
+    from slm_jax.inference import model as model_lib
+    from slm_jax.tasks import manifest
 
     losses = train(folder, 12)
     assert sorted(losses) == [*range(1, 13)], losses

@@ -14,12 +14,12 @@ import time
 import jax
 import numpy as np
 import pytest
+import toy
 
 from slm_jax import foundations
 from slm_jax.training import checkpoints, loop
 from slm_jax.training.logs import read_losses
 from slm_jax.training.state import merge, split
-import toy
 
 TOY = pathlib.Path(toy.__file__)
 
@@ -59,7 +59,10 @@ def test_only_the_adapter_is_trained_and_saved(model_dir):
     result = toy.train(model_dir, 90)
     params, card = checkpoints.load_for_inference(model_dir)
     assert list(params) == ['adapter'] and card['step'] == 90
-    assert card['foundations']['speech_encoder']['fingerprint'] == foundations.card(model_dir.parent / 'frozen')['fingerprint']
+    assert (
+        card['foundations']['speech_encoder']['fingerprint']
+        == foundations.card(model_dir.parent / 'frozen')['fingerprint']
+    )
     assert result['evaluation']['dev/loss'] == card['evaluation']['dev/loss']
     assert np.mean(losses(model_dir)[-30:]) < np.mean(losses(model_dir)[:30])
 
@@ -133,7 +136,9 @@ def test_a_half_written_checkpoint_does_not_count(model_dir):
 
 def test_frozen_parameters_cost_no_gradient():
     system, batch = toy.ToySystem(), next(toy.ToyLoader(rows=512).batches(0))[1]
-    params = jax.tree.map(lambda leaf: leaf.value, system.init(jax.random.key(0), batch), is_leaf=lambda x: hasattr(x, 'value'))
+    params = jax.tree.map(
+        lambda leaf: leaf.value, system.init(jax.random.key(0), batch), is_leaf=lambda x: hasattr(x, 'value')
+    )
 
     def flops(trained):
         trainable, frozen = split(params, trained)

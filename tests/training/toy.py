@@ -1,4 +1,4 @@
-"""A system and a loader small enough to train in a second, and a program that trains them: `python toy.py DIR STEPS`."""
+"""A system and a loader small enough to train in a second, and a program for them: `python toy.py DIR STEPS`."""
 
 import contextlib
 import dataclasses

@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """TFDS builder `covost2`: translation of Common Voice speech, 21 languages to English and 15 from.
 
 The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4, which Mozilla
@@ -70,9 +68,7 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
     """One configuration a pair: `covost2/fr_en`."""
 
     VERSION = tfds.core.Version('1.0.0')
-    BUILDER_CONFIGS = [
-        tfds.core.BuilderConfig(name=f'{source}_{target}') for source, target in PAIRS
-    ]
+    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f'{source}_{target}') for source, target in PAIRS]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         'Download the language from https://commonvoice.mozilla.org/datasets (Common Voice Corpus '
         '4) and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
@@ -97,19 +93,13 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
         source, target = self.builder_config.name.split('_')
         folder = pathlib.Path(dl_manager.manual_dir) / source
         if not (folder / 'validated.tsv').exists():
-            raise FileNotFoundError(
-                f'{folder} holds no validated.tsv. ' + self.MANUAL_DOWNLOAD_INSTRUCTIONS
-            )
+            raise FileNotFoundError(f'{folder} holds no validated.tsv. ' + self.MANUAL_DOWNLOAD_INSTRUCTIONS)
         unpacked = dl_manager.download_and_extract(URL.format(source=source, target=target))
         table = next(pathlib.Path(unpacked).rglob(f'covost_v2.{source}_{target}.tsv'))
-        return {
-            split: self._generate_examples(folder, table, names) for split, names in _SPLITS.items()
-        }
+        return {split: self._generate_examples(folder, table, names) for split, names in _SPLITS.items()}
 
     def _generate_examples(self, folder: pathlib.Path, table: pathlib.Path, names: tuple[str, ...]):
-        translations = {
-            row['path']: row['translation'] for row in _rows(table) if row['split'] in names
-        }
+        translations = {row['path']: row['translation'] for row in _rows(table) if row['split'] in names}
         for row in _rows(folder / 'validated.tsv'):
             path = row['path']
             if path in translations:

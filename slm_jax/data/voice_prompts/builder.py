@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """TFDS builder `voice_prompts`: speech, its transcript, and its translation into four languages."""
 
 import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
@@ -13,7 +11,7 @@ import numpy as np
 import soundfile
 import tensorflow_datasets as tfds
 
-from slm_jax.data import text_corpora
+from slm_jax.data import ctc_text
 from slm_jax.data.voice_prompts import fetch
 
 _BRACKETED = re.compile(r'[\[(<][^\])>]*[\])>]')
@@ -44,14 +42,14 @@ def splits_of(texts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     trained on belongs to no split.
 
     Args:
-      texts: what is spoken, by language and prompt.
+        texts: what is spoken, by language and prompt.
     """
     found = {}
     for prompt in {prompt for spoken in texts.values() for prompt in spoken}:
         bucket = int(hashlib.md5(prompt.encode()).hexdigest(), 16) % 10
         found[prompt] = {0: 'test', 1: 'validation'}.get(bucket, 'train')
     trained = {
-        (lang, text_corpora.normalize(text))
+        (lang, ctc_text.normalize(text))
         for lang, spoken in texts.items()
         for prompt, text in spoken.items()
         if found[prompt] == 'train'
@@ -60,7 +58,7 @@ def splits_of(texts: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
         prompt
         for lang, spoken in texts.items()
         for prompt, text in spoken.items()
-        if found[prompt] != 'train' and (lang, text_corpora.normalize(text)) in trained
+        if found[prompt] != 'train' and (lang, ctc_text.normalize(text)) in trained
     }
     return {prompt: split for prompt, split in found.items() if prompt not in twins}
 
@@ -101,8 +99,7 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
                     'lang': tfds.features.Text(doc='ISO 639-1'),
                     'id': tfds.features.Text(doc='The prompt: shared by its translations.'),
                     'translations': {
-                        lang: tfds.features.Text(doc="'' where there is none")
-                        for lang in fetch.LANGUAGES
+                        lang: tfds.features.Text(doc="'' where there is none") for lang in fetch.LANGUAGES
                     },
                 }
             ),
@@ -112,10 +109,7 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager):
         directories = fetch.fetch(pathlib.Path(dl_manager.download_dir) / 'voice_prompts')
-        return {
-            split: self._generate_examples(directories, split)
-            for split in ('train', 'validation', 'test')
-        }
+        return {split: self._generate_examples(directories, split) for split in ('train', 'validation', 'test')}
 
     def _generate_examples(self, directories, split) -> Iterator[tuple[str, dict]]:
         texts = spoken_texts(directories)
@@ -146,8 +140,5 @@ class VoicePrompts(tfds.core.GeneratorBasedBuilder):
 
 def recordings(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     """{id: file}. A few ids are printed in another case than their file's: both are keys."""
-    files = {
-        path.relative_to(directory).with_suffix('').as_posix(): path
-        for path in sorted(directory.rglob('*.wav'))
-    }
+    files = {path.relative_to(directory).with_suffix('').as_posix(): path for path in sorted(directory.rglob('*.wav'))}
     return {key.lower(): path for key, path in files.items()} | files

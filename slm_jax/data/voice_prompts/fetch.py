@@ -1,5 +1,3 @@
-# Copyright 2026 The slm_jax Authors.
-# Licensed under the Apache License, Version 2.0; see LICENSE.
 """Gets the prompts from their publisher or, where that is out of reach, from Debian through apt.
 
 Neither way needs root. What has arrived whole stays, so that a call after a cut goes on from there:
@@ -24,8 +22,7 @@ from absl import logging
 LANGUAGES = ('en', 'es', 'fr', 'it', 'ru')
 RELEASE = '1.6.1'
 PUBLISHER = (
-    'https://downloads.asterisk.org/pub/telephony/sounds/releases/'
-    'asterisk-core-sounds-{lang}-wav-{release}.tar.gz'
+    'https://downloads.asterisk.org/pub/telephony/sounds/releases/asterisk-core-sounds-{lang}-wav-{release}.tar.gz'
 )
 DEBIAN_VOICES = {
     'en': 'en_US_f_Allison',
@@ -65,13 +62,13 @@ def fetch(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
     """Downloads, unpacks and checks the prompts of all languages.
 
     Args:
-      directory: where downloads are kept; made if absent. What lies there already is used.
+        directory: where downloads are kept; made if absent. What lies there already is used.
 
     Returns:
-      {language: directory of its .wav files, in which also lies `core-sounds-XX.txt`}.
+        {language: directory of its .wav files, in which also lies `core-sounds-XX.txt`}.
 
     Raises:
-      FetchError: neither source can be reached, or what came is not release 1.6.1.
+        FetchError: neither source can be reached, or what came is not release 1.6.1.
     """
     directory = pathlib.Path(directory)
     missing = [lang for lang in LANGUAGES if not (directory / lang).is_dir()]
@@ -118,9 +115,7 @@ def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
             partial = archive.with_suffix('.part')
             with urllib.request.urlopen(url, timeout=30) as response, open(partial, 'wb') as file:
                 size = int(response.headers.get('Content-Length', 0)) or None
-                with tqdm.tqdm.wrapattr(
-                    file, 'write', desc=f'Downloading {url}', total=size
-                ) as out:
+                with tqdm.tqdm.wrapattr(file, 'write', desc=f'Downloading {url}', total=size) as out:
                     shutil.copyfileobj(response, out)
             partial.rename(archive)
         unpacked = _empty(directory / f'{lang}.part')

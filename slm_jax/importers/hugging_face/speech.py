@@ -4,22 +4,22 @@ Encoders name their parameters almost as `transformers` does, so a path is a ten
 says. Layers stand side by side at axis 0, as `nn.scan` has them.
 """
 
-from collections.abc import Callable, Mapping
 import dataclasses
 import functools
 import math
 import pathlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from flax import linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers.hugging_face.directory import Directory
-from slm_jax.importers.hugging_face.tensors import read_json, Tensor, tensors
+from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 
 # What transformers writes into any configuration and no number depends on.
 WITHOUT_EFFECT = frozenset(

@@ -20,7 +20,7 @@ from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face.directory import Directory
-from slm_jax.importers.hugging_face.tensors import read_json, Tensor, tensors
+from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 from slm_jax.llms import t5
 
 MODEL_TYPES = ('t5', 'mt5', 'umt5')

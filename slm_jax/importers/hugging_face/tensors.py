@@ -5,7 +5,6 @@ soon as nobody holds them, one array at a time and never a shard, so that what i
 that is why safetensors, whose header is JSON, is parsed here and not by its library, which maps whole files.
 """
 
-from collections.abc import Callable
 import dataclasses
 import functools
 import json
@@ -13,8 +12,9 @@ import math
 import operator
 import pathlib
 import pickle
-from typing import Any
 import zipfile
+from collections.abc import Callable
+from typing import Any
 
 import ml_dtypes
 import numpy as np

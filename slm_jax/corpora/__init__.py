@@ -1,0 +1,1 @@
+"""Programs that make corpora: synthetic and spliced speech, texts, tokenizers, splits."""

@@ -1,0 +1,325 @@
+"""Synthetic speech with its text, for pretraining: Debian's synthesisers in many voices and rooms.
+
+    python -m slm_jax.corpora.synthetic_speech CORPORA OUT --hours 4 --seed 0
+
+says sentences of CORPORA (written by slm_jax.corpora.text_corpora) with espeak-ng, flite and festival,
+and takes the recordings of its speech.jsonl too; each voice is changed in rate, pitch and size, and
+put into a room, noise and sometimes a telephone. OUT gets audio/*.flac (16 kHz) and manifest.jsonl.
+Clip n depends on the corpora, the seed and n alone.
+
+Debian's packages: espeak-ng flite festival festvox-italp16k festvox-itapc16k festvox-ru
+festvox-us-slt-hts festvox-kallpc16k festvox-kdlpc16k festvox-ca-ona-hts festival-czech
+festvox-czech-ph festvox-czech-machac festvox-czech-dita festival-hi festvox-hi-nsk
+"""
+
+import argparse
+import collections
+import os
+import pathlib
+import random
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+
+from slm_jax.corpora import text_corpora
+
+SAMPLE_RATE = 16_000
+# Relative amounts of speech: the five languages of the voice prompts, and a little of the others.
+LANGUAGES = {
+    'en': 20,
+    'es': 15,
+    'fr': 15,
+    'it': 15,
+    'ru': 15,
+    'de': 2,
+    'pt': 2,
+    'nl': 2,
+    'pl': 2,
+    'ca': 2,
+    'cs': 2,
+    'sv-SE': 2,
+    'tr': 2,
+    'id': 2,
+    'vi': 1,
+    'hi': 1,
+    'ar': 1,
+}
+SOURCES = {
+    'voice_prompts': 4,
+    'phrases': 4,
+    'numerals': 2,
+    'orders': 3,
+    'common_voice': 1,
+    'recordings': 3,
+}
+_ESPEAK = {
+    'en': 'en-us en-us en-gb en-gb-x-rp en-gb-scotland en-029',
+    'es': 'es es-419',
+    'fr': 'fr-fr fr-be fr-ch',
+    'pt': 'pt pt-br',
+    'sv-SE': 'sv',
+}
+_VARIANTS = (
+    'm1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Alicia Andrea Andy '
+    'Annie Diogo Gene Henrique Hugo Jacky Lee Linda Marco Mario Michael Mike Nguyen Zac '
+    'adam anika antonio belinda benjamin caleb david edward michel pablo paul pedro '
+    'quincy rob robert sandro shelby steph travis victor'
+).split()
+_FLITE = ('awb', 'kal16', 'rms', 'slt')
+# The share that festival speaks, the encoding that it reads, its voices.
+_FESTIVAL = {
+    'en': (0.15, 'ascii', ('cmu_us_slt_arctic_hts', 'kal_diphone', 'ked_diphone')),
+    'it': (0.4, 'latin-1', ('lp_diphone', 'pc_diphone')),
+    'ru': (0.4, 'utf-8', ('msu_ru_nsh_clunits',)),
+    'ca': (0.5, 'latin-1', ('upc_ca_ona_hts',)),
+    'cs': (0.6, 'iso-8859-2', ('czech_dita', 'czech_machac', 'czech_ph')),
+    'hi': (0.5, 'utf-8', ('hindi_NSK_diphone',)),
+}
+
+
+def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarray, ' samples']]:
+    """One reading of the text by a voice drawn from `rng`: (its name, samples at 16 kHz).
+
+    Raises:
+        RuntimeError: the synthesiser is not installed.
+        ValueError: it did not read this text.
+    """
+    engine, encoding = rng.random(), 'utf-8'
+    share, festival_encoding, festival_voices = _FESTIVAL.get(lang, (0, '', ()))
+    if engine < share:
+        voice, encoding = f'festival/{rng.choice(festival_voices)}', festival_encoding
+        text = re.sub(r"[^\w\s.,?!'-]|\.{2,}", ' ', text)  # Other signs stop some of its voices.
+        command = [
+            'text2wave',
+            '-otype',
+            'riff',
+            '-eval',
+            f'(voice_{voice[9:]})',
+            '-eval',
+            f"(Parameter.set 'Duration_Stretch {rng.uniform(0.75, 1.2):.2f})",
+        ]
+    elif lang == 'en' and engine < share + 0.3:
+        voice = f'flite/{rng.choice(_FLITE)}'
+        command = [
+            'flite',
+            '-voice',
+            voice[6:],
+            '--setf',
+            f'duration_stretch={rng.uniform(0.8, 1.3):.2f}',
+            '--setf',
+            f'int_f0_target_mean={rng.uniform(80, 190):.0f}',
+            '-t',
+            text,
+            '-o',
+            '/dev/stdout',
+        ]
+    else:
+        name = rng.choice(_ESPEAK.get(lang, lang).split()) + '+' + rng.choice(_VARIANTS)
+        voice = f'espeak-ng/{name}'
+        command = [
+            'espeak-ng',
+            '-v',
+            name,
+            '-s',
+            str(rng.randint(130, 220)),
+            '-p',
+            str(rng.randint(20, 80)),
+            '-g',
+            str(rng.choice([0, 0, 1, 3])),
+            '--stdin',
+            '--stdout',
+        ]
+    if not shutil.which(command[0]):
+        raise RuntimeError(
+            f'{command[0]} is not installed; apt-get install {voice.split("/")[0]} and the voices that --help names'
+        )
+    said = text.replace('’', "'").encode(encoding, errors='ignore')
+    try:
+        done = subprocess.run(command, input=said, capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f'{" ".join(command)} did not end within a minute') from None
+    samples, rate = _read_wav(done.stdout)
+    if done.returncode or not samples.size:
+        raise ValueError(f'{" ".join(command)} did not read {text!r}: {done.stderr.decode(errors="replace")[:200]}')
+    return voice, resize(samples, rate, rng)
+
+
+def resize(samples: Float[np.ndarray, ' samples'], rate: int, rng: random.Random) -> Float[np.ndarray, ' resampled']:
+    """At 16 kHz, played too fast or too slow: pitch and formants move as with another body."""
+    import soxr
+
+    return soxr.resample(samples, rate * rng.uniform(0.88, 1.12), SAMPLE_RATE)
+
+
+def _read_wav(data: bytes) -> tuple[Float[np.ndarray, ' samples'], int]:
+    # In a pipe the header cannot name the length, and readers refuse it: take what follows `data`.
+    start = data.find(b'data')
+    if start < 0:
+        return np.zeros(0, np.float32), SAMPLE_RATE
+    pcm = np.frombuffer(data[start + 8 : len(data) - (len(data) - start) % 2], '<i2')
+    return pcm.astype(np.float32) / 32768, int.from_bytes(data[24:28], 'little')
+
+
+def place(samples: Float[np.ndarray, ' samples'], rng: random.Random) -> Float[np.ndarray, ' longer']:
+    """The same speech in a room, with noise, down a telephone or neither; peaks stay below 1."""
+    import soxr
+
+    noise = np.random.default_rng(rng.getrandbits(32))
+    before, after = (int(rng.uniform(0.02, 0.35) * SAMPLE_RATE) for _ in range(2))
+    samples = np.pad(samples, (before, after))
+    if rng.random() < 0.5:
+        samples = _convolve(samples, _room(rng, noise))
+    if rng.random() < 0.75:
+        level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(8, 40) / 20)
+        samples = samples + level * _coloured(samples.size, rng.choice([0, 0.5, 1, 1.5]), noise)
+    if rng.random() < 0.4:
+        narrow = soxr.resample(samples, SAMPLE_RATE, 8000)
+        spectrum, hertz = np.fft.rfft(narrow), np.fft.rfftfreq(narrow.size, 1 / 8000)
+        low, high = rng.uniform(100, 300), rng.uniform(3300, 3900)
+        spectrum *= 1 / (1 + (low / np.maximum(hertz, 1)) ** 8) / (1 + (hertz / high) ** 24)
+        narrow = np.fft.irfft(spectrum, narrow.size)
+        narrow /= max(1.0, np.abs(narrow).max() * 1.01)
+        if rng.random() < 0.5:  # G.711's companding, in its continuous form.
+            code = np.round(np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256) * 127)
+            narrow = np.sign(code) * np.expm1(np.abs(code) / 127 * np.log(256)) / 255
+        samples = soxr.resample(narrow, 8000, SAMPLE_RATE)
+    peak = 10 ** (-rng.uniform(0.5, 24) / 20)
+    return (samples * peak / max(np.abs(samples).max(), 1e-6)).astype(np.float32)
+
+
+def _room(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
+    """The direct sound, then noise that decays by 60 dB within the reverberation time."""
+    seconds = rng.uniform(0.1, 0.6)
+    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
+    tail = noise.standard_normal(time.size) * 10 ** (-3 * time / seconds)
+    tail[: int(rng.uniform(0.001, 0.012) * SAMPLE_RATE)] = 0
+    response = tail * 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt(np.sum(tail**2))
+    response[0] = 1
+    return response
+
+
+def _convolve(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
+    size = 1 << (samples.size + response.size).bit_length()
+    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: samples.size]
+
+
+def _coloured(size: int, slope: float, noise: np.random.Generator) -> np.ndarray:
+    """Unit-power noise whose amplitude falls as frequency^-slope: 0 white, 0.5 pink, 1 brown."""
+    spectrum = np.fft.rfft(noise.standard_normal(size))
+    spectrum /= np.maximum(np.arange(spectrum.size), 20) ** slope
+    samples = np.fft.irfft(spectrum, size)
+    return samples / np.sqrt(np.mean(samples**2))
+
+
+def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
+    """An endless sequence of {'text', 'lang', 'source'} in the proportions given above.
+
+    Recordings have `audio` as well. A line comes back only when its source has no other left.
+    Digits are left to the prompts: what a synthesiser makes of '1,5' is not what is written.
+    """
+    pools = collections.defaultdict(list)
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+        if (
+            row['source'] in SOURCES
+            and row['lang'] in LANGUAGES
+            and 2 <= len(row['text']) <= 160
+            and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text']))
+        ):
+            pools[row['lang'], row['source']].append({**row, 'source': f'synthetic/{row["source"]}'})
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl')):
+        pools['en', 'orders'].append({'text': row['text'], 'lang': 'en', 'source': 'synthetic/orders'})
+    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl')):
+        if row['lang'] in LANGUAGES:
+            pools[row['lang'], 'recordings'].append({**row, 'source': f'altered/{row["source"]}'})
+    rng = random.Random(seed)
+    share = collections.Counter()
+    for (lang, source), pool in sorted(pools.items()):
+        rng.shuffle(pool)
+        share[lang] += SOURCES[source]
+    weights = {(lang, source): LANGUAGES[lang] * SOURCES[source] / share[lang] for lang, source in sorted(pools)}
+    positions = collections.Counter()
+    while True:
+        (key,) = rng.choices(list(weights), list(weights.values()))
+        yield pools[key][positions[key] % len(pools[key])]
+        positions[key] += 1
+
+
+def synthesise(
+    corpora: str | os.PathLike,
+    out: str | os.PathLike,
+    hours: float,
+    seed: int = 0,
+    longest: float = 16.0,
+) -> dict[str, float]:
+    """Writes audio/*.flac and manifest.jsonl until `hours` are reached; returns hours by language.
+
+    Sentences that a voice cannot read are left out and logged, up to one in a hundred.
+
+    Args:
+        longest: seconds; a longer clip is left out.
+
+    Raises:
+        RuntimeError: a synthesiser is missing, or fails more often.
+    """
+    import soundfile
+
+    out = pathlib.Path(out)
+    (out / 'audio').mkdir(parents=True, exist_ok=True)
+    total, unread = collections.Counter(), 0
+    with open(out / 'manifest.jsonl', 'w', encoding='utf-8') as manifest:
+        for number, row in enumerate(sentences(corpora, seed)):
+            rng = random.Random(f'{seed}/{number}')
+            if 'audio' in row:
+                samples, rate = soundfile.read(row['audio'], dtype='float32', always_2d=True)
+                voice, samples = row['source'], resize(samples.mean(axis=1), rate, rng)
+            else:
+                try:
+                    voice, samples = speak(row['text'], row['lang'], rng)
+                except ValueError as error:
+                    logging.warning('left out: %s', error)
+                    unread += 1
+                    if unread > 5 + number / 100:
+                        raise RuntimeError(f'{unread} sentences were not read; {error}') from None
+                    continue
+            if not 0.2 < samples.size / SAMPLE_RATE <= longest:
+                continue
+            samples = place(samples, rng)
+            row = {
+                **row,
+                'audio': f'audio/{seed}_{number:06d}.flac',
+                'speaker': voice,
+                'duration': round(samples.size / SAMPLE_RATE, 3),
+            }
+            soundfile.write(out / row['audio'], samples, SAMPLE_RATE, subtype='PCM_16')
+            text_corpora.append_jsonl(manifest, row)
+            total[row['lang']] += row['duration'] / 3600
+            if total.total() >= hours:
+                return dict(total)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog='python -m slm_jax.corpora.synthetic_speech',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('corpora')
+    parser.add_argument('out')
+    parser.add_argument('--hours', type=float, default=4.0)
+    parser.add_argument('--seed', type=int, default=0)
+    args = parser.parse_args(argv)
+    try:
+        hours = synthesise(args.corpora, args.out, args.hours, args.seed)
+    except (OSError, RuntimeError) as error:
+        parser.exit(2, f'{error}\n')
+    for lang, amount in sorted(hours.items()):
+        print(f'{lang}: {amount:.2f} h')
+
+
+if __name__ == '__main__':
+    main()

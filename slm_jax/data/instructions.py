@@ -1,0 +1,106 @@
+"""Every wording in which a task is put to the language model, in one readable place.
+
+`TEMPLATES[kind]` holds several wordings of one request; the fields in braces are filled from the
+example. The tasks on speech and the tasks on text share `asr…` and `ast…`: the language model
+meets the same request with a transcript in the place of the speech, so that an adapter trained
+on these kinds alone reaches the others (SLM, arXiv 2310.00230, section on zero-shot instructions).
+"""
+
+import re
+
+TEMPLATES = {
+    # The adapter is trained on these.
+    'asr': (
+        'Transcribe the speech.',
+        'Write down what is said.',
+        'What does the speaker say?',
+        'Transcribe this recording.',
+    ),
+    'asr_language': (
+        'Transcribe the {language} speech.',
+        'Write down what is said in {language}.',
+        'This is {language}. What does the speaker say?',
+        'Transcribe this {language} recording.',
+    ),
+    'ast': (
+        'Translate this speech to {target_language}.',
+        'Translate the speech into {target_language}.',
+        'Say in {target_language} what the speaker says.',
+        'What does the speaker say, in {target_language}?',
+    ),
+    'ast_language': (
+        'Translate this {language} speech to {target_language}.',
+        'Translate the speech from {language} into {target_language}.',
+        'Say in {target_language} what the {language} speaker says.',
+        'This is {language}. What does the speaker say, in {target_language}?',
+    ),
+    # The language model learns these from text; no adapter is trained on them.
+    'slot/size': (
+        'Which size was ordered?',
+        'What size is the drink?',
+        'How large is the drink?',
+        'Name the size.',
+    ),
+    'slot/coffeeDrink': (
+        'Which drink was ordered?',
+        'What drink is it?',
+        'What does the customer want to drink?',
+        'Name the drink.',
+    ),
+    'slot/roast': (
+        'Which roast was ordered?',
+        'How strong a roast is it?',
+        'What roast does the customer want?',
+        'Name the roast.',
+    ),
+    'slot/numberOfShots': (
+        'How many shots were ordered?',
+        'How many shots are in the drink?',
+        'What number of shots does the customer want?',
+        'Name the number of shots.',
+    ),
+    'slot/milkAmount': (
+        'Which milk was ordered?',
+        'How much milk or cream is in the drink?',
+        'What milk does the customer want?',
+        'Name the milk.',
+    ),
+    'slot/sugarAmount': (
+        'How much sugar was ordered?',
+        'Which sugar was ordered?',
+        'What sweetener does the customer want?',
+        'Name the sugar.',
+    ),
+    'first_word': ('Repeat only the first word.', 'What is the first word?'),
+    'last_word': ('Repeat only the last word.', 'What is the last word?'),
+    'count_words': ('How many words are there?', 'Count the words.'),
+    'language': ('Which language is this?', 'Name the language.', 'What language is spoken?'),
+    'next_digit': ('Which digit comes next?', 'Add one to the last digit.'),
+    'repeat_twice': ('Say it twice.', 'Repeat the sentence two times.'),
+    'contains': ('Does the speaker say "{word}"?', 'Is the word "{word}" in it?'),
+    'what_follows': ('Which word comes after "{word}"?', 'What follows "{word}"?'),
+}
+SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswith('slot/'))
+NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
+_TRANSCRIPTION = re.compile(
+    '|'.join(
+        re.escape(wording).replace(re.escape('{language}'), r'[\w() -]+')
+        for kind in ('asr', 'asr_language')
+        for wording in TEMPLATES[kind]
+    )
+)
+
+
+def instruction(kind: str, number: int, **fields: str) -> str:
+    """Wording `number` (modulo how many there are) of a kind, its fields filled in.
+
+    Raises:
+        KeyError: there is no such kind, or a field of the template is not given.
+    """
+    wordings = TEMPLATES[kind]
+    return wordings[number % len(wordings)].format(**fields)
+
+
+def transcribes(text: str) -> bool:
+    """Whether `text` asks for a transcript, in one of the wordings above and of any language."""
+    return bool(_TRANSCRIPTION.fullmatch(text))

@@ -1,0 +1,275 @@
+"""Generation over one cached step: greedy, beam search with T5X's semantics, and sampling.
+
+Each method is one `lax.while_loop`, so a jitted caller compiles it once per shape, and the loop
+ends as soon as no sequence can change. A sequence decodes alike alone and in a batch: no choice
+depends on another row, and random keys are folded from example ids.
+
+Shape names: b sequences, k beams, n = b * k rows (the beams of a sequence adjacent), m maximum
+length, v vocabulary, f frames, l CTC labels.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Int32
+
+_METHODS = ('greedy', 'beam', 'sample')
+# Finite, as in T5X: impossible candidates still compare and add.
+_IMPOSSIBLE = -1.0e7
+
+Cache = Any
+# Log-probabilities of the next token. They need not sum to one: what disagrees with CTC (`ctc.with_ctc`) loses.
+TokensToLogProbs = Callable[[Int32[Array, 'n 1'], Cache], tuple[Float[Array, 'n v'], Cache]]
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """How to generate.
+
+    Attributes:
+        method: 'greedy', 'beam' or 'sample'.
+        max_decode_length: most tokens generated, the end token included.
+        max_length_ratio: and at most this times what the encoder has read (speech and text), as ESPnet's
+            `maxlenratio`: a model that repeats itself stops there. None: no such limit.
+        beam_size, alpha: for 'beam'; scores are divided by ((5 + length) / 6) ** alpha.
+        ctc_weight: of the CTC head's log-probability beside the language model's, for transcription: see `with_ctc`.
+        temperature: for 'sample'; logits are divided by it.
+        top_k: for 'sample'; only the k likeliest tokens, 0 for all.
+        top_p: for 'sample'; only the fewest tokens whose probability reaches top_p, 1.0 for all.
+        seed: for 'sample'.
+    """
+
+    method: str = 'greedy'
+    max_decode_length: int = 128
+    max_length_ratio: float | None = None
+    beam_size: int = 4
+    alpha: float = 0.6
+    ctc_weight: float = 0.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def beams(self) -> int:
+        """Beams of a sequence that a cache has to hold."""
+        return self.beam_size if self.method == 'beam' else 1
+
+    def __post_init__(self):
+        for field, valid, remedy in (
+            ('method', self.method in _METHODS, f'one of {_METHODS}'),
+            ('max_decode_length', self.max_decode_length >= 1, 'at least 1'),
+            (
+                'max_length_ratio',
+                self.max_length_ratio is None or self.max_length_ratio > 0,
+                'above 0, or None',
+            ),
+            ('beam_size', self.beam_size >= 1, 'at least 1'),
+            ('ctc_weight', 0 <= self.ctc_weight <= 1, 'in [0, 1]'),
+            ('temperature', self.temperature > 0, "above 0 (for none, use method 'greedy')"),
+            ('top_k', self.top_k >= 0, 'at least 0'),
+            ('top_p', 0 < self.top_p <= 1, 'in (0, 1]'),
+        ):
+            if not valid:
+                raise ValueError(f'DecodeConfig.{field} is {getattr(self, field)!r}; it must be {remedy}.')
+
+
+def decode(
+    tokens_to_log_probs: TokensToLogProbs,
+    cache: Cache,
+    batch_size: int,
+    config: DecodeConfig,
+    eos_id: int = 1,
+    *,
+    cache_batch_axis: int = 0,
+    active: Bool[Array, ' b'] | None = None,
+    example_ids: Int[Array, ' b'] | None = None,
+) -> tuple[Int32[Array, 'b m'], Float[Array, ' b']]:
+    """Generates one sequence per row; the first input token is 0, as in T5.
+
+    Args:
+        tokens_to_log_probs: one step, (tokens [n, 1], cache) to (log-probabilities [n, v] in float32, cache).
+        cache: arrays with a batch axis of size `batch_size` at `cache_batch_axis`, and scalars. Those called
+            `cached_key` and `cached_value` have room for all beams of a sequence, and a search leaves them as they are
+            (`T5`'s `written_by` says which beam wrote what).
+        batch_size: b.
+        config: how to generate.
+        eos_id: the token that ends a sequence.
+        active: rows to generate; a False row (padding of a short batch) never prolongs the loop,
+            and its result is of no meaning.
+        example_ids: for 'sample', what makes the randomness of a row its own, whatever batch it
+            stands in. Row numbers if None.
+
+    Returns:
+        tokens, 0 after the end token; and scores: the log-probability of the sequence under the
+        model (before temperature and truncation), for 'beam' divided by the brevity penalty where
+        the sequence ended.
+    """
+    if config.method == 'beam':
+        tokens, scores = beam_search(
+            tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
+            config.max_decode_length, eos_id, cache_batch_axis=cache_batch_axis, active=active,
+        )  # fmt: skip
+        return tokens[:, -1], scores[:, -1]
+    if config.method == 'greedy':
+        choose = lambda log_probs, position: jnp.argmax(log_probs, axis=-1)
+    else:
+        ids = jnp.arange(batch_size) if example_ids is None else example_ids
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(config.seed), ids)
+
+        def choose(log_probs, position):
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, position)
+            return jax.vmap(jax.random.categorical)(step_keys, truncate(log_probs, config))
+
+    def step(state):
+        position, tokens, scores, done, cache = state
+        previous = lax.dynamic_slice_in_dim(tokens, position, 1, axis=1)
+        log_probs, cache = tokens_to_log_probs(previous, cache)
+        chosen = choose(log_probs, position).astype(jnp.int32)
+        log_prob = jnp.take_along_axis(log_probs, chosen[:, None], 1)[:, 0]
+        scores = jnp.where(done, scores, scores + log_prob)
+        written = jnp.where(done, 0, chosen)[:, None]
+        tokens = lax.dynamic_update_slice_in_dim(tokens, written, position + 1, axis=1)
+        return position + 1, tokens, scores, done | (chosen == eos_id), cache
+
+    # Column 0 holds the first input token.
+    tokens = jnp.zeros((batch_size, config.max_decode_length + 1), jnp.int32)
+    done = jnp.zeros(batch_size, bool) if active is None else ~active
+    _, tokens, scores, _, _ = lax.while_loop(
+        lambda state: (state[0] < config.max_decode_length) & ~jnp.all(state[3]),
+        step,
+        (jnp.int32(0), tokens, jnp.zeros(batch_size), done, cache),
+    )
+    return tokens[:, 1:], scores
+
+
+def limited(
+    tokens_to_log_probs: TokensToLogProbs, cache: Cache, lengths: Int[Array, ' b'], eos_id: int = 1
+) -> tuple[TokensToLogProbs, Cache]:
+    """(tokens_to_log_probs, cache) that generate at most `lengths` tokens: the last of them can only be the end."""
+
+    def step(tokens, state):
+        cache, position = state
+        log_probs, cache = tokens_to_log_probs(tokens, cache)
+        last = position + 1 >= jnp.repeat(lengths, tokens.shape[0] // lengths.shape[0])
+        ends = jnp.where(jnp.arange(log_probs.shape[-1]) == eos_id, 0.0, 100 * _IMPOSSIBLE)
+        return jnp.where(last[:, None], ends, log_probs), (cache, position + 1)
+
+    return step, (cache, jnp.int32(0))
+
+
+def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:
+    """Logits over temperature, -inf outside the likeliest `top_k` and then `top_p` tokens."""
+    logits = logits / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        smallest = lax.top_k(logits, config.top_k)[0][:, -1:]
+        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+    if config.top_p < 1:
+        descending = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(descending)
+        # A token stays if those likelier than it have not reached top_p yet; the first always does.
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        kept = (before < config.top_p).at[:, 0].set(True)
+        smallest = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+    return logits
+
+
+def beam_search(
+    tokens_to_log_probs: TokensToLogProbs,
+    cache: Cache,
+    batch_size: int,
+    beam_size: int,
+    alpha: float,
+    max_decode_length: int,
+    eos_id: int = 1,
+    *,
+    cache_batch_axis: int = 0,
+    active: Bool[Array, ' b'] | None = None,
+) -> tuple[Int32[Array, 'b k m'], Float[Array, 'b k']]:
+    """Beam search, token for token and score for score that of `t5x.decoding.beam_search`.
+
+    Arguments are those of `decode`. Beams are in ascending order of score: the best is the last.
+    Where no beam of a sequence ended, all are unfinished ones with scores that no penalty divides;
+    where only some ended, the others are empty with scores near -1e7.
+    """
+    candidates = 2 * beam_size  # Even if half of them end now, enough stay alive.
+
+    def penalty(length):
+        return ((5.0 + length) / 6.0) ** alpha
+
+    def best(scores, *others):
+        """The `beam_size` best along axis 1, ascending, of scores and what belongs to them."""
+        indices = lax.top_k(scores, beam_size)[1][:, ::-1]
+        return [_gather(x, indices) for x in (scores, *others)]
+
+    def searching(state):
+        position, live_scores, _, ended_scores, _, ended, _ = state
+        # A score only falls and the longest sequence has the largest penalty: no live beam of
+        # this sequence can ever do better than this.
+        bound = live_scores[:, -1:] / penalty(max_decode_length + 1)
+        worst = jnp.where(ended, jnp.min(ended_scores, axis=1, keepdims=True), _IMPOSSIBLE)
+        decided = jnp.all(worst > bound, axis=1)
+        hopeless = bound[:, 0] < _IMPOSSIBLE / penalty(max_decode_length + 1)
+        if active is not None:
+            decided, hopeless = decided | ~active, hopeless | ~active
+        stop = jnp.all(decided) | (jnp.all(hopeless) & (position > 0))
+        return (position < max_decode_length) & ~stop
+
+    def step(state):
+        position, live_scores, live, ended_scores, ended_tokens, ended, cache = state
+        previous = lax.dynamic_slice_in_dim(live, position, 1, axis=2)
+        log_probs, cache = tokens_to_log_probs(previous.reshape(-1, 1), cache)
+        vocab_size = log_probs.shape[-1]
+        totals = log_probs.reshape(batch_size, beam_size, -1) + live_scores[:, :, None]
+        totals, indices = lax.top_k(totals.reshape(batch_size, -1), candidates)
+        beams, tokens = indices // vocab_size, indices % vocab_size
+        extended = lax.dynamic_update_slice_in_dim(
+            _gather(live, beams), tokens[:, :, None].astype(jnp.int32), position + 1, axis=2
+        )
+        ends = tokens == eos_id
+
+        live_scores, live, beams = best(totals + ends * _IMPOSSIBLE, extended, beams)
+        rows = (jnp.arange(batch_size)[:, None] * beam_size + beams).reshape(-1)
+        cache = _of_beams(lambda x: jnp.take(x, rows, cache_batch_axis, mode='clip'), cache)
+
+        scores = totals / penalty(position + 1) + ~ends * _IMPOSSIBLE
+        ended_scores, ended_tokens, ended = best(
+            jnp.concatenate([ended_scores, scores], 1),
+            jnp.concatenate([ended_tokens, extended], 1),
+            jnp.concatenate([ended, ends], 1),
+        )
+        return position + 1, live_scores, live, ended_scores, ended_tokens, ended, cache
+
+    shape = (batch_size, beam_size)
+    empty = jnp.zeros((*shape, max_decode_length + 1), jnp.int32)
+    # All beams start equal, so only one may live, or each would be found k times.
+    first = jnp.broadcast_to(jnp.where(jnp.arange(beam_size) == 0, 0.0, _IMPOSSIBLE), shape)
+    cache = _of_beams(lambda x: jnp.repeat(x, beam_size, cache_batch_axis), cache)
+    state = (
+        jnp.int32(0), first, empty, jnp.full(shape, _IMPOSSIBLE), empty,
+        jnp.zeros(shape, bool), cache,
+    )  # fmt: skip
+    _, live_scores, live, ended_scores, ended_tokens, ended, _ = lax.while_loop(searching, step, state)
+    any_ended = jnp.any(ended, axis=1, keepdims=True)
+    tokens = jnp.where(any_ended[:, :, None], ended_tokens, live)
+    return tokens[:, :, 1:], jnp.where(any_ended, ended_scores, live_scores)
+
+
+def _of_beams(change: Callable[[Array], Array], cache: Cache) -> Cache:
+    """A cache after a change of what each beam has of its own, which keys, values and scalars are not."""
+
+    def changed(path, x):
+        shared = jax.tree_util.keystr(path, simple=True).endswith(('cached_key', 'cached_value'))
+        return x if shared or not x.ndim else change(x)
+
+    return jax.tree_util.tree_map_with_path(changed, cache)
+
+
+def _gather(x: Array, indices: Int32[Array, 'b j']) -> Array:
+    """x[i, indices[i]] for every i."""
+    return jax.vmap(lambda row, index: jnp.take(row, index, axis=0, mode='clip'))(x, indices)

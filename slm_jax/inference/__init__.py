@@ -1,0 +1,1 @@
+"""What answers: a model from its directory, questions into batches, long audio in pieces."""

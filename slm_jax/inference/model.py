@@ -1,0 +1,326 @@
+"""A trained model, or a foundation, from its directory alone: ready to answer batches."""
+
+import contextlib
+import copy
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+DEFAULT_MAX_SECONDS = 30.0
+
+# How a foundation alone is put to work, over the model file that bears its name.
+_FOUNDATION_GIN = {
+    'speech_encoder': """
+from __gin__ import dynamic_registration
+from slm_jax.systems import encoder_ctc
+from slm_jax.systems import speech_encoder
+encoder_ctc.EncoderCtc.speech_encoder = @speech_encoder.SpeechEncoder()
+MODEL = @encoder_ctc.EncoderCtc()
+""",
+    'llm': """
+from __gin__ import dynamic_registration
+from slm_jax.llms import t5
+from slm_jax.systems import text_to_text
+text_to_text.TextToText.llm = @t5.T5()
+MODEL = @text_to_text.TextToText()
+""",
+}
+# What may be said of every model, before its own configuration.
+_FIRST_GIN = """
+from __gin__ import dynamic_registration
+from slm_jax import decoding
+from slm_jax import train
+FROZEN_DTYPE = None
+train.train.frozen_dtype = %FROZEN_DTYPE
+"""
+
+
+class ModelError(ValueError):
+    """A directory that no model can be made of; the message names it and the remedy."""
+
+
+@dataclasses.dataclass
+class Model:
+    """A system with its parameters on the devices.
+
+    Attributes:
+        directory: where it was read from.
+        card: of the model or foundation.
+        step: of the checkpoint; None for a foundation.
+        system: see `slm_jax.systems.System`.
+        params: the whole tree.
+        foundations: {part: {'name', 'fingerprint'}} of what was not in the checkpoint.
+        decode: how to generate.
+        vocabulary: of the outputs.
+        max_seconds: longest audio that training let through.
+        mesh: of the devices.
+    """
+
+    directory: pathlib.Path
+    card: dict[str, Any]
+    step: int | None
+    system: Any
+    params: dict[str, Any]
+    foundations: dict[str, Any]
+    decode: Any
+    vocabulary: Any
+    max_seconds: float
+    mesh: Any
+    _partitioner: Any
+
+    def __post_init__(self):
+        import jax
+
+        from slm_jax.training import partitioning
+
+        def predict(params, batch):
+            return self.system.predict(params, batch, self.decode)
+
+        self._predict = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+
+    @property
+    def text_vocabulary(self) -> Any:
+        """Vocabulary of instructions and texts; None for a system that reads none."""
+        return self.vocabulary if 'llm' in self.params else None
+
+    @property
+    def text_first(self) -> bool:
+        """Whether what stands for speech comes before the instruction."""
+        return getattr(self.system, 'speech_first', True)
+
+    @property
+    def row_multiple(self) -> int:
+        """What the number of rows of a batch must be a multiple of."""
+        return self.mesh.shape['data'] * self.mesh.shape['fsdp']
+
+    def texts(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """The answer to each row of a batch; compiled once per shape."""
+        from slm_jax.training import partitioning
+
+        with self._partitioner.tracing(self.mesh):
+            tokens = self._predict(self.params, partitioning.shard_batch(dict(batch), self.mesh))
+        return [self.vocabulary.decode(row[row != 0].tolist()) for row in np.asarray(tokens)]
+
+
+def compilation_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        caches = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
+        jax.config.update('jax_compilation_cache_dir', str(caches / 'slm_jax' / 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def load(
+    name_or_dir: str | os.PathLike,
+    *,
+    step: int | None = None,
+    gin_files: Sequence[str] = (),
+    bindings: Sequence[str] = (),
+    foundations: Mapping[str, str] | None = None,
+    mesh: Mapping[str, int] | None = None,
+    decode: Mapping[str, Any] | None = None,
+) -> Model:
+    """Reads a model directory, or a foundation.
+
+    Args:
+        name_or_dir: directory of a trained model, or name or directory of a foundation: a speech
+            encoder is read out by CTC, a language model takes text.
+        step: of the checkpoint; None: the newest.
+        gin_files, bindings: come after the configuration that the model was trained with. A
+            foundation that has no model file, beside its card or under its name in gin/models,
+            needs one here.
+        foundations: {part: name or directory} where they are not where the card says.
+        mesh: sizes of 'data', 'fsdp' and 'model'; None: all devices are 'data'.
+        decode: fields of `DecodeConfig` that replace what gin says.
+
+    Raises:
+        ValueError: not found, a damaged or foreign foundation, or a configuration that does not
+            fit; names what and the remedy.
+    """
+    from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
+
+    from slm_jax import configuration, decoding
+    from slm_jax import foundations as foundations_lib
+    from slm_jax.training import checkpoints, origins, partitioning
+    from slm_jax.training import state as state_lib
+
+    compilation_cache()
+    directory = foundations_lib.find(name_or_dir)
+    card = foundations_lib.card(directory)
+    own_step, trained_dir = None, None
+    if card.get('kind') == checkpoints.KIND:
+        trained_dir = checkpoints.newest(directory)
+        if step is not None:
+            trained_dir = trained_dir.with_name(str(step))
+        if not trained_dir.is_dir():
+            newest = checkpoints.newest(directory).name
+            raise ModelError(f'{directory}: no checkpoint of step {step}; the newest is {newest}.')
+        own_step, trained_dir = int(trained_dir.name), trained_dir / checkpoints.TRAINABLE
+    if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
+        gin_files = [str(directory / foundations_lib.MODEL_FILE)]
+    configure(card, gin_files, bindings)
+    system = configured_system()
+
+    partitioner = partitioning.Partitioner(**(mesh or {}))
+    devices = partitioner.mesh()
+    boxed = abstract_params(system)
+    shardings = partitioner.shardings(boxed, devices)
+    trained = foundations_lib.stored_tree(trained_dir) if trained_dir else {}
+    trained_paths = _check_trained(trained, state_lib.unboxed(boxed), trained_dir)
+    leaves = state_lib.flatten(origins.place(state_lib.unboxed(boxed), shardings))
+    own = state_lib.unflatten({k: v for k, v in leaves.items() if k in trained_paths})
+    frozen = state_lib.unflatten({k: v for k, v in leaves.items() if k not in trained_paths})
+    held = origins.hold(frozen, boxed, query('slm_jax.train.train.frozen_dtype'))
+
+    needed = dict(card.get('foundations') or {})
+    names = {part: entry['name'] for part, entry in needed.items()}
+    if trained_dir is None:
+        names = {card['kind']: str(name_or_dir)}
+    names |= foundations or {}
+    found = origins.find(names)
+    origins.check(found, own, frozen)
+    used = {origin.subtree: origin.describe() for origin in found}
+    if trained_dir is not None:
+        checkpoints.check_foundations(directory, needed, used)
+        own = foundations_lib.restore(trained_dir, own)
+    part = 'llm' if 'llm' in boxed else 'speech_encoder'
+    first = card.get('initialised_from') or {}
+    return Model(
+        directory=directory,
+        card=card,
+        step=own_step,
+        system=system,
+        params=state_lib.merge(own, origins.load(found, held)),
+        foundations=used,
+        decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
+        vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
+        max_seconds=_max_seconds(),
+        mesh=devices,
+        _partitioner=partitioner,
+    )
+
+
+def _check_trained(trained: Any, params: Any, directory: pathlib.Path | None) -> set[str]:
+    """The paths of the trained parameters; each must be one of the system's, with its shape."""
+    from slm_jax.foundations import flatten
+
+    shapes = {path: leaf.shape for path, leaf in flatten(params).items()}
+    leaves = flatten(trained) if trained else {}
+    for path, leaf in leaves.items():
+        if shapes.get(path) != leaf.shape:
+            raise ModelError(
+                f'{directory}: {path} has shape {leaf.shape} there and '
+                f'{shapes.get(path, "none")} in this configuration. '
+                'Give the gin file that the model was trained with.'
+            )
+    return set(leaves)
+
+
+def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+    """Parses the configuration of a model's or foundation's card, then what the user adds.
+
+    Raises:
+        ValueError: the configuration does not parse, or a foundation has no model file.
+    """
+    from slm_jax import configuration
+
+    files, last = list(gin_files), ''
+    if 'config' not in card:
+        if card.get('kind') not in _FOUNDATION_GIN:
+            raise ModelError(
+                f'card of {card.get("name")!r}: its kind is {card.get("kind")!r} and it has no '
+                f'config; kinds that need none are {sorted(_FOUNDATION_GIN)}.'
+            )
+        last = _FOUNDATION_GIN[card['kind']]
+        if not files:
+            with contextlib.suppress(configuration.ConfigurationError):
+                files = [str(configuration.find_gin_file(f'models/{card["name"]}.gin'))]
+        if not files:
+            raise ModelError(
+                f'foundation {card.get("name")!r}: which system is it? Give --gin_file with the '
+                'model file that it was made with.'
+            )
+    with tempfile.TemporaryDirectory() as folder:
+
+        def written(name, text):
+            path = pathlib.Path(folder, name)
+            path.write_text(text, encoding='utf-8')
+            return str(path)
+
+        first = [
+            written('first.gin', _FIRST_GIN),
+            written('card.gin', card.get('config', '')),
+        ]
+        configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
+
+
+def configured_system() -> Any:
+    """The system that the parsed configuration names: macro MODEL, or `system` of `train`.
+
+    Raises:
+        ModelError: it names none.
+    """
+    for key in ('%MODEL', 'slm_jax.train.train.system'):
+        value = query(key)
+        if value is not None:
+            return value
+    raise ModelError('the configuration names no system; bind one, as in MODEL = @slm.SLM().')
+
+
+def abstract_params(system: Any) -> dict[str, Any]:
+    """Shapes of the system's parameters, boxed with their axes' names; nothing is allocated."""
+    import jax
+    import jax.numpy as jnp
+
+    def init(rng):
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        return system.init(
+            rng,
+            {
+                'speech_samples': jnp.zeros((1, 16000), jnp.int16),
+                'speech_lengths': jnp.full((1,), 16000, jnp.int32),
+                'encoder_input_tokens': tokens,
+                'decoder_input_tokens': tokens,
+                'decoder_target_tokens': tokens,
+                'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
+            },
+        )
+
+    return jax.eval_shape(init, jax.random.key(0))
+
+
+def query(key: str) -> Any:
+    """A macro or parameter of the parsed configuration; None if it is not set."""
+    import gin
+
+    try:
+        value = gin.query_parameter(key)
+    except ValueError:
+        return None
+    return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
+
+
+def _max_seconds() -> float:
+    lengths = query('%TASK_FEATURE_LENGTHS')
+    speech = lengths.get('speech') if isinstance(lengths, Mapping) else None
+    return speech / 16000 if speech else DEFAULT_MAX_SECONDS
+
+
+def _vocabulary(part: str, names: Sequence[str | None]) -> Any:
+    """The vocabulary of the first of these foundations that has one, else the data's."""
+    from slm_jax import foundations as foundations_lib
+
+    for name in filter(None, names):
+        # What a part was initialised from may be gone, or have no text (BEST-RQ).
+        with contextlib.suppress(foundations_lib.FoundationError):
+            return foundations_lib.vocabulary(name)
+    from slm_jax.data import vocabularies
+
+    return foundations_lib.vocabulary(vocabularies.names()[part])

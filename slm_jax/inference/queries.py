@@ -1,0 +1,426 @@
+"""What is put to a model, and how many such queries become batches of few static shapes."""
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int16
+
+from slm_jax.evaluation import metrics
+
+SAMPLE_RATE = 16000
+_TOKEN_MULTIPLE = 32
+_MAX_ROWS = 64
+_TOKENS_PER_SECOND = 40  # a text of so many tokens costs about what a second of audio does
+_EOS = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Query:
+    """One thing to put to a model.
+
+    Attributes:
+        tokens: ids of the text input (text that stands for speech, instruction), EOS included.
+        samples: int16 at 16 kHz; None for text alone.
+        info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
+        transcribed: whether a transcript is asked for, which the CTC head may take part in.
+    """
+
+    tokens: tuple[int, ...]
+    samples: Int16[np.ndarray, ' n'] | None = None
+    info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    transcribed: bool = False
+
+
+def encode(vocabulary: Any, *texts: str) -> tuple[int, ...]:
+    """The texts' tokens one after the other, then EOS; () without a vocabulary (CTC reads none)."""
+    if vocabulary is None:
+        return ()
+    return (*(token for text in texts for token in vocabulary.encode(text)), _EOS)
+
+
+def seconds_bound(seconds: float, fine: bool = False) -> float:
+    """The shape that a length falls into: 2, 4, 8, 16 … seconds; 0 for none.
+
+    `fine`: 1, 1.5, 2, 3, 4, 6, 8, 12 … seconds, half the padding for twice the compilations.
+    """
+    if seconds <= 0:
+        return 0.0
+    bound = 1.0 if fine else 2.0
+    while bound < seconds:
+        bound *= 2
+    return bound * 0.75 if fine and bound > 1 and seconds <= bound * 0.75 else bound
+
+
+def batched(
+    queries: Iterable[Query],
+    seconds_per_batch: float = 60.0,
+    row_multiple: int = 1,
+    fine: bool = False,
+) -> Iterator[tuple[list[tuple[int, Query]], dict[str, np.ndarray]]]:
+    """Groups queries of like length; only what makes up unfinished batches is held in memory.
+
+    Args:
+        queries: any number of them, read as they are needed.
+        seconds_per_batch: seconds of padded audio in a batch.
+        row_multiple: rows of every batch are a multiple of it: the data-parallel size.
+        fine: see `seconds_bound`; pays where there are thousands.
+
+    Yields:
+        (the batch's queries with their places in `queries`, the batch). A shape occurs with one
+        number of rows, and for what is left in the end with at most one smaller number.
+    """
+    waiting: dict[tuple[float, int], list[tuple[int, Query]]] = {}
+    used = set()
+
+    def rows_of(shape):
+        bound, tokens = shape
+        rows = seconds_per_batch / bound if bound else _MAX_ROWS
+        rows = min(rows, _TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
+        return max(int(rows) // row_multiple, 1) * row_multiple
+
+    for position, query in enumerate(queries):
+        samples = 0 if query.samples is None else len(query.samples)
+        tokens = -(-max(len(query.tokens), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
+        shape = seconds_bound(samples / SAMPLE_RATE, fine), tokens
+        group = waiting.setdefault(shape, [])
+        group.append((position, query))
+        if len(group) == rows_of(shape):
+            yield group, _batch(group, shape, len(group))
+            used.add(shape)
+            del waiting[shape]
+    for shape, group in waiting.items():
+        rows = rows_of(shape)
+        if shape not in used:  # A shape that is compiled already costs less than a smaller new one.
+            rows = min(rows, -(-(1 << (len(group) - 1).bit_length()) // row_multiple) * row_multiple)
+        yield group, _batch(group, shape, rows)
+
+
+def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: int) -> dict[str, np.ndarray]:
+    bound, tokens = shape
+    batch = {
+        'speech_samples': np.zeros((rows, round(bound * SAMPLE_RATE)), np.int16),
+        'speech_lengths': np.zeros(rows, np.int32),
+        'encoder_input_tokens': np.zeros((rows, tokens), np.int32),
+        # Targets are what is asked for; the batch contract wants them all the same.
+        'decoder_input_tokens': np.zeros((rows, 8), np.int32),
+        'decoder_target_tokens': np.zeros((rows, 8), np.int32),
+        'decoder_loss_weights': np.zeros((rows, 8), np.float32),
+        'transcribed': np.zeros(rows, bool),
+    }
+    for row, (_, query) in enumerate(group):
+        if query.samples is not None:
+            batch['speech_samples'][row, : len(query.samples)] = query.samples
+            batch['speech_lengths'][row] = len(query.samples)
+        batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
+        batch['transcribed'][row] = query.transcribed
+    return batch
+
+
+def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
+    """Gives each query the audio of another clip: that of the last different one before it.
+
+    Queries on the first clip come as soon as a second is there, with the audio of that one.
+
+    Raises:
+        ValueError: there are no two different clips.
+    """
+    now: np.ndarray | None = None
+    before: np.ndarray | None = None
+    held: list[Query] = []
+    for query in queries:
+        if query.samples is None:
+            raise ValueError('shuffle_audio: the data has examples without audio; leave them out.')
+        if now is None or not np.array_equal(now, query.samples):
+            before, now = now, query.samples
+        if before is None:
+            held.append(query)
+            continue
+        for early in held:
+            yield dataclasses.replace(early, samples=now)
+        held = []
+        yield dataclasses.replace(query, samples=before)
+    if held:
+        raise ValueError('shuffle_audio: at least two different clips are needed; give more data.')
+
+
+def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
+    """The examples of a `SpeechTextLoader`, each once.
+
+    Args:
+        loader: its `examples()` is read.
+        vocabulary: that of the outputs, for tasks that keep no text of their targets.
+    """
+    from slm_jax.data import instructions
+
+    for batch, infos in loader.examples():
+        for row, info in enumerate(infos):
+            if info is None:
+                continue
+            tokens = batch['encoder_input_tokens'][row]
+            targets = batch['decoder_target_tokens'][row]
+            length = int(batch['speech_lengths'][row])
+            yield Query(
+                tokens=tuple(tokens[tokens != 0].tolist()),
+                samples=batch['speech_samples'][row, :length].copy() if length else None,
+                info=_present(
+                    id=info.id,
+                    task=info.task,
+                    lang=info.lang,
+                    target_lang=info.target_lang,
+                    instruction=info.instruction,
+                    reference=info.reference or vocabulary.decode(targets[targets != 0].tolist()),
+                    duration=round(info.seconds, 3),
+                    audio=info.audio,
+                ),
+                transcribed=instructions.transcribes(info.instruction),
+            )
+
+
+def with_texts(
+    queries: Iterable[Query], texts: Mapping[str, str], vocabulary: Any, text_first: bool = True
+) -> Iterator[Query]:
+    """Puts a text in the place of each query's speech: the second half of a cascade.
+
+    Args:
+        queries: their `info['id']` is looked up.
+        texts: from id to text.
+        vocabulary: of the inputs.
+        text_first: whether the text stands before the instruction, as speech does in the system.
+
+    Raises:
+        ValueError: an id has no text.
+    """
+    for query in queries:
+        identity = query.info.get('id')
+        if identity not in texts:
+            raise ValueError(
+                f'text_from: no text for example {identity!r}. Evaluate the first half of the cascade on the same data.'
+            )
+        text = tuple(vocabulary.encode(texts[identity]))
+        tokens = (*text, *query.tokens) if text_first else (*query.tokens[:-1], *text, _EOS)
+        yield dataclasses.replace(query, tokens=tokens, samples=None)
+
+
+def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The lines of a JSONL file, as dictionaries.
+
+    Raises:
+        ValueError: unreadable, or a line is no JSON object; names file and line.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: cannot be read ({error}). Give a JSONL file in UTF-8.') from error
+    rows = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f'{path}:{number}: not JSON ({error}).') from None
+            if not isinstance(row, dict):
+                raise ValueError(f'{path}:{number}: a JSON object was expected.')
+            rows.append(row)
+    return rows
+
+
+def texts_by_id(path: str | os.PathLike, field: str = 'prediction') -> dict[str, str]:
+    """{id: text} of a predictions.jsonl.
+
+    Raises:
+        ValueError: a line lacks the field, or two lines of one id differ in it.
+    """
+    texts: dict[str, str] = {}
+    for row in read_lines(path):
+        identity, text = row.get('id'), row.get(field)
+        if not isinstance(text, str):
+            raise ValueError(f'{path}: example {identity!r} has no text in its field {field!r}.')
+        if texts.setdefault(identity, text) != text:
+            raise ValueError(f'{path}: two lines of id {identity!r} have different {field!r}.')
+    return texts
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """What is asked of each line of a manifest.
+
+    Attributes:
+        instruction: may hold {language} and {target_language}; '' takes the line's own, or asks for
+            a transcription.
+        target_lang: code of the language to answer in: the reference is that translation.
+        slot: name of the slot asked for: the reference is that slot's value, or 'none'.
+        reference_field: field of the line that holds the reference ('slots.size' looks inside).
+        text_field: field whose text stands in the place of speech; '' listens to the recording.
+    """
+
+    instruction: str = ''
+    target_lang: str = ''
+    slot: str = ''
+    reference_field: str = ''
+    text_field: str = ''
+
+
+def from_manifest(
+    path: str | os.PathLike,
+    questions: Sequence[Question],
+    vocabulary: Any,
+    max_seconds: float,
+    text_first: bool = True,
+    on_bad: Callable[[str], None] | None = None,
+    task: str = '',
+) -> Iterator[Query]:
+    """Every question put to every line of a manifest (see `slm_jax.data.manifests`).
+
+    Args:
+        path: JSONL; also a predictions.jsonl of an earlier evaluation.
+        questions: one or more; each line's recording is read once for all of them.
+        vocabulary: of the inputs; None for a system that reads no text.
+        max_seconds: longest recording that is let through.
+        text_first: see `with_texts`.
+        on_bad: is told what is wrong with a line, which is then left out; None: it is raised.
+        task: name of it all, for lines that name none.
+
+    Raises:
+        ValueError: a line cannot be used; names file, line, field and remedy.
+    """
+    from slm_jax.audio import waveforms
+    from slm_jax.data import manifests
+
+    for raw, line in zip(read_lines(path), manifests.read(path), strict=True):
+        try:
+            if line['error']:
+                raise ValueError(line['error'])
+            listens = not all(question.text_field for question in questions)
+            samples = None
+            if listens:
+                if not line['audio']:
+                    raise ValueError(f'{line["origin"]}: field "audio" is missing.')
+                samples = waveforms.read_waveform(line['audio'])
+                check_length(line['audio'], samples, max_seconds)
+            raw = {'task': task, **raw}
+            asked = [_ask(q, raw, line, samples, vocabulary, text_first) for q in questions]
+        except ValueError as error:
+            if on_bad is None:
+                raise
+            on_bad(str(error))
+        else:
+            yield from asked
+
+
+def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float) -> None:
+    """Refuses a recording that is longer than a model takes at once: nothing is ever cut unasked.
+
+    Raises:
+        ValueError: says how long it is and what to do.
+    """
+    if len(samples) > max_seconds * SAMPLE_RATE:
+        raise ValueError(
+            f'{name}: {len(samples) / SAMPLE_RATE:.1f} s is longer than the {max_seconds:g} s that '
+            'this model takes at once. `slm-jax infer --chunk_seconds 20` cuts it at pauses; '
+            '--max_seconds lets longer audio through as it is.'
+        )
+
+
+def _ask(
+    question: Question,
+    raw: Mapping[str, Any],
+    line: Mapping[str, str],
+    samples: np.ndarray | None,
+    vocabulary: Any,
+    text_first: bool,
+) -> Query:
+    from slm_jax.data import instructions
+
+    target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
+    instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang)
+    said = ()
+    if question.text_field:
+        text = _field(raw, question.text_field)
+        if not isinstance(text, str):
+            raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
+        said, samples = (text,), None
+    texts = (*said, instruction) if text_first else (instruction, *said)
+    return Query(
+        tokens=encode(vocabulary, *texts),
+        samples=samples,
+        info=_present(
+            id=line['id'],
+            task=raw.get('task') or '',
+            lang=line['lang'],
+            target_lang=target_lang,
+            slot=question.slot or raw.get('slot'),
+            instruction=instruction,
+            reference=_reference(question, raw, line, target_lang),
+            duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
+            audio=line['audio'] and os.path.abspath(line['audio']),
+        ),
+        transcribed=instructions.transcribes(instruction),
+    )
+
+
+def _reference(question: Question, raw: Mapping[str, Any], line: Mapping[str, str], target_lang: str) -> str:
+    if question.reference_field:
+        field, value = question.reference_field, _field(raw, question.reference_field)
+    elif question.slot:
+        field, value = 'slots', raw.get('slots')
+        if not isinstance(value, dict):
+            raise ValueError(f'{line["origin"]}: field "slots" is not an object of slot values.')
+        value = value.get(question.slot) or metrics.ABSENT
+    elif isinstance(raw.get('reference'), str):
+        field, value = 'reference', raw['reference']
+    elif question.target_lang:
+        field = f'translation into {target_lang!r}'
+        value = json.loads(line['translations']).get(target_lang)
+    else:
+        translation = json.loads(line['translations'] or '{}').get(target_lang) if target_lang else ''
+        field, value = 'text', line['target'] or translation or line['text']
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError(f'{line["origin"]}: no reference: {field} is missing or empty.')
+    return value
+
+
+def _field(raw: Mapping[str, Any], path: str) -> Any:
+    """`raw['slots']['size']` for 'slots.size'; None where there is none."""
+    value: Any = raw
+    for name in path.split('.'):
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
+
+
+def wording(instruction: str, lang: str, target_lang: str) -> str:
+    """The instruction with {language} and {target_language} filled in.
+
+    '' asks for a transcription, or for a translation where there is a target language.
+
+    Raises:
+        ValueError: the instruction names a language that is not known.
+    """
+    from slm_jax.data import languages
+
+    names = {
+        'language': languages.name(lang) if lang else None,
+        'target_language': languages.name(target_lang) if target_lang else None,
+    }
+    if not instruction:
+        from slm_jax.data import instructions
+
+        kind = 'ast' if target_lang else 'asr_language' if lang else 'asr'
+        instruction = instructions.TEMPLATES[kind][0]
+    for name, value in names.items():
+        if '{' + name + '}' in instruction and not value:
+            raise ValueError(
+                f'instruction {instruction!r}: the {name.replace("_", " ")} is not known; give it '
+                'in the manifest or write its name into the instruction.'
+            )
+        instruction = instruction.replace('{' + name + '}', value or '')
+    return instruction
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    """The fields that say something; the id and the reference always stay."""
+    return {k: v for k, v in fields.items() if v or k in ('id', 'reference')}

@@ -1,0 +1,263 @@
+"""Queries from loaders and manifests, and their batches."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from slm_jax.inference import queries
+
+RATE = queries.SAMPLE_RATE
+
+
+class Words:
+    """A vocabulary: a word is its length."""
+
+    def encode(self, text):
+        return [1 + len(word) for word in text.split()]
+
+    def decode(self, ids):
+        return ' '.join(map(str, ids))
+
+
+def spoken(seconds, value=1, **info):
+    return queries.Query((5, 1), np.full(round(seconds * RATE), value, np.int16), info)
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'bound'),
+    [(0, 0), (0.1, 1), (1, 1), (1.01, 1.5), (1.6, 2), (2.5, 3), (3.01, 4), (11.9, 12), (13, 16)],
+)
+def test_bounds(seconds, bound):
+    assert queries.seconds_bound(seconds, fine=True) == bound
+    coarse = queries.seconds_bound(seconds)
+    assert coarse in (0, 2, 4, 8, 16) and seconds <= coarse <= max(2 * seconds, 2)
+
+
+@pytest.mark.parametrize('fine', [False, True])
+def test_every_query_is_in_one_batch_and_whole(fine):
+    rng = np.random.default_rng(0)
+    given = [spoken(s, 1 + i % 100) for i, s in enumerate(rng.uniform(0.1, 9, 200))]
+    given += [queries.Query((7,) * n + (1,)) for n in (3, 40, 3)]
+    seen, shapes = {}, {}
+    for group, batch in queries.batched(iter(given), seconds_per_batch=30, fine=fine):
+        rows = batch['speech_samples'].shape[0]
+        assert rows >= len(group)
+        assert rows * batch['speech_samples'].shape[1] <= 30 * RATE
+        assert not batch['speech_lengths'][len(group) :].any()
+        assert not batch['encoder_input_tokens'][len(group) :].any()
+        for row, (position, query) in enumerate(group):
+            seen[position] = query
+            length = batch['speech_lengths'][row]
+            samples = () if query.samples is None else query.samples
+            np.testing.assert_array_equal(batch['speech_samples'][row, :length], samples)
+            assert not batch['speech_samples'][row, length:].any()
+            tokens = batch['encoder_input_tokens'][row]
+            assert tuple(tokens[: len(query.tokens)]) == query.tokens
+            assert not tokens[len(query.tokens) :].any()
+        shape = batch['speech_samples'].shape[1], batch['encoder_input_tokens'].shape[1]
+        shapes.setdefault(shape, set()).add(rows)
+    assert [seen[i] for i in range(len(given))] == given
+    assert len(shapes) <= 10
+    assert all(len(rows) == 1 for rows in shapes.values()), 'one compilation a shape'
+
+
+def test_a_single_query_is_a_batch_of_one_and_rows_keep_their_multiple():
+    [(group, batch)] = queries.batched([spoken(3)])
+    assert (len(group), batch['speech_samples'].shape) == (1, (1, 4 * RATE))
+    for _, batch in queries.batched([spoken(s) for s in (3, 3, 3, 50)], 30, row_multiple=4):
+        assert batch['speech_samples'].shape[0] % 4 == 0
+
+
+def test_a_batch_has_the_contract():
+    [(_, batch)] = queries.batched([spoken(1.2)])
+    dtypes = {name: array.dtype.name for name, array in batch.items()}
+    assert dtypes == {
+        'speech_samples': 'int16',
+        'speech_lengths': 'int32',
+        'encoder_input_tokens': 'int32',
+        'decoder_input_tokens': 'int32',
+        'decoder_target_tokens': 'int32',
+        'decoder_loss_weights': 'float32',
+        'transcribed': 'bool',
+    }
+
+
+def test_only_transcripts_are_marked_as_such(manifest):
+    line = queries.read_lines(manifest)[1]
+    asked = ['Transcribe the speech.', 'Transcribe the {language} speech.', 'Which size was ordered?']
+    questions = [queries.Question(words) for words in asked]
+    questions.append(queries.Question('Translate this speech to French.', target_lang='fr'))
+    path = write(manifest.with_name('one.jsonl'), dict(line, translation='oui', target_lang='fr'))
+    found = list(queries.from_manifest(path, questions, Words(), 30))
+    assert [query.transcribed for query in found] == [True, True, False, False]
+    [(_, batch)] = queries.batched(found)
+    assert batch['transcribed'].tolist() == [True, True, False, False]
+
+
+def test_shuffled_audio_is_always_another_clip():
+    clips = [spoken(1 + i / 10, i, id=i) for i in (1, 1, 1, 2, 3, 3, 1)]
+    shuffled = list(queries.shuffle_audio(iter(clips)))
+    assert [q.info['id'] for q in shuffled] == [q.info['id'] for q in clips]
+    for before, after in zip(clips, shuffled, strict=True):
+        assert not np.array_equal(before.samples, after.samples)
+        assert before.tokens == after.tokens
+    with pytest.raises(ValueError, match='two different clips'):
+        list(queries.shuffle_audio([spoken(1), spoken(1)]))
+    with pytest.raises(ValueError, match='without audio'):
+        list(queries.shuffle_audio([queries.Query((1,))]))
+
+
+def test_a_text_takes_the_place_of_the_speech():
+    asked = [dataclasses.replace(spoken(1, id='a'), tokens=(8, 1))]
+    [text] = queries.with_texts(asked, {'a': 'one three'}, Words())
+    assert text.samples is None and text.tokens == (4, 6, 8, 1)
+    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), text_first=False)
+    assert text.tokens == (8, 4, 6, 1)
+    with pytest.raises(ValueError, match="no text for example 'a'"):
+        list(queries.with_texts(asked, {}, Words()))
+
+
+def write(path, *rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+    return path
+
+
+def test_texts_by_id(tmp_path):
+    path = write(tmp_path / 'p.jsonl', {'id': 'a', 'prediction': 'x', 'reference': 'y'})
+    assert queries.texts_by_id(path) == {'a': 'x'}
+    assert queries.texts_by_id(path, 'reference') == {'a': 'y'}
+    with pytest.raises(ValueError, match="example 'a' has no text in its field 'nothing'"):
+        queries.texts_by_id(path, 'nothing')
+    path = write(path, {'id': 'a', 'prediction': 'x'}, {'id': 'a', 'prediction': 'y'})
+    with pytest.raises(ValueError, match="two lines of id 'a'"):
+        queries.texts_by_id(path)
+
+
+def test_unreadable_lines_are_named(tmp_path):
+    path = tmp_path / 'p.jsonl'
+    with pytest.raises(ValueError, match='cannot be read'):
+        queries.read_lines(path)
+    path.write_text('{"a": 1}\n{', encoding='utf-8')
+    with pytest.raises(ValueError, match='p.jsonl:2: not JSON'):
+        queries.read_lines(path)
+    path.write_text('[]', encoding='utf-8')
+    with pytest.raises(ValueError, match='p.jsonl:1: a JSON object'):
+        queries.read_lines(path)
+
+
+def test_a_manifest(manifest):
+    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, task='mine'))
+    assert len(found) == 24
+    info = found[1].info
+    assert info['task'] == 'mine' and info['lang'] == 'en'
+    assert info['instruction'] == 'Say number 1.' and info['reference'] == 'number 1'
+    assert found[1].tokens == (4, 7, 3, 1)
+    assert info['duration'] == pytest.approx(len(found[1].samples) / RATE, abs=1e-3)
+
+
+def test_translations_and_wordings_of_a_manifest(manifest):
+    question = queries.Question('Say in {target_language} this {language}.', target_lang='fr')
+    lines = [line for line in queries.read_lines(manifest) if line['lang'] == 'en']
+    path = write(manifest.with_name('en.jsonl'), *lines)
+    for query in queries.from_manifest(path, [question], Words(), 30):
+        assert query.info['instruction'] == 'Say in French this English.'
+        assert query.info['target_lang'] == 'fr'
+    with pytest.raises(ValueError, match="no reference: translation into 'de'"):
+        list(queries.from_manifest(path, [queries.Question(target_lang='de')], Words(), 30))
+
+
+def test_slots_are_asked_one_by_one_and_absent_ones_are_none(manifest):
+    line = dict(queries.read_lines(manifest)[1], slots={'size': 'large'})
+    path = write(manifest.with_name('slots.jsonl'), line)
+    asked = [queries.Question('Which size?', slot='size'), queries.Question('Milk?', slot='milk')]
+    size, milk = queries.from_manifest(path, asked, Words(), 30)
+    assert (size.info['slot'], size.info['reference']) == ('size', 'large')
+    assert (milk.info['slot'], milk.info['reference']) == ('milk', 'none')
+    assert size.samples is milk.samples, 'read once'
+    field = queries.Question('Which size?', reference_field='slots.size')
+    [query] = queries.from_manifest(path, [field], Words(), 30)
+    assert query.info['reference'] == 'large'
+    with pytest.raises(ValueError, match='"slots" is not an object'):
+        list(queries.from_manifest(manifest, asked, Words(), 30))
+
+
+def test_predictions_are_a_manifest_whose_text_stands_for_speech(tmp_path):
+    line = {'id': 'a', 'lang': 'fr', 'reference': 'bonjour', 'prediction': 'bon jour'}
+    path = write(tmp_path / 'predictions.jsonl', line)
+    question = queries.Question('Translate.', text_field='prediction')
+    [query] = queries.from_manifest(path, [question], Words(), 30)
+    assert query.samples is None and query.tokens == (4, 5, 11, 1)
+    assert query.info['reference'] == 'bonjour' and query.info['id'] == 'a'
+    [query] = queries.from_manifest(path, [question], Words(), 30, text_first=False)
+    assert query.tokens == (11, 4, 5, 1)
+    with pytest.raises(ValueError, match="no text in field 'said'"):
+        list(queries.from_manifest(path, [queries.Question(text_field='said')], Words(), 30))
+
+
+def test_bad_lines_stop_or_are_left_out(manifest):
+    lines = queries.read_lines(manifest)
+    manifest.with_name('bad.wav').write_bytes(b'')
+    bad = [{'audio': 'bad.wav', 'text': 'x', 'lang': 'en'}, {'text': 'x', 'lang': 'en'}]
+    path = write(manifest.with_name('some.jsonl'), lines[0], *bad, lines[1])
+    with pytest.raises(ValueError, match='bad.wav: the file is empty'):
+        list(queries.from_manifest(path, [queries.Question()], Words(), 30))
+    told = []
+    found = list(queries.from_manifest(path, [queries.Question()], Words(), 30, on_bad=told.append))
+    assert len(found) == 2 and len(told) == 2
+    assert 'bad.wav' in told[0] and 'field "audio" is missing' in told[1]
+
+
+def test_long_audio_is_an_error_that_says_so(manifest):
+    with pytest.raises(ValueError, match=r'longer than the 1 s .* --chunk_seconds'):
+        list(queries.from_manifest(manifest, [queries.Question()], Words(), 1.0))
+
+
+def test_wording():
+    assert queries.wording('', 'fr', '') == 'Transcribe the French speech.'
+    assert queries.wording('', '', '') == 'Transcribe the speech.'
+    assert queries.wording('', 'fr', 'en') == 'Translate this speech to English.'
+    assert queries.wording('In {language}?', 'pt-BR', '') == 'In Portuguese?'
+    with pytest.raises(ValueError, match='the target language is not known'):
+        queries.wording('To {target_language}.', 'fr', '')
+
+
+@dataclasses.dataclass
+class Info:
+    id: str = 'a'
+    task: str = 't'
+    lang: str = 'en'
+    target_lang: str = ''
+    instruction: str = 'Say.'
+    reference: str = 'yes'
+    audio: str | None = None
+    seconds: float = 0.5
+
+
+class FakeLoader:
+    def examples(self):
+        batch = {
+            'speech_samples': np.ones((3, RATE), np.int16),
+            'speech_lengths': np.array([RATE // 2, 0, 0], np.int32),
+            'encoder_input_tokens': np.array([[4, 5, 1, 0], [6, 1, 0, 0], [0, 0, 0, 0]], np.int32),
+            'decoder_target_tokens': np.array([[9, 1], [8, 1], [0, 0]], np.int32),
+        }
+        asr = 'This is French. What does the speaker say?'
+        yield batch, [Info(), Info(id='b', reference='', seconds=0.0, instruction=asr), None]
+
+
+def test_a_loader():
+    first, second = queries.from_loader(FakeLoader(), Words())
+    assert first.tokens == (4, 5, 1) and len(first.samples) == RATE // 2
+    assert first.info == {
+        'id': 'a',
+        'task': 't',
+        'lang': 'en',
+        'instruction': 'Say.',
+        'reference': 'yes',
+        'duration': 0.5,
+    }
+    assert second.samples is None and second.tokens == (6, 1)
+    assert second.transcribed and not first.transcribed
+    assert second.info['reference'] == '8 1', 'spelt from the target tokens'
