@@ -55,7 +55,7 @@ def sizes(
     from slm_jax.inference import model
     from slm_jax.training import loop, origins, partitioning, state
 
-    axes = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
+    axes: dict[str, Any] = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
     if wrong := set(axes) - {'data', 'fsdp', 'model'}:
         raise ValueError(f'--mesh: there is no axis {sorted(wrong)[0]!r}; data, fsdp and model are.')
     partitioner = partitioning.Partitioner(**axes)

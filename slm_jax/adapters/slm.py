@@ -228,7 +228,7 @@ class SlmAdapter(nn.Module):
         x = RmsNorm(cfg.dtype, name='final_norm')(x)
         x = Linear(cfg.output_dim, ('embed', 'llm_embed'), cfg.dtype, name='output_projection')(x)
         x = RmsNorm(cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm')(x)
-        if label_embeddings is not None:
+        if label_embeddings is not None and ctc_logits is not None:
             labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
             spelt = jnp.where(slots[:, :, None] >= 0, labels @ label_embeddings[1:], 0).astype(cfg.dtype)
             x = x + mean_of_slots(spelt, slots, num_slots)

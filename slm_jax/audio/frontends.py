@@ -111,8 +111,8 @@ class UsmFrontend:
             return _frame((waveform - previous).astype(jnp.float32), self.num_frames(samples.shape[1]), 512) * window
 
         magnitude = jnp.sqrt(_power(_mask_padding(samples, lengths), to_frames, 1024))
-        mel = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
-        points = 700.0 * (10.0 ** (np.linspace(*mel, self.num_mel_bins + 2) / 2595.0) - 1.0)
+        low, high = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
+        points = 700.0 * (10.0 ** (np.linspace(low, high, self.num_mel_bins + 2) / 2595.0) - 1.0)
         filters = _triangles(points, _bins(1024))
         features = jnp.log(jnp.maximum(_mel(magnitude, filters), self.mel_floor))
         features = (features - self.mean) / self.stddev
@@ -181,7 +181,7 @@ class W2vBertFrontend:
 
         power = _power(_mask_padding(samples, lengths) * 32768.0, to_frames, 512)
         points, bins = (1127.0 * np.log(1.0 + hz / 700.0) for hz in (np.array([20.0, 8000.0]), _bins(512)))
-        features = jnp.log(jnp.maximum(_mel(power, _triangles(np.linspace(*points, 82), bins)), 2.0**-23))
+        features = jnp.log(jnp.maximum(_mel(power, _triangles(np.linspace(points[0], points[1], 82), bins)), 2.0**-23))
         valid = (jnp.arange(features.shape[1]) < num_frames[:, None])[..., None]
         count = num_frames[:, None, None]
         mean = jnp.sum(jnp.where(valid, features, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)

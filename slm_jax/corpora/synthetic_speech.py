@@ -299,7 +299,8 @@ def synthesise(
             text_corpora.append_jsonl(manifest, row)
             total[row['lang']] += row['duration'] / 3600
             if total.total() >= hours:
-                return dict(total)
+                break
+    return dict(total)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -103,7 +103,8 @@ class Orders:
         slots = {'coffeeDrink': rng.choice(self.values['coffeeDrink'])}
         before = [slot for slot in _MODIFIERS if self.values[slot] and rng.random() < 0.45]
         after = [slot for slot in _ADDITIONS if self.values[slot] and rng.random() < 0.45]
-        rng.shuffle(before), rng.shuffle(after)
+        rng.shuffle(before)
+        rng.shuffle(after)
         for slot in before + after:
             slots[slot] = rng.choice(self.values[slot])
         words = ' '.join(slots[slot] for slot in before + ['coffeeDrink'])
@@ -277,7 +278,7 @@ def build(
                     'source': 'numerals',
                 }
             )
-    made = {'train': [], 'validation': []}
+    made: dict[str, list[dict]] = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)
         grammar = Orders(read_jsonl(folder / 'train.jsonl'))
@@ -292,7 +293,7 @@ def build(
             if order['text'] not in seen:
                 seen.add(order['text'])
                 made['validation' if len(seen) % 40 == 0 else 'train'].append(order)
-    files = {
+    files: dict[str, list[dict]] = {
         'speech': clips,
         **{f'text_{split}': _unique(texts[split]) for split in made},
         **{
@@ -308,15 +309,15 @@ def build(
         said = ctc_text.normalize(row['reference'])
         if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
             recognised[said].append(row['prediction'])
-    for name, rows in files.items():
+    for name, content in files.items():
         if name.endswith('_train'):
-            rows = [
+            content = [
                 {**row, 'heard': spoken} if (spoken := recognised.get(ctc_text.normalize(row['text']))) else row
-                for row in rows
+                for row in content
             ]
-        write_jsonl(out / f'{name}.jsonl', rows)
+        write_jsonl(out / f'{name}.jsonl', content)
     (out / 'held_out.txt').write_text(''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
-    return {name: len(rows) for name, rows in files.items()} | {'held_out': len(held_out)}
+    return {name: len(content) for name, content in files.items()} | {'held_out': len(held_out)}
 
 
 def _is_digit_clip(row: dict) -> bool:

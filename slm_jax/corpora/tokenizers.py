@@ -17,6 +17,7 @@ import io
 import json
 import os
 import pathlib
+from typing import Any
 
 from slm_jax.corpora import text_corpora
 from slm_jax.data import ctc_text
@@ -25,7 +26,7 @@ LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix
 EXTRA_IDS = 32
 # Characters of these scripts are too many to learn from the speech at hand.
 UNSPELT = ('ja', 'zh-CN')
-_SPECIAL = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
+_SPECIAL: dict[str, Any] = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
 
 
 def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
@@ -70,7 +71,7 @@ def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     )
 
 
-def _train(lines: list[str], **options) -> bytes:
+def _train(lines: list[str], **options: Any) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()

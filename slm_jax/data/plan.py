@@ -189,7 +189,7 @@ class Plan:
     @functools.lru_cache(maxsize=4)
     def _chunk(self, chunk: int) -> list[Batch]:
         """The batches of a chunk, in order."""
-        rows = []
+        drawn_rows = []
         for task, share in enumerate(self._shares):
             size = len(self._tasks[task].index)
             start, stop = (int(share * self._draws * c) for c in (chunk, chunk + 1))
@@ -198,8 +198,8 @@ class Plan:
                 drawn = positions[positions // size == epoch]
                 example = self._permutation(task, epoch)[drawn % size]
                 seeds = self._rng(1, task, epoch).integers(2**31, size=size)[example]
-                rows.append(np.stack([np.full_like(example, task), example, seeds], 1))
-        rows = np.concatenate(rows)
+                drawn_rows.append(np.stack([np.full_like(example, task), example, seeds], 1))
+        rows = np.concatenate(drawn_rows)
         bucket_of = self._bucket[self._offsets[rows[:, 0]] + rows[:, 1]]
         batches = []
         for number, bucket in enumerate(self.buckets):

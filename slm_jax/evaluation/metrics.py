@@ -195,7 +195,7 @@ def score(
     pairs = [_pair(prediction, names) for prediction in predictions]
     _refuse_empty(predictions, pairs)
     scores = _score_kinds(predictions, pairs, signatures)
-    result = {
+    result: dict[str, Any] = {
         'normalizers': {kind: names[kind] for kind in scores},
         'signatures': signatures,
         'scores': scores,

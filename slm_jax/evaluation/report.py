@@ -226,9 +226,10 @@ def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float
     timed = [(p['duration'], e) for p, e in zip(predictions, errors, strict=True) if p.get('duration')]
     if len(timed) < 20:
         return ''
+    seconds, rates = zip(*timed, strict=True)
     title = 'Error rate by length of the clip'
     caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
-    return page.section(title, page.plot(plots.error_by_length(*zip(*timed, strict=True), title), caption))
+    return page.section(title, page.plot(plots.error_by_length(seconds, rates, title), caption))
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:

@@ -27,8 +27,9 @@ def schedule(
         total_steps: steps in all; needed by 'cosine' and 'linear'.
         final: learning rate at the end of 'cosine' and 'linear'.
     """
-    if decay in ('cosine', 'linear') and (total_steps is None or total_steps <= warmup_steps):
+    if decay in ('cosine', 'linear') and (total_steps or 0) <= warmup_steps:
         raise ValueError(f'schedule: decay={decay!r} needs total_steps > warmup_steps, got {total_steps}.')
+    steps = (total_steps or 0) - warmup_steps  # of the decay
     if decay == 'constant':
         after = optax.constant_schedule(peak)
     elif decay == 'rsqrt':
@@ -37,9 +38,9 @@ def schedule(
         def after(step):
             return peak * (start / (start + step)) ** 0.5
     elif decay == 'cosine':
-        after = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=final / peak)
+        after = optax.cosine_decay_schedule(peak, steps, alpha=final / peak)
     elif decay == 'linear':
-        after = optax.linear_schedule(peak, final, total_steps - warmup_steps)
+        after = optax.linear_schedule(peak, final, steps)
     else:
         raise ValueError(f"schedule: decay={decay!r} is none of 'constant', 'rsqrt', 'cosine', 'linear'.")
     if not warmup_steps:

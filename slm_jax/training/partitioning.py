@@ -66,7 +66,9 @@ class Partitioner:
         axis_types = (jax.sharding.AxisType.Auto,) * 3
         return jax.make_mesh(sizes, ('data', 'fsdp', 'model'), axis_types, devices=devices)
 
-    def shardings(self, boxed: Any, mesh: jax.sharding.Mesh, notes: set[str] | None = None) -> Any:
+    def shardings(
+        self, boxed: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, notes: set[str] | None = None
+    ) -> Any:
         """Shardings of an abstract tree whose leaves are boxed with logical axes; without a box: on every device.
 
         An axis whose length the devices do not divide stays whole on each of them; `notes` gets a line about it.

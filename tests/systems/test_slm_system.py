@@ -23,13 +23,13 @@ from slm_jax.systems.text_to_text import TextToText
 
 SPEECH = SpeechEncoder(
     UsmFrontend(),
-    UsmEncoder(UsmConfig(num_layers=2, emb_dim=32, num_heads=2, context_right=4, subsample_channels=(4, 4))),
+    UsmEncoder(UsmConfig(num_layers=1, emb_dim=32, num_heads=2, context_right=4, subsample_channels=(4, 4))),
     ctc_vocab_size=20,
     augmentation=SpecAugmentConfig(),
 )
 LLM = T5(
     T5Config(
-        vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=16, mlp_dim=64
+        vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16, mlp_dim=64
     )
 )
 ADAPTER = SlmAdapter(SlmAdapterConfig(output_dim=32, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64))
