@@ -25,6 +25,11 @@ class BestRq:
     encoder: nn.Module
     config: BestRqConfig
 
+    @property
+    def max_seconds(self) -> float | None:
+        """Longest audio that it takes at once; None: any."""
+        return self.frontend.max_seconds
+
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""
         encoder_rng, head_rng = jax.random.split(rng)
