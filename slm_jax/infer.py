@@ -2,13 +2,14 @@
 
     slm-jax infer call.wav --model runs/slm --instruction "Translate this speech to English."
     slm-jax infer *.flac --model runs/slm --format json
-    slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 20 --format srt > talk.srt
+    slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer --manifest calls.jsonl --model runs/slm
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 `-` reads standard input: WAV (or another audio file) whole, or raw 16-bit little-endian mono
 samples at 16 kHz, which with --chunk_seconds are answered as they come. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
+Where nothing is heard the answer is empty, and subtitles have no cue.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.
@@ -18,6 +19,7 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -59,14 +61,18 @@ class Recording:
         transcribed: whether it asks for a transcript.
         bounds: (start, end) of each chunk, in seconds.
         texts: the answer to each chunk, None where it is not known yet.
+        without_ctc: whether CTC has no part in the answers, although it has one in transcripts.
+        cuts: the limit that each answer reached, '' where it ended before; see `slm_jax.inference.model.Answer`.
         error: what is wrong with the input; '' if nothing.
     """
 
     name: str
     instruction: str
     transcribed: bool = False
+    without_ctc: bool = False
     bounds: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     texts: list[str | None] = dataclasses.field(default_factory=list)
+    cuts: list[str] = dataclasses.field(default_factory=list)
     error: str = ''
 
     @property
@@ -115,18 +121,24 @@ class Inference:
                     continue
                 tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
-                recording.texts = [None] * len(pieces)
+                recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
                 for number, (_, samples) in enumerate(pieces):
                     info = {'of': recording, 'number': number}
                     yield queries.Query(tokens, samples, info, recording.transcribed)
 
-        batches = queries.batched(stream(), self._batch_seconds, self._model.row_multiple)
-        for group, batch in batches:
-            for (_, query), text in zip(group, self._model.texts(batch), strict=False):
-                query.info['of'].texts[query.info['number']] = text
+        for group, batch in self._batched(stream()):
+            for (_, query), answer in zip(group, self._model.answers(batch), strict=False):
+                recording, number = query.info['of'], query.info['number']
+                recording.texts[number], recording.cuts[number] = answer
             while waiting and waiting[0].done:
                 yield waiting.pop(0)
         yield from waiting  # After the last batch only faulty inputs are left.
+
+    def _batched(self, asked):
+        from slm_jax.inference import queries
+
+        model = self._model
+        return queries.batched(asked, self._batch_seconds, model.row_multiple, longest=model.encoder_seconds)
 
     def _pieces(self, name: str) -> list[tuple[float, Any]]:
         """(start in seconds, samples) of the chunks of one input."""
@@ -138,13 +150,13 @@ class Inference:
         else:
             samples = waveforms.read_waveform(name)
         if self._chunk_seconds is None:
-            queries.check_length(name, samples, self._max_seconds)
+            queries.check_length(name, samples, self._max_seconds, self._model.encoder_seconds)
             return [(0.0, samples)]
         bounds = chunks.cut(samples, self._chunk_seconds, self._overlap)
         return [(start / _SAMPLE_RATE, samples[start:end]) for start, end in bounds]
 
-    def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, str]]:
-        """Answers raw samples chunk by chunk as they come: (start, end, text)."""
+    def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, Any]]:
+        """Answers raw samples chunk by chunk as they come: (start, end, answer)."""
         from slm_jax.inference import chunks, queries
 
         head = io.BytesIO(self._head)
@@ -155,9 +167,8 @@ class Inference:
         tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
             query = queries.Query(tokens, samples, transcribed=recording.transcribed)
-            rows = self._model.row_multiple
-            [(_, batch)] = queries.batched([query], self._batch_seconds, rows)
-            yield start, start + len(samples) / _SAMPLE_RATE, self._model.texts(batch)[0]
+            [(_, batch)] = self._batched([query])
+            yield start, start + len(samples) / _SAMPLE_RATE, self._model.answers(batch)[0]
 
 
 def read_bytes(content: bytes) -> Any:
@@ -205,11 +216,20 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
     if recording.error:
         line['error'] = recording.error
     else:
-        line['text'] = text
-        line['duration'] = round(pieces[-1].end, 3)
+        line |= {'text': text, 'duration': round(pieces[-1].end, 3)} | _truncated(any(recording.cuts))
         if len(pieces) > 1:
-            line['chunks'] = [{'start': round(p.start, 3), 'end': round(p.end, 3), 'text': p.text} for p in pieces]
+            line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
+        if recording.without_ctc:
+            line['ctc'] = False
     return json.dumps(line, ensure_ascii=False) + '\n'
+
+
+def _timed(piece: Any, cut: str) -> dict[str, Any]:
+    return {'start': round(piece.start, 3), 'end': round(piece.end, 3), 'text': piece.text} | _truncated(bool(cut))
+
+
+def _truncated(cut: bool) -> dict[str, bool]:
+    return {'truncated': True} if cut else {}
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -236,23 +256,60 @@ def infer(args: argparse.Namespace) -> int:
         raise ValueError('--overlap: chunks overlap only with --chunk_seconds.')
     name = args.model or packaged_model()
     model = evaluate.load_model(name, args)
-    limit = args.max_seconds or model.max_seconds
+    limit = model.let_through(args.max_seconds)
     if args.chunk_seconds and args.chunk_seconds > limit:
+        more = limit < (model.encoder_seconds or math.inf)
         raise ValueError(
             f'--chunk_seconds {args.chunk_seconds:g}: this model takes {limit:g} s at once; '
-            'give less, or raise --max_seconds.'
+            f'give that or less{", or raise --max_seconds" if more else ""}.'
         )
+    _check_asked(args, model, inputs)
     head = b''
     live = alone and inputs[0].name == _STDIN and args.chunk_seconds is not None
     if live:
         head = sys.stdin.buffer.read(4)
     inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head)
     if live and not head.startswith(_MAGIC):
-        return _live(inference, inputs[0], args.format)
-    return _write(inference.run(inputs), args, alone)
+        return _live(inference, inputs[0], args.format, model.decode)
+    return _write(inference.run(inputs), args, alone, model.decode)
 
 
-def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool) -> int:
+def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
+    """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
+    if not model.hears:
+        raise ValueError(
+            f'{model.directory}: a language model alone hears nothing. Give --model a trained model (`slm-jax train`); '
+            f'texts are put to this one by `slm-jax evaluate {model.directory.name} --manifest FILE --text_field text`.'
+        )
+    reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
+    for recording in recordings:
+        if not (reads or recording.transcribed or recording.error):
+            error = f'instruction {recording.instruction!r}: {model.directory.name} reads none; by CTC it writes what'
+            error += ' is said. Leave the instruction out, or give --model a model with a language model.'
+            if args.instruction:
+                raise ValueError(f'--{error}')
+            recording.error = f'{recording.name}: {error}'
+        recording.transcribed |= args.ctc_weight is not None
+        recording.without_ctc = bool(reads and weight and not recording.transcribed)
+    other = next((recording for recording in recordings if recording.without_ctc and not recording.error), None)
+    if other:
+        print(
+            f'slm-jax infer: CTC (ctc_weight {weight:g}) takes no part in answers to {other.instruction!r}, which is '
+            f'no known wording for a transcript; --ctc_weight {weight:g} lets it.',
+            file=sys.stderr,
+        )
+
+
+def _say_cut(name: str, cut: str, decode: Any) -> None:
+    flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='
+    limit = getattr(decode, cut)
+    print(
+        f'slm-jax infer: {name}: the answer is cut, it reached {cut} {limit:g}; {flag}{2 * limit:g} lets it go on.',
+        file=sys.stderr,
+    )
+
+
+def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool, decode: Any) -> int:
     status = 0
     for recording in recordings:
         if recording.error:
@@ -260,6 +317,8 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
             status = 1
             if args.format != 'json':
                 continue
+        for cut in sorted({*recording.cuts} - {''}):
+            _say_cut(recording.name, cut, decode)
         text = render(recording, args.format, args.overlap > 0, alone)
         if args.format in ('srt', 'vtt') and args.out:
             path = pathlib.Path(args.out, f'{pathlib.Path(recording.name).stem}.{args.format}')
@@ -272,20 +331,21 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
     return status
 
 
-def _live(inference: Inference, recording: Recording, form: str) -> int:
+def _live(inference: Inference, recording: Recording, form: str, decode: Any) -> int:
     """Writes each chunk of a raw stream as soon as it is answered."""
     from slm_jax.inference import chunks
 
     if form == 'vtt':
         print(chunks.vtt([]), end='', flush=True)
     cues = 0
-    for start, end, text in inference.listen(recording, sys.stdin.buffer.read1):
+    for start, end, (text, cut) in inference.listen(recording, sys.stdin.buffer.read1):
         piece = chunks.Chunk(start, end, text)
+        if cut:
+            _say_cut(f'{start:.1f} to {end:.1f} s', cut, decode)
         if form == 'text':
             out = text + '\n'
         elif form == 'json':
-            line = {'start': round(start, 3), 'end': round(end, 3), 'text': text}
-            out = json.dumps(line, ensure_ascii=False) + '\n'
+            out = json.dumps(_timed(piece, cut), ensure_ascii=False) + '\n'
         else:
             cues += bool(text.strip())
             out = chunks.srt([piece], cues) if form == 'srt' else chunks.vtt([piece])[7:]

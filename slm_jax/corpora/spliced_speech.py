@@ -148,7 +148,7 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
             yield queries.Query((), waveforms.read_waveform(row['audio']), row)
 
     clips = collections.defaultdict(list)
-    for group, batch in queries.batched(stream()):
+    for group, batch in queries.batched(stream(), longest=model.encoder_seconds):
         speech = batch['speech_samples'], batch['speech_lengths']
         best, lengths = map(np.asarray, labels(model.params, *speech))
         for (_, query), clip, frames in zip(group, best, lengths, strict=False):

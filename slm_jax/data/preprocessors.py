@@ -328,7 +328,7 @@ def too_long(name: str, feature: str, length: int, limit: int) -> str:
         return (
             f'{name}: {length / waveforms.SAMPLE_RATE:.1f} s of speech where '
             f'{limit / waveforms.SAMPLE_RATE:.1f} s are allowed. Raise '
-            "task_feature_lengths['speech'] (in samples), or split the recording."
+            "task_feature_lengths['speech'] (in samples; of evaluate, --max_seconds), or split the recording."
         )
     return (
         f'{name}: {length} tokens of {feature} where {limit} are allowed. Raise '

@@ -5,10 +5,12 @@
     schema, created (ISO 8601, UTC), command
     model        {directory, system, step, trained_parameters, …}
     foundations  {part: {name, fingerprint: {structure, content, num_params}}}
-    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio,
-    skipped} decode       {method, beam_size, …} normalizers, signatures, scores, by_task    as
-    `metrics.score` returns them speed        {seconds, audio_seconds_per_second, device} versions
-    {package: version}
+    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio, skipped}
+    decode       {method, beam_size, …, answers_with_ctc}
+    truncated    how many answers reached a limit of their length
+    normalizers, signatures, scores, by_task    as `metrics.score` returns them
+    speed        {seconds, audio_seconds_per_second, device}
+    versions     {package: version}
 """
 
 import contextlib
@@ -109,7 +111,7 @@ def render(
         '<header>',
         f'<h1>{page.escape(title)}</h1>',
         f'<p class="soft">{page.escape(_subtitle(results))}</p>',
-        _warning(data),
+        _warning(results),
         page.tiles(_headline(results)),
         '</header>\n<main>',
         *(_scores(kind, scores) for kind, scores in results['scores'].items()),
@@ -152,12 +154,22 @@ def _subtitle(results: Mapping[str, Any]) -> str:
     return ' · '.join(part for part in parts if part)
 
 
-def _warning(data: Mapping[str, Any]) -> str:
-    lines = []
+def cut(results: Mapping[str, Any]) -> str:
+    """How many answers were not ended by the model, and by what."""
+    decode = results.get('decode') or {}
+    limits = [f'{name} {decode[name]:g}' for name in ('max_decode_length', 'max_length_ratio') if decode.get(name)]
+    which = f' ({" or ".join(limits)})' if limits else ''
+    return f'{results["truncated"]:,} answers are cut, they reached a limit{which}: "truncated" in predictions.jsonl.'
+
+
+def _warning(results: Mapping[str, Any]) -> str:
+    data, lines = results['data'], []
     if data.get('shuffle_audio'):
         lines.append('Control run: every example was given the audio of another clip. A model that listens fails here.')
     if data.get('skipped'):
         lines.append(f'{len(data["skipped"])} unreadable examples were left out; results.json lists them.')
+    if results.get('truncated'):
+        lines.append(cut(results))
     return ''.join(f'<p class="warn" role="note">{page.escape(line)}</p>' for line in lines)
 
 

@@ -39,6 +39,11 @@ def known() -> list[str]:
     return sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob(f'*/{CARD}'))
 
 
+def installed(directory: pathlib.Path) -> bool:
+    """Whether a foundation or model belongs to the package: then nothing is written into it."""
+    return directory.resolve().parent == pathlib.Path(__file__).resolve().parent
+
+
 def find(name_or_dir: str | os.PathLike) -> pathlib.Path:
     """Directory of the foundation installed under this name, or of the one at this path.
 

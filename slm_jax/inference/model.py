@@ -3,15 +3,17 @@
 import contextlib
 import copy
 import dataclasses
+import math
 import os
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 DEFAULT_MAX_SECONDS = 30.0
+_EOS = 1
 
 # How a foundation alone is put to work, over the model file that bears its name.
 _FOUNDATION_GIN = {
@@ -44,6 +46,13 @@ class ModelError(ValueError):
     """A directory that no model can be made of; the message names it and the remedy."""
 
 
+class Answer(NamedTuple):
+    """What a model says to a query; `cut` is the field of `DecodeConfig` that did not let it end, '' if it did."""
+
+    text: str
+    cut: str = ''
+
+
 @dataclasses.dataclass
 class Model:
     """A system with its parameters on the devices.
@@ -57,7 +66,7 @@ class Model:
         foundations: {part: {'name', 'fingerprint'}} of what was not in the checkpoint.
         decode: how to generate.
         vocabulary: of the outputs.
-        max_seconds: longest audio that training let through.
+        max_seconds: longest audio that training let through, if the speech encoder takes it.
         mesh: of the devices.
     """
 
@@ -89,6 +98,32 @@ class Model:
         return self.vocabulary if 'llm' in self.params else None
 
     @property
+    def hears(self) -> bool:
+        """Whether recordings can be put to it; a language model alone reads texts."""
+        return 'speech_encoder' in self.params
+
+    @property
+    def encoder_seconds(self) -> float | None:
+        """Longest audio that the speech encoder takes at once; None: any."""
+        return _encoder_seconds(self.system)
+
+    def let_through(self, asked: float | None) -> float:
+        """Longest audio to put to it at once: what is asked for (`--max_seconds`), or `max_seconds`.
+
+        Raises:
+            ValueError: the speech encoder does not take so much.
+        """
+        most = self.encoder_seconds
+        if asked is not None and not 0 < asked <= (most or math.inf):
+            raise ValueError(
+                f'--max_seconds {asked:g}: '
+                + (f'the speech encoder of {self.directory.name} takes {most:g} s at once. ' if most else '')
+                + f'Give a number above 0{f" and up to {most:g}" if most else ""}; `slm-jax infer --chunk_seconds` '
+                'cuts longer audio at its pauses.'
+            )
+        return self.max_seconds if asked is None else asked
+
+    @property
     def text_first(self) -> bool:
         """Whether what stands for speech comes before the instruction."""
         return getattr(self.system, 'speech_first', True)
@@ -98,13 +133,18 @@ class Model:
         """What the number of rows of a batch must be a multiple of."""
         return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
-    def texts(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+    def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape."""
         from slm_jax.training import partitioning
 
         with self._partitioner.tracing(self.mesh):
             tokens = self._predict(self.params, partitioning.shard_batch(dict(batch), self.mesh))
-        return [self.vocabulary.decode(row[row != 0].tolist()) for row in np.asarray(tokens)]
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in np.asarray(tokens)]
+
+    def _cut(self, row: np.ndarray) -> str:
+        if self.text_vocabulary is None or _EOS in row:  # CTC writes no end
+            return ''
+        return 'max_length_ratio' if self.decode.max_length_ratio and row[-1] == 0 else 'max_decode_length'
 
 
 def compilation_cache() -> None:
@@ -201,7 +241,7 @@ def load(
         foundations=used,
         decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
         vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
-        max_seconds=_max_seconds(),
+        max_seconds=min(_max_seconds(), _encoder_seconds(system) or math.inf),
         mesh=devices,
         _partitioner=partitioner,
     )
@@ -305,6 +345,10 @@ def query(key: str) -> Any:
     except ValueError:
         return None
     return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
+
+
+def _encoder_seconds(system: Any) -> float | None:
+    return getattr(system, 'max_seconds', None)
 
 
 def _max_seconds() -> float:

@@ -70,6 +70,44 @@ def test_a_single_query_is_a_batch_of_one_and_rows_keep_their_multiple():
         assert batch['speech_samples'].shape[0] % 4 == 0
 
 
+def test_no_query_is_padded_beyond_what_the_encoder_takes():
+    for fine in (False, True):
+        found = list(queries.batched([spoken(s) for s in (29, 30, 1.5)], 60, fine=fine, longest=30.0))
+        assert sorted(batch['speech_samples'].shape for _, batch in found)[-1] == (2, 30 * RATE)
+        assert len(found) == 2
+    [(_, batch)] = queries.batched([spoken(29)], 60)
+    assert batch['speech_samples'].shape == (1, 32 * RATE)
+
+
+def test_advice_on_long_audio_holds():
+    samples = np.zeros(round(5.2 * RATE), np.int16)
+    queries.check_length('a.wav', samples, 5.2)
+    with pytest.raises(
+        ValueError, match=r'a.wav: 5.2 s is longer .*chunk_seconds 3.33` cuts.*; --max_seconds 6 lets it'
+    ):
+        queries.check_length('a.wav', samples, 10 / 3)
+    with pytest.raises(ValueError, match=r'longer than the 3 s .* --chunk_seconds 3` cuts it at pauses.$'):
+        queries.check_length('a.wav', samples, 3.0, 4.0)
+
+
+def test_what_a_check_refuses_is_raised_or_told():
+    def check(query):
+        if query.info['id'] == 2:
+            raise ValueError('the second')
+
+    asked, told = [spoken(1, id=i) for i in (1, 2, 3)], []
+    assert [q.info['id'] for q in queries.checked(asked, check, told.append)] == [1, 3]
+    assert told == ['the second']
+    with pytest.raises(ValueError, match='the second'):
+        list(queries.checked(asked, check, None))
+
+
+def test_a_manifest_without_its_recordings(manifest):
+    manifest.with_name('clip00.wav').unlink()
+    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, listen=False))
+    assert len(found) == 24 and all(query.samples is None for query in found)
+
+
 def test_a_batch_has_the_contract():
     [(_, batch)] = queries.batched([spoken(1.2)])
     dtypes = {name: array.dtype.name for name, array in batch.items()}
