@@ -306,6 +306,27 @@ def train(
     return {'step': done, 'evaluation': card['evaluation'], 'terminated': stopped_early}
 
 
+def check_lengths() -> None:
+    """Refuses clips that are longer than the speech encoder takes, before their data is prepared.
+
+    Raises:
+        ValueError: TASK_FEATURE_LENGTHS lets through more.
+    """
+    from slm_jax.data import loader
+    from slm_jax.inference import model
+
+    most = getattr(model.query('slm_jax.train.train.system'), 'max_seconds', None)
+    lengths = model.query('%TASK_FEATURE_LENGTHS')
+    if most is None or not isinstance(lengths, Mapping):
+        return
+    speech = lengths.get('speech', loader.DEFAULT_LENGTHS['speech'])
+    if speech > most * 16_000:
+        raise ValueError(
+            f"TASK_FEATURE_LENGTHS['speech'] is {speech}, {speech / 16_000:g} s; the speech encoder takes {most:g} s "
+            f'at once. Set it to {most * 16_000:.0f} or less: what is longer is then a bad example (on_bad_example).'
+        )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program.
 
@@ -328,6 +349,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         configuration.parse_gin(args.gin_file, args.gin_bindings)
+        check_lengths()
         result = configuration.configured(train)()
     except loop.NonFiniteError as error:
         return cli.fail('train', error)
