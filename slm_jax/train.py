@@ -45,11 +45,12 @@ def train(
 
     Args:
         system: see `slm_jax.systems.System`.
-        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes` and `state`.
+        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes` and `state`. Or a
+            function that makes it, called when all that needs no data was checked.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
-        eval_loaders: from a name ('dev') to a loader, of which `examples` and `vocabulary` are used.
+        eval_loaders: from a name ('dev') to a loader, likewise, of which `examples` and `vocabulary` are used.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
@@ -81,32 +82,43 @@ def train(
     from slm_jax.training import logs, loop, origins, partitioning, run, setup
 
     say = logs.say
+    eval_loaders = dict(eval_loaders or {})
+    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
+    _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
     device = jax.local_devices()[0]
     sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     say(f'{mesh.size} x {device.device_kind} ({sizes}), {jax.process_count()} host(s)')
-
     layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
-    batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
-    for note in sorted(layout.notes):
-        say(f'note: {note}')
+    abstract = setup.abstract_state(layout, optimizer)
+    if best_metric is not None:
+        setup.check_metric(layout, best_metric, eval_loaders)
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric)
+    checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
+    card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
     start = checkpoints.latest()
-    card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable, loader.state()) | {'seed': seed}
     if start is not None:
         old_card = checkpoints.read_card(start)
         checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
         card['evaluation'] = old_card['evaluation']
-        if old_card['data'] != card['data']:
-            say(
-                'WARNING: the data or its order is not what it was when this training began; the losses that follow '
-                'are not those of an unbroken run.'
-            )
+        if start >= train_steps:
+            say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
+            checkpoints.close()
+            return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
 
-    abstract = setup.abstract_state(layout, optimizer)
+    loader, eval_loaders = _made(loader), {name: _made(eval_loader) for name, eval_loader in eval_loaders.items()}
+    batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
+    for note in sorted(layout.notes):
+        say(f'note: {note}')
+    card['data'] = loader.state()
+    if start is not None and old_card['data'] != card['data']:
+        say(
+            'WARNING: the data or its order is not what it was when this training began; the losses that follow are '
+            'not those of an unbroken run.'
+        )
+
     rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
     frozen = origins.load(found, layout.held)
     if start is not None:
@@ -120,25 +132,35 @@ def train(
     say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
 
     steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
-    if int(state.step) < train_steps:
-        # The longest batch says what memory is needed; its compilation is needed anyhow.
-        longest = max(batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
-        say(loop.memory_report(steps.train.compiled(longest, state, frozen, rng), state, frozen, device))
+    # The longest batch says what memory is needed; its compilation is needed anyhow.
+    longest = max(batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
+    say(loop.memory_report(steps.train.compiled(longest, state, frozen, rng), state, frozen, device))
     return run.Run(
-        state=state,
-        frozen=frozen,
-        rng=rng,
-        mesh=mesh,
-        steps=steps,
-        loader=loader,
-        eval_loaders=eval_loaders or {},
-        checkpoints=checkpoints,
-        card=card,
-        periods=run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period),
-        eval_batches=eval_batches,
-        num_samples=num_samples,
-        tensorboard=tensorboard,
-    ).train()
+        state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches, num_samples,
+        tensorboard,
+    ).train()  # fmt: skip
+
+
+def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, num_samples: int) -> None:
+    """Refuses numbers that nothing can be made of."""
+    for name, value, least in (
+        ('train_steps', periods.steps, 1),
+        ('log_period', periods.log, 1),
+        ('eval_period', periods.evaluation, 1),
+        ('checkpoint_period', periods.checkpoint, 1),
+        ('eval_batches', eval_batches, 1),
+        ('max_to_keep', max_to_keep, 1),
+        ('num_samples', num_samples, 0),
+        ('seed', seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f'train.{name} is {value}; it must be at least {least}.')
+    if seed >= 2**32:
+        raise ValueError(f'train.seed is {seed}; it must be below 2**32.')
+
+
+def _made(loader: Any) -> Any:
+    return loader() if callable(loader) else loader
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,8 @@ from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
 
+_EARLY = (1, 2, 5, 10)  # of a slow machine's first steps one wants to hear soon
+
 
 @dataclasses.dataclass(frozen=True)
 class Periods:
@@ -59,7 +61,8 @@ class Run:
 
     def train(self) -> dict[str, Any]:
         """The loop; returns what `slm_jax.train.train` does."""
-        periods, done = self.periods, int(self.state.step)
+        periods, start = self.periods, int(self.state.step)
+        done = start
         self.checkpoints.write_card(self._card() | {'step': done})
         waiting: list[tuple[int, Any]] = []  # (step, what the step returned), still on the device
         with contextlib.ExitStack() as stack:
@@ -93,7 +96,7 @@ class Run:
                     if checkpoint_due:
                         self._save()
                     self._meter.restart()
-                elif len(waiting) > periods.log:
+                elif len(waiting) > 1 and (step % periods.log == 0 or step - start in _EARLY):
                     self._report(waiting[:-1])
                     waiting = waiting[-1:]
             if waiting:

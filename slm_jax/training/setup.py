@@ -6,7 +6,7 @@ Only `new_state` makes an array, so all else may be asked for on devices that ar
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from slm_jax.decoding import DecodeConfig
-from slm_jax.systems import System
+from slm_jax.systems import Batch, System
 from slm_jax.training import checkpoints, loop, origins, partitioning, state
 from slm_jax.training.partitioning import Partitioner
 from slm_jax.training.state import Params, TrainState
@@ -63,19 +63,20 @@ class Layout:
 
 
 def _init(system: System, rng: Key[Array, '']) -> Params:
-    """The system's parameters. What they are does not depend on the batch, so the least will do: a second, a word."""
+    return system.init(rng, _least_batch())
+
+
+def _least_batch() -> Batch:
+    """A second and a word: what parameters and metrics there are does not depend on the batch."""
     tokens = jnp.zeros((1, 8), jnp.int32)
-    return system.init(
-        rng,
-        {
-            'speech_samples': jnp.zeros((1, 16_000), jnp.int16),
-            'speech_lengths': jnp.full((1,), 16_000, jnp.int32),
-            'encoder_input_tokens': tokens,
-            'decoder_input_tokens': tokens,
-            'decoder_target_tokens': tokens,
-            'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
-        },
-    )
+    return {
+        'speech_samples': jnp.zeros((1, 16_000), jnp.int16),
+        'speech_lengths': jnp.full((1,), 16_000, jnp.int32),
+        'encoder_input_tokens': tokens,
+        'decoder_input_tokens': tokens,
+        'decoder_target_tokens': tokens,
+        'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
+    }
 
 
 def lay_out(
@@ -102,8 +103,13 @@ def lay_out(
 
 
 def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state of a training: each of the optimizer's statistics lies where its parameter does."""
+    """The state of a training: each of the optimizer's statistics lies where its parameter does.
+
+    Raises:
+        ValueError: the optimizer has patterns that match no parameter.
+    """
     abstract = jax.eval_shape(optimizer.init, layout.trainable)
+    jax.eval_shape(optimizer.update, layout.trainable, abstract, layout.trainable)  # says now what it would say later
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.trainable)
     places = partitioning.like_params(abstract, layout.trainable, shardings, layout.mesh)
     scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere)
@@ -112,17 +118,32 @@ def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> T
     )
 
 
-def new_card(
-    name: str, layout: Layout, found: Sequence[origins.Origin], trainable: Sequence[str], data: Mapping[str, Any]
-) -> dict[str, Any]:
-    """The card of a model that is about to be trained.
+def check_metric(layout: Layout, metric: str, eval_loaders: Iterable[str]) -> None:
+    """Whether an evaluation will give this metric.
+
+    Args:
+        layout: of the system.
+        metric: 'loader/name'.
+        eval_loaders: names of the evaluation loaders.
+
+    Raises:
+        ValueError: there is no such loader, or the system has no such metric.
+    """
+    params = state.unboxed(layout.boxed)
+    names = jax.eval_shape(lambda params: layout.system.loss(params, _least_batch(), None)[1], params)
+    known = [f'{loader}/{name}' for loader in eval_loaders for name in sorted(names)]
+    if metric not in known:
+        raise ValueError(f'train.best_metric is {metric!r}; evaluation gives {", ".join(known) or "nothing"}.')
+
+
+def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainable: Sequence[str]) -> dict[str, Any]:
+    """The card of a model that is about to be trained; `seed` and `data` are added by whoever knows them.
 
     Args:
         name: of the model.
         layout: of its parameters.
         found: where they come from; `foundations` of the card are those of which a part stays frozen.
         trainable: as `lay_out` got it.
-        data: state of the loader.
     """
     frozen = state.flatten(layout.frozen)
     needed = {origin.subtree: origin.describe() for origin in found if origin.paths.keys() & frozen.keys()}
@@ -133,7 +154,6 @@ def new_card(
         'initialised_from': {origin.subtree: origin.describe() for origin in found if origin.subtree not in needed},
         'trainable': [trainable] if isinstance(trainable, str) else list(trainable),
         'num_params': {'trained': state.num_params(layout.trainable), 'frozen': state.num_params(frozen)},
-        'data': data,
         'versions': checkpoints.versions(),
         'evaluation': {},
     }
