@@ -60,7 +60,12 @@ def fail(command: str, error: Exception, status: int = 1) -> int:
     """Says what went wrong, as our errors word it; SLM_JAX_TRACEBACK=1 raises it instead."""
     if os.environ.get('SLM_JAX_TRACEBACK'):
         raise error
-    print(f'slm-jax {command}: {error}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
+    message = str(error)
+    if 'gin' in sys.modules:
+        from slm_jax import bindings
+
+        message = bindings.explained(message)
+    print(f'slm-jax {command}: {message}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
     return status
 
 

@@ -58,6 +58,8 @@ class SlmAdapterConfig:
         for field, choices in (('reduction', _REDUCTIONS), ('remat_policy', _REMAT_POLICIES)):
             if getattr(self, field) not in choices:
                 raise ValueError(f'SlmAdapterConfig.{field} is {getattr(self, field)!r}; choose one of {choices}.')
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f'SlmAdapterConfig.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.reduction_factor < 1:
             raise ValueError(
                 f'SlmAdapterConfig.reduction_factor is {self.reduction_factor}; use 1 to keep every frame, or more.'

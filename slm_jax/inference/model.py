@@ -202,6 +202,7 @@ def load(
         if not trained_dir.is_dir():
             newest = checkpoints.newest(directory).name
             raise ModelError(f'{directory}: no checkpoint of step {step}; the newest is {newest}.')
+        checkpoints.check_files(trained_dir)
         own_step, trained_dir = int(trained_dir.name), trained_dir / checkpoints.TRAINABLE
     if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
         gin_files = [str(directory / foundations_lib.MODEL_FILE)]

@@ -47,6 +47,12 @@ class Partitioner:
     model: int = 1
     rules: Rules = LOGICAL_AXIS_RULES
 
+    def __post_init__(self):
+        for field in ('data', 'fsdp', 'model'):
+            size = getattr(self, field)
+            if size != -1 and size < 1:
+                raise ValueError(f'Partitioner.{field} is {size}; it must be at least 1, or -1 for all that remain.')
+
     def mesh(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh (data, fsdp, model) over `devices` (all there are, if None).
 
