@@ -21,6 +21,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from slm_jax.foundations import added_tokens
+
 CARD = 'card.json'
 PARAMS = 'params'
 TOKENIZER = 'tokenizer.model'
@@ -277,7 +279,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 def vocabulary(name_or_dir: str | os.PathLike):
     """The foundation's SeqIO vocabulary: SentencePiece, or bytes where the card says so.
 
-    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid).
+    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid); `added_tokens` come on top.
     """
     import seqio
 
@@ -289,4 +291,5 @@ def vocabulary(name_or_dir: str | os.PathLike):
         return seqio.ByteVocabulary(said.get('extra_ids', 0))
     if not (path / TOKENIZER).is_file():
         raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
-    return seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))
+    found = seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))
+    return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

@@ -8,7 +8,8 @@ from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
-MODEL_TYPES = ('wav2vec2-bert',)
+MODEL_TYPES = {'wav2vec2-bert': 'Wav2Vec2Bert'}
+FILES = speech.PREPROCESSORS
 
 _SIZES = {
     'num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'num_attention_heads': 'num_heads',
@@ -28,10 +29,12 @@ _READ = {
 # Of training and of heads; sinusoids of `relative` go as far as they are needed.
 _WITHOUT_EFFECT = set(
     """
-    activation_dropout apply_spec_augment attention_dropout classifier_proj_size conformer_conv_dropout
-    ctc_loss_reduction ctc_zero_infinity feat_proj_dropout final_dropout hidden_dropout layerdrop mask_feature_length
-    mask_feature_min_masks mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob max_source_positions
-    tdnn_dilation tdnn_dim tdnn_kernel use_weighted_layer_sum xvector_output_dim
+    activation_dropout apply_spec_augment attention_dropout classifier_proj_size codevector_dim conformer_conv_dropout
+    contrastive_logits_temperature ctc_loss_reduction ctc_zero_infinity diversity_loss_weight feat_proj_dropout
+    feat_quantizer_dropout final_dropout hidden_dropout layerdrop mask_feature_length mask_feature_min_masks
+    mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob max_source_positions num_codevector_groups
+    num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dilation tdnn_dim tdnn_kernel
+    use_weighted_layer_sum xvector_output_dim
     """.split()
 )
 # Not padding_value: what it fills is masked.

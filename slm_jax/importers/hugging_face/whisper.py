@@ -8,7 +8,8 @@ from slm_jax.importers import Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
-MODEL_TYPES = ('whisper',)
+MODEL_TYPES = {'whisper': 'Whisper'}
+FILES = speech.PREPROCESSORS
 
 _SIZES = {
     'encoder_layers': 'num_layers', 'd_model': 'emb_dim', 'encoder_attention_heads': 'num_heads',
