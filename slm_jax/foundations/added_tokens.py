@@ -19,9 +19,9 @@ class AddedTokens:
     def __init__(self, vocabulary: Any, tokens: Sequence[Mapping[str, Any]]):
         """Adds `tokens`: `content`, `id` and `normalized` of each, as cards have them."""
         self._vocabulary, self._tokens = vocabulary, tokens
-        self._contents = {token['id']: token['content'] for token in tokens}
         self._raw = {token['content']: token['id'] for token in tokens if not token['normalized']}
         self._normalized = {self._normalize(token['content']): token['id'] for token in tokens if token['normalized']}
+        self._contents = {token: content for content, token in (self._raw | self._normalized).items()}
 
     @property
     def tokenizer(self) -> Any:

@@ -51,6 +51,13 @@ _MODULES = {
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the audio tower out of a Gemma 3n checkpoint; see `speech.convert` for what is raised."""
+    module, frontend = encoder(directory)
+    landmark = 'subsample_conv_projection.input_proj_linear.weight'
+    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, landmark)
+
+
+def encoder(directory: Directory) -> tuple[UsmEncoder, UsmFrontend]:
+    """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     file, flags = directory.path / 'config.json', directory.config
     if flags['model_type'] == 'gemma3n':
         if not isinstance(flags.get('audio_config'), dict):
@@ -66,8 +73,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         raise CheckpointError(f'{file}: {_CHANNELS} is {channels!r}; it must be two positive numbers.')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
     config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))
-    frontend, landmark = UsmFrontend(config.num_mel_bins), 'subsample_conv_projection.input_proj_linear.weight'
-    return speech.convert(directory, out, UsmEncoder(config), frontend, config.num_mel_bins, _name, landmark)
+    return UsmEncoder(config), UsmFrontend(config.num_mel_bins)
 
 
 def _name(path: str) -> str:

@@ -43,6 +43,12 @@ _PREPROCESSOR = {'sampling_rate': 16_000, 'feature_size': 80, 'num_mel_bins': 80
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a w2v-BERT checkpoint; see `speech.convert` for what is raised."""
+    landmark, unused = 'feature_projection.projection.weight', ('masked_spec_embed',)
+    return speech.convert(directory, out, *encoder(directory), 160, _name, landmark, unused)
+
+
+def encoder(directory: Directory) -> tuple[W2vBertEncoder, W2vBertFrontend]:
+    """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     file, flags = directory.path / 'config.json', directory.config
     known = _READ | _WITHOUT_EFFECT
     sizes = speech.check_flags(file, flags, _SIZES, {'feature_projection_input_dim': 160}, known)
@@ -76,8 +82,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         norm_epsilon=epsilon,
         intermediate_ffn=bool(flags.get('use_intermediate_ffn_before_adapter')),
     )
-    landmark, unused = 'feature_projection.projection.weight', ('masked_spec_embed',)
-    return speech.convert(directory, out, W2vBertEncoder(config), W2vBertFrontend(), 160, _name, landmark, unused)
+    return W2vBertEncoder(config), W2vBertFrontend()
 
 
 def _name(path: str) -> str:
