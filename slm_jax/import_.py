@@ -36,8 +36,8 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         FileExistsError: something is at `out`.
     """
     from slm_jax import foundations
-    from slm_jax.importers import CheckpointError, t5x
-    from slm_jax.importers.hugging_face import directory, gemma3n, t5, w2v_bert, whisper
+    from slm_jax.importers import hugging_face, t5x
+    from slm_jax.importers.hugging_face import directory
 
     path = pathlib.Path(out).expanduser().absolute()
     if path.exists():
@@ -46,15 +46,9 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         found = t5x.read(source)
         imported = t5x.convert(found, path)
     else:
-        found = directory.read(source)
-        families = {name: family for family in (t5, whisper, gemma3n, w2v_bert) for name in family.MODEL_TYPES}
-        model_type = found.config.get('model_type')
-        if model_type not in families:
-            raise CheckpointError(
-                f'{found.path / "config.json"}: model_type is {model_type!r}; what can be imported is '
-                f'{", ".join(families)}.'
-            )
-        imported = families[model_type].convert(found, path)
+        family, found = hugging_face.family(directory.read(source))
+        directory.fetch(found, family.FILES)
+        imported = family.convert(found, path)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')

@@ -90,3 +90,11 @@ def manifest(tmp_path, write_wav):
     path = tmp_path / 'manifest.jsonl'
     path.write_text(''.join(json.dumps(line) + '\n' for line in lines), encoding='utf-8')
     return path
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _cache(tmp_path_factory):
+    """What is noted of foundations goes to no user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('SLM_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield

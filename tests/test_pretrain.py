@@ -73,7 +73,7 @@ def test_stages_follow_each_other_and_leave_a_foundation(folder):
     card = foundations.card(made)
     assert card['extra_ids'] == 32 and card['kind'] == 'llm' and 'mimetic' in card['recipe']
     assert str(folder / 'out') not in json.dumps(card)
-    params = foundations.load(made, verify=True)
+    params = foundations.load(made)
     assert params['token_embedder']['embedding'].dtype == 'bfloat16'
     assert foundations.vocabulary(made).extra_ids == 32
 

@@ -100,6 +100,14 @@ def write(directory: pathlib.Path, cfg: t5.T5Config, leaves: Mapping[str, jax.Ar
     """
     said = foundations.card(vocabulary)
     settings = {'tokenizer_class': 'T5Tokenizer', 'extra_ids': said.get('extra_ids', 0)}
+    if said.get('added_tokens'):
+        settings['added_tokens_decoder'] = {
+            str(token['id']): {
+                'content': token['content'], 'normalized': token['normalized'], 'lstrip': False, 'rstrip': False,
+                'single_word': False, 'special': False,
+            }
+            for token in said['added_tokens']
+        }  # fmt: skip
     described = config(cfg)
     if said.get('vocabulary') == 'bytes':
         described['tokenizer_class'] = settings['tokenizer_class'] = importers_t5.BYTES

@@ -21,6 +21,8 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from slm_jax.foundations import added_tokens, verification
+
 CARD = 'card.json'
 PARAMS = 'params'
 TOKENIZER = 'tokenizer.model'
@@ -63,11 +65,14 @@ def card(name_or_dir: str | os.PathLike) -> dict[str, Any]:
     """The card of a foundation, as it was saved."""
     path = find(name_or_dir) / CARD
     try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except json.JSONDecodeError as error:
+        found = json.loads(path.read_text(encoding='utf-8'))
+    except ValueError as error:
         raise FoundationError(
             f'{path} is not JSON ({error}). Restore the file from where the foundation came.'
         ) from error
+    if not isinstance(found, dict):
+        raise FoundationError(f'{path} holds no JSON object. Restore the file from where the foundation came.')
+    return found
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -214,7 +219,7 @@ def abstract(name_or_dir: str | os.PathLike) -> Params:
     """
     path = find(name_or_dir)
     stored = stored_tree(path / PARAMS)
-    if structure(stored) != card(path)['fingerprint']['structure']:
+    if structure(stored) != _said(path)['structure']:
         raise FoundationError(
             f'{path / PARAMS}: paths, shapes or types differ from the fingerprint in {path / CARD}. '
             'The directory was changed after it was made: copy it again from where it came.'
@@ -222,7 +227,30 @@ def abstract(name_or_dir: str | os.PathLike) -> Params:
     return stored
 
 
-def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None, verify: bool = False) -> Params:
+def _said(path: pathlib.Path) -> dict[str, Any]:
+    """The fingerprint in a card."""
+    said = card(path).get('fingerprint')
+    if not isinstance(said, dict) or not {'structure', 'content', 'num_params'} <= said.keys():
+        raise FoundationError(f'{path / CARD} has no fingerprint. Restore the file from where the foundation came.')
+    return said
+
+
+def verified(name_or_dir: str | os.PathLike) -> Params:
+    """`abstract`, and that the parameters are those of the card to the last bit; reads what is new or has changed.
+
+    Raises:
+        FoundationError: they are not.
+    """
+    path = find(name_or_dir)
+    stored = abstract(path)
+    if wrong := verification.differs(path / PARAMS, flatten(stored), _said(path)['content']):
+        raise FoundationError(
+            f'{path / PARAMS} {wrong}. It was damaged or changed after it was made: copy it again from where it came.'
+        )
+    return stored
+
+
+def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None) -> Params:
     """Parameters of a foundation, as stored or cast, read straight into their places.
 
     Args:
@@ -230,17 +258,12 @@ def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None
         dtype: floating-point leaves are cast to it; None keeps the stored types.
         sharding: one `jax.sharding.Sharding` for all leaves, or a tree of them with the same structure; None puts
             the leaves on the first local device.
-        verify: read the leaves once more and compare the content hash too (the structure is always compared).
 
     Raises:
         FoundationError: not found, or not what its card says.
     """
     path = find(name_or_dir)
-    stored = abstract(path)
-    if verify:
-        found, expected = fingerprint(restore(path / PARAMS, stored)), card(path)['fingerprint']
-        if found != expected:
-            raise FoundationError(f'{path / PARAMS} has the fingerprint {found}, its card says {expected}.')
+    stored = verified(path)
     if not isinstance(sharding, dict):
         sharding = jax.tree.map(lambda _: sharding, stored)
 
@@ -253,12 +276,22 @@ def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None
 
 
 def stored_tree(directory: pathlib.Path) -> Params:
-    """Shapes and types in an Orbax directory of parameters."""
+    """Shapes and types in an Orbax directory of parameters.
+
+    Raises:
+        FoundationError: it is damaged, or not there.
+    """
     import orbax.checkpoint as ocp
 
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        tree = checkpointer.metadata(directory).item_metadata.tree
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            tree = checkpointer.metadata(directory).item_metadata.tree
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # Orbax gives None, or stumbles
+        raise FoundationError(
+            f'{directory}: the list of its parameters is missing or damaged. Copy the directory again from where it '
+            'came.'
+        ) from error
 
 
 def restore(directory: pathlib.Path, wanted: Params) -> Params:
@@ -282,7 +315,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 def vocabulary(name_or_dir: str | os.PathLike):
     """The foundation's SeqIO vocabulary: SentencePiece, or bytes where the card says so.
 
-    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid).
+    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid); `added_tokens` come on top.
     """
     import seqio
 
@@ -294,4 +327,5 @@ def vocabulary(name_or_dir: str | os.PathLike):
         return seqio.ByteVocabulary(said.get('extra_ids', 0))
     if not (path / TOKENIZER).is_file():
         raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
-    return seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))
+    found = seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))
+    return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

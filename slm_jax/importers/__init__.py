@@ -8,9 +8,29 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import numpy as np
+
 
 class CheckpointError(ValueError):
     """A checkpoint that is damaged, incomplete, or not of a kind that can be imported exactly."""
+
+
+def finite(block: np.ndarray, what: str) -> np.ndarray:
+    """`block`, if all of it are numbers.
+
+    Args:
+        block: of a tensor.
+        what: file and tensor, for the message.
+
+    Raises:
+        CheckpointError: NaN or infinity is in it.
+    """
+    if not (good := np.isfinite(block)).all():
+        raise CheckpointError(
+            f'{what} holds NaN or infinity ({good.size - np.count_nonzero(good)} of {good.size} values looked at). No '
+            'model computes with that: fetch the file again, or take a checkpoint from before its training broke.'
+        )
+    return block
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,9 @@
 import dataclasses
 import math
 import pathlib
+import re
+import types
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,6 +19,7 @@ from slm_jax.llms import t5
 
 TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
 BYTES = 'ByT5Tokenizer'
+SENTINEL = re.compile(r'<extra_id_\d+>')
 _FREQUENT = 8192  # rows; a vocabulary begins with its most frequent pieces
 _SIZES = {'vocab_size', 'num_encoder_layers', 'num_decoder_layers'}
 # T5X's names for what is read elsewhere too: dropout, and the sizes that an adapter of `runs/slm_imported.gin` shares.
@@ -73,7 +77,10 @@ def model_file(cfg: t5.T5Config, params: dict[str, Any], source: str, out: pathl
 
 
 def vocabulary(
-    directory: pathlib.Path, settings: dict[str, Any], vocab_size: int
+    directory: pathlib.Path,
+    settings: dict[str, Any],
+    vocab_size: int,
+    added: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
 ) -> tuple[dict[str, Any], pathlib.Path | None]:
     """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
 
@@ -83,13 +90,20 @@ def vocabulary(
         directory: where the file is.
         settings: as in a `tokenizer_config.json`; a `tokenizer_class` of `BYTES` needs no file.
         vocab_size: rows of the embedding.
+        added: tokens that the file does not have, from their text to `id` (None where nothing says it), `file`,
+            `normalized` and `single_word`. A foundation has those that can be encoded exactly.
 
     Raises:
-        CheckpointError: no tokenizer, or one that does not belong to this model.
+        CheckpointError: no tokenizer, one that does not belong to this model, or an added token that cannot be had.
     """
     if settings.get('tokenizer_class') == BYTES:
         extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
         card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}
+        if new := sorted(added.keys() - {'<pad>', '</s>', '<unk>'}):
+            raise CheckpointError(
+                f'{added[new[0]]["file"]}: the token {new[0]!r} was added to bytes, which is not supported. Train '
+                'without it, and delete it there.'
+            )
     else:
         file = next((directory / name for name in TOKENIZERS if (directory / name).is_file()), None)
         if file is None:
@@ -97,8 +111,11 @@ def vocabulary(
                 f'{directory} has no tokenizer: none of {", ".join(TOKENIZERS)} is there (tokenizer.json is not '
                 "read). Copy the model's SentencePiece file to it, under the first of these names."
             )
-        pieces, extra_ids = _sentencepiece(file, settings)
+        model, extra_ids = _sentencepiece(file, settings)
+        pieces = model.get_piece_size()
         card = {'extra_ids': extra_ids}
+        if tokens := _added(model, pieces + extra_ids, vocab_size, added):
+            card['added_tokens'] = tokens
     if pieces + extra_ids > vocab_size:
         raise CheckpointError(
             f'{file or directory}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of the '
@@ -107,8 +124,34 @@ def vocabulary(
     return card, file
 
 
-def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, int]:
-    """Pieces of a SentencePiece model, and sentinels that come after them."""
+def _added(model: Any, size: int, vocab_size: int, added: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The added tokens as `foundations.vocabulary` wants them, the first with the id `size`."""
+    tokens = []
+    for content, said in sorted(added.items(), key=lambda entry: -1 if entry[1]['id'] is None else entry[1]['id']):
+        own = model.piece_to_id(content)
+        if own in (model.pad_id(), model.eos_id()) or content == model.id_to_piece(model.unk_id()):
+            continue
+        expected = size + len(tokens) if own == model.unk_id() else own
+        wrong = None
+        if said['id'] is None:
+            wrong = 'has no id'
+        elif said['id'] != expected:
+            wrong = f'has the id {said["id"]}; after {size} pieces and sentinels it would be {expected}'
+        elif said['id'] >= vocab_size:
+            wrong = f'has the id {said["id"]}, and the model {vocab_size} embeddings'
+        elif said['single_word'] or not content or (said['normalized'] and content != content.strip()):
+            wrong = 'is found by rules of its own (single_word, or normalized with space around it)'
+        if wrong:
+            raise CheckpointError(
+                f'{said["file"]}: the added token {content!r} {wrong}, so texts with it cannot be encoded as the model '
+                'knows them. If it has never been trained with it, delete it there.'
+            )
+        tokens.append({'content': content, 'id': said['id'], 'normalized': said['normalized']})
+    return tokens
+
+
+def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[Any, int]:
+    """A SentencePiece model, and the number of sentinels that come after its pieces."""
     import sentencepiece
 
     try:
@@ -119,17 +162,17 @@ def _sentencepiece(file: pathlib.Path, settings: dict[str, Any]) -> tuple[int, i
     if special != (0, 1, 2):
         raise CheckpointError(f'{file}: padding, end and unknown are {special}; in a T5 they are (0, 1, 2).')
     if any(model.piece_to_id(piece) != 2 for piece in ('<extra_id_0>', '▁<extra_id_0>')):
-        return pieces, 0  # mT5's are pieces like others
+        return model, 0  # mT5's are pieces like others
     ids = {
         entry['content']: int(number)
         for number, entry in settings.get('added_tokens_decoder', {}).items()
-        if '<extra_id_' in entry['content']
+        if SENTINEL.search(entry['content'])
     }
-    named = [token for token in settings.get('additional_special_tokens') or () if '<extra_id_' in str(token)]
+    named = [token for token in settings.get('additional_special_tokens') or () if SENTINEL.search(str(token))]
     extra_ids = settings.get('extra_ids', len(ids) or len(named) or 100)
     if ids and ids.get('<extra_id_0>') != pieces + extra_ids - 1:
         raise CheckpointError(
             f'{file}: <extra_id_0> has the id {ids.get("<extra_id_0>")} in tokenizer_config.json; with {pieces} pieces '
             f'and {extra_ids} sentinels, counted from the end, it would have {pieces + extra_ids - 1}.'
         )
-    return pieces, extra_ids
+    return model, extra_ids

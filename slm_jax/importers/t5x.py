@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from slm_jax import foundations
-from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers import CheckpointError, Imported, finite
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.llms import t5
@@ -216,7 +216,7 @@ def _inline(file: pathlib.Path, name: str, leaf: Any) -> foundations.Blocks:
     """An array that the index itself holds."""
     if not isinstance(leaf, np.ndarray) or not leaf.size or not leaf.shape:
         raise CheckpointError(f'{file}: {name} is no array with axes and elements but a {type(leaf).__name__}.')
-    return foundations.Blocks(leaf.shape, leaf.dtype, lambda start, stop: leaf[start:stop])
+    return foundations.Blocks(leaf.shape, leaf.dtype, lambda start, stop: finite(leaf[start:stop], f'{file}: {name}'))
 
 
 def _stored(path: pathlib.Path, name: str, spec: dict[str, Any]) -> foundations.Blocks:
@@ -264,7 +264,7 @@ def _stored(path: pathlib.Path, name: str, spec: dict[str, Any]) -> foundations.
                     raise CheckpointError(
                         f'{place}: {name} is truncated, damaged or incomplete ({error}). Fetch it again.'
                     ) from error
-        block = held[0][start:stop]
+        block = finite(held[0][start:stop], f'{place}: {name}')
         if stop == shape[0]:
             held.clear()
         return block

@@ -15,6 +15,10 @@ from slm_jax.training import checkpoints, quantization
 
 Params = dict[str, Any]
 
+# What a system may leave out of a foundation. All else that a part has is used: a system with fewer layers would be
+# another model, and not the one that its card names.
+_HEADS = ('speech_encoder/ctc/',)
+
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
@@ -67,7 +71,7 @@ def find(foundations: Mapping[str, str]) -> list[Origin]:
             fingerprint = foundations_lib.fingerprint(foundations_lib.restore(directory, unflatten(dict(stored))))
         else:
             directory = path / foundations_lib.PARAMS
-            leaves = flatten(foundations_lib.abstract(path))
+            leaves = flatten(foundations_lib.verified(path))
             paths = {f'{subtree}/{path}': path for path in leaves}
             stored = {path: leaves[source] for path, source in paths.items()}
             fingerprint = card['fingerprint']
@@ -86,8 +90,8 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
         Paths that are freshly initialised: trainable, and given by no origin.
 
     Raises:
-        FoundationError: a frozen parameter comes from nowhere, a shape differs, or an origin gives nothing that the
-            system has.
+        FoundationError: a frozen parameter comes from nowhere, a shape differs, an origin gives nothing that the
+            system has, or the system leaves out a part of what an origin has.
     """
     expected = flatten(trainable) | flatten(frozen)
     given = {}
@@ -107,6 +111,19 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
                     f'{origin.subtree} = {origin.name!r}: {path} has shape {leaf.shape} there and '
                     f'{expected[path].shape} in the system. Use the model file that the foundation was made with.'
                 )
+        left = [path for path in origin.stored if path not in expected and not path.startswith(_HEADS)]
+        if len(left) == len(origin.stored):
+            parts = sorted({path.split('/')[0] for path in expected})
+            raise FoundationError(
+                f'foundations: {origin.subtree!r} = {origin.name!r} is of no use to a system of {parts}. Leave it out '
+                'of FOUNDATIONS, or correct the name of the part.'
+            )
+        if left:
+            raise FoundationError(
+                f'{origin.subtree} = {origin.name!r}: {len(left)} of its {len(origin.stored)} parameters have no place '
+                f'in the system ({summary(left, 3)}): its configuration has fewer layers or parts. Use the model file '
+                'that the foundation was made with.'
+            )
     if missing := sorted(flatten(frozen).keys() - given.keys()):
         names = {origin.subtree: origin.name for origin in origins}
         raise FoundationError(
@@ -217,10 +234,10 @@ def hold(frozen: Params, boxed: Params, dtype: Any = None) -> Params:
     )
 
 
-def summary(paths: Sequence[str]) -> str:
+def summary(paths: Sequence[str], depth: int = 2) -> str:
     """A short text for many paths: `speech_encoder/ctc (2), adapter/layers_0 (14)`."""
     groups = {}
     for path in paths:
-        group = '/'.join(path.split('/')[:2])
+        group = '/'.join(path.split('/')[:depth])
         groups[group] = groups.get(group, 0) + 1
     return ', '.join(f'{group} ({count})' for group, count in groups.items())

@@ -35,7 +35,7 @@ def imported(source, out):
     import_.import_checkpoint(str(source), str(out), 'float32')
     configuration.parse_gin([str(out / 'model.gin')], [])
     encoder = configuration.configured(SpeechEncoder)()
-    params = foundations.load(out, verify=True)
+    params = foundations.load(out)
     return jax.jit(lambda samples, lengths: encoder.apply({'params': params}, samples, lengths)[:2])
 
 

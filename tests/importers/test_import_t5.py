@@ -36,7 +36,7 @@ def imported(source, out):
     card = import_.import_checkpoint(str(source), str(out), 'float32')
     configuration.parse_gin([str(out / 'model.gin')], [])
     llm = configuration.configured(t5.T5)()
-    return llm, foundations.load(out, verify=True), card
+    return llm, foundations.load(out), card
 
 
 def check(llm, params, golden, likelihood=None):
@@ -128,7 +128,7 @@ def test_large_leaves_are_written_in_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(foundations, '_BLOCK_BYTES', 1000)
     made = import_.import_checkpoint(str(GOLDENS / 'umt5'), str(tmp_path / 'blocks'))
     assert made['fingerprint'] == expected['fingerprint']
-    foundations.load(tmp_path / 'blocks', verify=True)
+    foundations.load(tmp_path / 'blocks')
 
 
 # From here on with transformers itself. `slow`, and skipped without torch and transformers.

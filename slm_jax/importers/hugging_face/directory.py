@@ -3,13 +3,14 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from slm_jax.importers import CheckpointError
-from slm_jax.importers.hugging_face.tensors import read_json
+from slm_jax.importers.hugging_face.tensors import WEIGHTS, read_json, shards
 
 _SCHEME = 'hf:'
-_FILES = ('*.json', '*.model', 'README.md')
+_CONFIG, _README = 'config.json', 'README.md'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +33,16 @@ class Directory:
 
 
 def read(source: str) -> Directory:
-    """Looks at a local directory, or fetches `hf:owner/name` (`hf:owner/name@revision`) from the Hub.
+    """Looks at a local directory, or at `hf:owner/name` (`hf:owner/name@revision`), of which it fetches the config.
 
     Raises:
         CheckpointError: neither is there, or it has no `config.json`.
     """
-    path = _fetch(source) if source.startswith(_SCHEME) else pathlib.Path(source).expanduser()
+    hub = source.startswith(_SCHEME)
+    path = _download(source, _revision(source), [_CONFIG, _README]) if hub else pathlib.Path(source).expanduser()
     if not path.is_dir():
         raise CheckpointError(f'{source} is no directory. From the Hub: {_SCHEME}owner/name.')
-    if not (path / 'config.json').is_file():
+    if not (path / _CONFIG).is_file():
         raise CheckpointError(
             f'{path} has no config.json, so it is no Hugging Face directory; and no file `checkpoint` or '
             'checkpoint_<step>/checkpoint, so it is none of T5X in its own format either (its Orbax one is not read).'
@@ -50,27 +52,51 @@ def read(source: str) -> Directory:
         source=source,
         path=path,
         revision=revision if re.fullmatch('[0-9a-f]{40}', revision) else None,  # a snapshot in the Hub's cache
-        licence=_licence(path / 'README.md'),
-        config=read_json(path / 'config.json'),
+        licence=_licence(path / _README),
+        config=read_json(path / _CONFIG),
     )
 
 
-def _fetch(source: str) -> pathlib.Path:
-    """Downloads what is needed, through the cache of the Hub; safetensors, or PyTorch files where there are none."""
+def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
+    """Completes a directory that came from the Hub by what an importer reads, and nothing else.
+
+    Args:
+        directory: from `read`; a local one is complete.
+        files: their names, as far as they are there; of several in a tuple, the first that is.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached, or an index of shards is damaged.
+    """
+    if not directory.source.startswith(_SCHEME):
+        return
+    revision = directory.revision or _revision(directory.source)  # what was begun at one commit is ended at it
+
+    def download(*names: str) -> None:
+        _download(directory.source, revision, names)
+
+    download(*(name for name in files if isinstance(name, str)))
+    for names in (*(name for name in files if not isinstance(name, str)), WEIGHTS):
+        for name in names:
+            download(name)
+            if (directory.path / name).is_file():
+                if name.endswith('.index.json'):
+                    download(*shards(directory.path / name))
+                break
+
+
+def _revision(source: str) -> str | None:
+    return source.partition('@')[2] or None
+
+
+def _download(source: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
+    """Downloads those of the files that are there, through the cache of the Hub."""
     try:
         import huggingface_hub
     except ImportError as error:
         raise CheckpointError(f'{source} is fetched by huggingface_hub: pip install slm_jax[hf].') from error
-    name, _, revision = source.removeprefix(_SCHEME).partition('@')
-
-    def snapshot(*weights: str) -> pathlib.Path:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(name, revision=revision or None, allow_patterns=[*_FILES, *weights])
-        )
-
+    name = source.removeprefix(_SCHEME).partition('@')[0]
     try:
-        path = snapshot('*.safetensors')
-        return path if any(path.glob('*.safetensors')) else snapshot('*.bin')
+        return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # no network, no such repository, not allowed, a name that is none
         raise CheckpointError(
             f'{source} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a '

@@ -8,7 +8,8 @@ from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
-MODEL_TYPES = ('gemma3n', 'gemma3n_audio')
+MODEL_TYPES = {'gemma3n': 'Gemma3n', 'gemma3n_audio': 'Gemma3nAudio'}
+FILES = speech.PREPROCESSORS
 
 _SIZES = {
     'conf_num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'conf_num_attention_heads': 'num_heads',
@@ -24,9 +25,12 @@ _NUMBERS = {
 }  # fmt: skip
 _FIXED = {
     'sscp_conv_kernel_size': [[3, 3], [3, 3]], 'sscp_conv_stride_size': [[2, 2], [2, 2]],
-    'sscp_conv_eps': 1e-3,  # older files' name of sscp_conv_group_norm_eps, where transformers does not read it
+    # Of older files, and transformers reads neither: the first is its sscp_conv_group_norm_eps, the second as good as
+    # the lowest number, which it has now.
+    'sscp_conv_eps': 1e-3, 'conf_attention_invalid_logits_value': -1e9,
 }  # fmt: skip
 _CHANNELS = 'sscp_conv_channel_size'
+_WITHOUT_EFFECT = {'vocab_offset', 'conf_positional_bias_size'}  # positions go as far as they are needed
 _PREPROCESSOR = {
     'sampling_rate': 16_000, 'frame_length': 512, 'hop_length': 160, 'fft_length': 1024, 'fft_overdrive': True,
     'min_frequency': 125.0, 'max_frequency': 7600.0, 'preemphasis': 0.97, 'preemphasis_htk_flavor': True,
@@ -47,12 +51,19 @@ _MODULES = {
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the audio tower out of a Gemma 3n checkpoint; see `speech.convert` for what is raised."""
+    module, frontend = encoder(directory)
+    landmark = 'subsample_conv_projection.input_proj_linear.weight'
+    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, landmark)
+
+
+def encoder(directory: Directory) -> tuple[UsmEncoder, UsmFrontend]:
+    """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     file, flags = directory.path / 'config.json', directory.config
     if flags['model_type'] == 'gemma3n':
         if not isinstance(flags.get('audio_config'), dict):
             raise CheckpointError(f'{file} has no audio_config, so this Gemma 3n has no audio tower.')
         flags = {'quantization_config': flags.get('quantization_config')} | flags['audio_config']
-    sizes = speech.check_flags(file, flags, _SIZES, _FIXED, {'vocab_offset', _CHANNELS, *_NUMBERS})
+    sizes = speech.check_flags(file, flags, _SIZES, _FIXED, _WITHOUT_EFFECT | {_CHANNELS, *_NUMBERS})
     numbers = {name: flags[key] for key, name in _NUMBERS.items() if flags.get(key) is not None}
     for key, name in _NUMBERS.items():
         if type(numbers.get(name, 0)) not in (int, float) or numbers.get(name, 0) < 0:
@@ -62,8 +73,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         raise CheckpointError(f'{file}: {_CHANNELS} is {channels!r}; it must be two positive numbers.')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
     config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))
-    frontend, landmark = UsmFrontend(config.num_mel_bins), 'subsample_conv_projection.input_proj_linear.weight'
-    return speech.convert(directory, out, UsmEncoder(config), frontend, config.num_mel_bins, _name, landmark)
+    return UsmEncoder(config), UsmFrontend(config.num_mel_bins)
 
 
 def _name(path: str) -> str:

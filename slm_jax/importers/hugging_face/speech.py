@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from slm_jax import foundations
-from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers import CheckpointError, Imported, finite
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 
@@ -40,7 +40,7 @@ WITHOUT_EFFECT = frozenset(
 _FIXED = {'quantization_config': None, 'pruned_heads': {}, 'is_decoder': False, 'add_cross_attention': False}
 # Frames a second that an adapter leaves, or fewer where the encoder gives fewer.
 _ADAPTED_RATE = 12.5
-_PREPROCESSORS = ('preprocessor_config.json', 'processor_config.json')
+PREPROCESSORS = ('preprocessor_config.json', 'processor_config.json')
 
 _GIN = """\
 # {source}: its speech encoder, {parameters:,} parameters, as `slm-jax import` found it.
@@ -99,7 +99,7 @@ def _check_fixed(file: pathlib.Path, flags: Mapping[str, Any], fixed: Mapping[st
 
 def check_preprocessor(directory: Directory, fixed: Mapping[str, Any]) -> None:
     """Refuses a feature extractor other than ours; a directory may have none. `fixed` as for `check_flags`."""
-    for path in (directory.path / name for name in _PREPROCESSORS):
+    for path in (directory.path / name for name in PREPROCESSORS):
         if path.is_file():
             values = read_json(path)
             _check_fixed(path, values.get('feature_extractor', values), fixed)
@@ -181,15 +181,16 @@ def _leaf(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stac
                 f'{tensor.file}: tensor {name} is {list(tensor.shape)}; by config.json it is {list(expected)}, '
                 'whatever axes of 1 there are.'
             )
-    sources = list(made_of.values())
+    sources = list(made_of.items())
 
-    def ours(tensor: Tensor) -> np.ndarray:
-        return tensor.open().reshape(expected).transpose(np.argsort(order))
+    def ours(name: str, tensor: Tensor) -> np.ndarray:
+        array = tensor.open().reshape(expected).transpose(np.argsort(order))
+        return finite(array, f'{tensor.file}: tensor {name}')
 
     def read(start: int, stop: int) -> np.ndarray:
-        return np.stack([ours(tensor) for tensor in sources[start:stop]]) if stacked else ours(sources[0])[start:stop]
+        return np.stack([ours(*source) for source in sources[start:stop]]) if stacked else ours(*sources[0])[start:stop]
 
-    return foundations.Blocks(shape, sources[0].dtype, read)
+    return foundations.Blocks(shape, sources[0][1].dtype, read)
 
 
 def _model_file(directory: Directory, out: pathlib.Path, encoder: nn.Module, frontend: Any, parameters: int) -> str:

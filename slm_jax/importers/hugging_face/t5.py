@@ -17,13 +17,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from slm_jax import foundations
-from slm_jax.importers import CheckpointError, Imported
+from slm_jax.importers import CheckpointError, Imported, finite
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 from slm_jax.llms import t5
 
-MODEL_TYPES = ('t5', 'mt5', 'umt5')
+MODEL_TYPES = {'t5': 'T5', 'mt5': 'MT5', 'umt5': 'UMT5'}
+FILES = (
+    'generation_config.json', 'tokenizer_config.json', 'added_tokens.json', 'tokenizer.json', importers_t5.TOKENIZERS,
+)  # fmt: skip
 _MAX_UNSCANNED_LAYERS = 12
 _ROWS = 8192  # of an embedding, compared at a time
 
@@ -94,7 +97,8 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
     settings = read_json(tokenizer_config) if tokenizer_config.is_file() else {}
     if directory.config.get('tokenizer_class') == importers_t5.BYTES:
         settings['tokenizer_class'] = importers_t5.BYTES
-    card, tokenizer = importers_t5.vocabulary(directory.path, settings, cfg.vocab_size)
+    added = _added_tokens(directory.path, settings)
+    card, tokenizer = importers_t5.vocabulary(directory.path, settings, cfg.vocab_size, added)
     found = _weights(directory.path)
     head, scaled = found.pop(HEAD, None), _scaled(directory.config)
     if head is None and directory.config.get('tie_word_embeddings') is False:
@@ -149,6 +153,53 @@ def config(directory: Directory) -> t5.T5Config:
         dropout_rate=float(dropout_rate),
         scan_layers=flags['model_type'] == 'umt5' or layers > _MAX_UNSCANNED_LAYERS,
     )
+
+
+def _added_tokens(path: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What files say of tokens other than sentinels that are not in the SentencePiece file, see `vocabulary`.
+
+    Raises:
+        CheckpointError: they contradict each other, or mean nothing.
+    """
+    found: dict[str, dict[str, Any]] = {}
+
+    def add(file: pathlib.Path, content: str, number: Any, entry: dict[str, Any]) -> None:
+        if not isinstance(content, str) or not (number is None or str(number).isdecimal()):
+            raise TypeError(f'{content!r}: {number!r}')
+        known = found.setdefault(
+            content,
+            {
+                'file': file,
+                'id': None if number is None else int(number),
+                'normalized': bool(entry.get('normalized', True)),
+                'single_word': bool(entry.get('single_word', False)),
+            },
+        )
+        if number is not None and known['id'] != int(number):
+            raise CheckpointError(
+                f'{file}: the token {content!r} has the id {number}, {known["file"].name} says {known["id"]}. Keep '
+                'the file that the model was trained with.'
+            )
+
+    whole, plain, config = (path / name for name in ('tokenizer.json', 'added_tokens.json', 'tokenizer_config.json'))
+    file = whole
+    try:
+        for entry in read_json(whole).get('added_tokens') or () if whole.is_file() else ():
+            add(whole, entry['content'], entry['id'], entry)
+        file = config
+        for number, entry in (settings.get('added_tokens_decoder') or {}).items():
+            add(config, entry['content'], number, entry)
+        file = plain
+        for content, number in (read_json(plain) if plain.is_file() else {}).items():
+            add(plain, content, number, {})
+        file = config
+        for key in ('additional_special_tokens', 'extra_special_tokens'):
+            named = settings.get(key) or []
+            for entry in named.values() if isinstance(named, dict) else named:
+                add(config, entry['content'] if isinstance(entry, dict) else entry, None, {'normalized': False})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f'{file}: what it says of added tokens means nothing ({error!r}).') from error
+    return {content: said for content, said in found.items() if not importers_t5.SENTINEL.fullmatch(content)}
 
 
 def _weights(path: pathlib.Path) -> dict[str, Tensor]:
@@ -254,17 +305,18 @@ def _leaf(
                 f'{tensor.file}: tensor {name} is {list(tensor.shape)}; by config.json it is {list(expected)}.'
             )
 
-    def rows(tensor, start, stop):
+    def rows(name, tensor, start, stop):
         array = tensor.open()
-        return (array.T if transposed(path) else array).reshape(own)[start:stop]
+        block = (array.T if transposed(path) else array).reshape(own)[start:stop]
+        return finite(block, f'{tensor.file}: tensor {name}')
 
     def read(start: int, stop: int) -> np.ndarray:
         if not stacked:
-            block = rows(made_of[0][1], start, stop)
+            block = rows(*made_of[0], start, stop)
             return block if scale == 1.0 else block.astype(np.float32) * np.float32(scale)
         block = np.empty((stop - start, *shape[1:]), made_of[0][1].dtype)
-        for layer, (_, tensor) in enumerate(made_of):
-            block[:, layer] = rows(tensor, start, stop)
+        for layer, (name, tensor) in enumerate(made_of):
+            block[:, layer] = rows(name, tensor, start, stop)
         return block
 
     return foundations.Blocks(shape, made_of[0][1].dtype, read)

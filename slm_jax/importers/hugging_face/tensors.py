@@ -26,6 +26,9 @@ DTYPES = {
     'I64': 'int64', 'I32': 'int32', 'I16': 'int16', 'I8': 'int8', 'U8': 'uint8', 'BOOL': 'bool',
 }  # fmt: skip
 _MAX_HEADER = 100_000_000  # bytes, the limit of the format
+_SAFETENSORS, _TORCH, _INDEX = 'model.safetensors', 'pytorch_model.bin', '.index.json'
+# Where weights may be: the first that is there is read, with the shards that it names if it is an index.
+WEIGHTS = (_SAFETENSORS, _SAFETENSORS + _INDEX, _TORCH, _TORCH + _INDEX)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +54,10 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
         CheckpointError: no weights, a shard or array that is missing, or a file that is damaged, truncated or not
             what its name says.
     """
-    for name, read in (('model.safetensors', _safetensors), ('pytorch_model.bin', _torch)):
+    for name in WEIGHTS:
         if (directory / name).is_file():
-            return read(directory / name)
-        if (directory / f'{name}.index.json').is_file():
-            return _sharded(directory / f'{name}.index.json', read)
+            read = _safetensors if name.startswith(_SAFETENSORS) else _torch
+            return _sharded(directory / name, read) if name.endswith(_INDEX) else read(directory / name)
     raise CheckpointError(
         f'{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of shards (*.index.json). '
         'Weights of Flax or TensorFlow: load and save them with transformers first.'
@@ -77,12 +79,25 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _sharded(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+def shards(index: pathlib.Path) -> list[str]:
+    """Files that an index of shards names.
+
+    Raises:
+        CheckpointError: it names none.
+    """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: pathlib.Path) -> dict[str, str]:
     weight_map = read_json(index).get('weight_map')
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f'{index} has no weight_map, so nobody knows its shards.')
-    shards = {}
-    for shard in sorted(set(map(str, weight_map.values()))):
+    if not isinstance(weight_map, dict) or not weight_map or any(type(name) is not str for name in weight_map.values()):
+        raise CheckpointError(f'{index} has no weight_map from tensors to files, so nobody knows its shards.')
+    return weight_map
+
+
+def _sharded(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tensor]]) -> dict[str, Tensor]:
+    weight_map, found = _weight_map(index), {}
+    for shard in shards(index):
         path = index.parent / shard
         if pathlib.Path(shard).name != shard or not path.is_file():
             names = [name for name, file in weight_map.items() if file == shard]
@@ -90,11 +105,11 @@ def _sharded(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tenso
                 f'{index} names the shard {shard!r} ({names[0]} and {len(names) - 1} more), which is not there. '
                 'Fetch it again.'
             )
-        shards[shard] = read(path)
+        found[shard] = read(path)
     for name, shard in weight_map.items():
-        if name not in shards[shard]:
+        if name not in found[shard]:
             raise CheckpointError(f'{index.parent / shard} has no tensor {name}, which {index.name} says it has.')
-    return {name: shards[shard][name] for name, shard in weight_map.items()}
+    return {name: found[shard][name] for name, shard in weight_map.items()}
 
 
 def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:

@@ -8,7 +8,8 @@ from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
-MODEL_TYPES = ('wav2vec2-bert',)
+MODEL_TYPES = {'wav2vec2-bert': 'Wav2Vec2Bert'}
+FILES = speech.PREPROCESSORS
 
 _SIZES = {
     'num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'num_attention_heads': 'num_heads',
@@ -28,10 +29,12 @@ _READ = {
 # Of training and of heads; sinusoids of `relative` go as far as they are needed.
 _WITHOUT_EFFECT = set(
     """
-    activation_dropout apply_spec_augment attention_dropout classifier_proj_size conformer_conv_dropout
-    ctc_loss_reduction ctc_zero_infinity feat_proj_dropout final_dropout hidden_dropout layerdrop mask_feature_length
-    mask_feature_min_masks mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob max_source_positions
-    tdnn_dilation tdnn_dim tdnn_kernel use_weighted_layer_sum xvector_output_dim
+    activation_dropout apply_spec_augment attention_dropout classifier_proj_size codevector_dim conformer_conv_dropout
+    contrastive_logits_temperature ctc_loss_reduction ctc_zero_infinity diversity_loss_weight feat_proj_dropout
+    feat_quantizer_dropout final_dropout hidden_dropout layerdrop mask_feature_length mask_feature_min_masks
+    mask_feature_prob mask_time_length mask_time_min_masks mask_time_prob max_source_positions num_codevector_groups
+    num_codevectors_per_group num_negatives proj_codevector_dim tdnn_dilation tdnn_dim tdnn_kernel
+    use_weighted_layer_sum xvector_output_dim
     """.split()
 )
 # Not padding_value: what it fills is masked.
@@ -40,6 +43,12 @@ _PREPROCESSOR = {'sampling_rate': 16_000, 'feature_size': 80, 'num_mel_bins': 80
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a w2v-BERT checkpoint; see `speech.convert` for what is raised."""
+    landmark, unused = 'feature_projection.projection.weight', ('masked_spec_embed',)
+    return speech.convert(directory, out, *encoder(directory), 160, _name, landmark, unused)
+
+
+def encoder(directory: Directory) -> tuple[W2vBertEncoder, W2vBertFrontend]:
+    """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     file, flags = directory.path / 'config.json', directory.config
     known = _READ | _WITHOUT_EFFECT
     sizes = speech.check_flags(file, flags, _SIZES, {'feature_projection_input_dim': 160}, known)
@@ -73,8 +82,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
         norm_epsilon=epsilon,
         intermediate_ffn=bool(flags.get('use_intermediate_ffn_before_adapter')),
     )
-    landmark, unused = 'feature_projection.projection.weight', ('masked_spec_embed',)
-    return speech.convert(directory, out, W2vBertEncoder(config), W2vBertFrontend(), 160, _name, landmark, unused)
+    return W2vBertEncoder(config), W2vBertFrontend()
 
 
 def _name(path: str) -> str:

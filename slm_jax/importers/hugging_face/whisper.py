@@ -8,7 +8,8 @@ from slm_jax.importers import Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
-MODEL_TYPES = ('whisper',)
+MODEL_TYPES = {'whisper': 'Whisper'}
+FILES = speech.PREPROCESSORS
 
 _SIZES = {
     'encoder_layers': 'num_layers', 'd_model': 'emb_dim', 'encoder_attention_heads': 'num_heads',
@@ -32,11 +33,16 @@ _PREPROCESSOR = {
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a Whisper checkpoint; see `speech.convert` for what is raised."""
+    module, frontend = encoder(directory)
+    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, 'conv1.weight')
+
+
+def encoder(directory: Directory) -> tuple[WhisperEncoder, WhisperFrontend]:
+    """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     sizes = speech.check_flags(directory.path / 'config.json', directory.config, _SIZES, _FIXED, _WITHOUT_EFFECT)
     num_mel_bins = sizes.pop('num_mel_bins')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': num_mel_bins})
-    encoder, frontend = WhisperEncoder(WhisperConfig(**sizes)), WhisperFrontend(num_mel_bins)
-    return speech.convert(directory, out, encoder, frontend, num_mel_bins, _name, 'conv1.weight')
+    return WhisperEncoder(WhisperConfig(**sizes)), WhisperFrontend(num_mel_bins)
 
 
 def _name(path: str) -> str:
