@@ -109,9 +109,10 @@ def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
     try:
         for file in gin_files:
             _checked(gin.parse_config_file, str(find_gin_file(file)))
+        in_files = _macros()
         for binding in bindings:
             _bind(binding)
-        _check_macros([binding.partition('=')[0].strip() for binding in bindings])
+        _check_macros([binding.partition('=')[0].strip() for binding in bindings], in_files)
         for misfit in gin_bindings.misfits():
             raise ConfigurationError(gin_bindings.explained(misfit))
         gin.finalize()  # which checks, and locks: then no module with configurables could be imported later
@@ -242,8 +243,14 @@ def _hint(message: str) -> str:
     return ''
 
 
-def _check_macros(bound: list[str]) -> None:
-    """Every macro that is read has a value, and every macro given on the command line is read."""
+def _macros() -> set[str]:
+    from gin import config as gin_config
+
+    return {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
+
+
+def _check_macros(bound: list[str], in_files: set[str]) -> None:
+    """Every macro that is read has a value, and every macro given on the command line is in a file, or read."""
     import gin
     from gin import config as gin_config
 
@@ -251,11 +258,11 @@ def _check_macros(bound: list[str]) -> None:
         reference.scoped_selector.rpartition('/')[0]
         for reference in gin_config.iterate_references(gin_config._CONFIG, to=gin.get_configurable(gin_config.macro))
     }
-    defined = {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
+    defined = _macros()
     for name in sorted(read - defined):
         raise ConfigurationError(
             f'macro %{name} is read but has no value: give --gin.{name}=VALUE' + _nearest(name, defined)
         )
     for name in bound:
-        if '.' not in name and name not in read:
+        if '.' not in name and name not in read | in_files:
             raise ConfigurationError(f'--gin.{name}: no gin file reads a macro {name!r}' + _nearest(name, read))

@@ -278,6 +278,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
         from slm_jax.data import loader
 
         # A run's own tasks, such as those over manifests, are registered when gin makes them.
+        model_lib.configure(model.card, args.gin_file, args.gin_bindings, training=True)
         with contextlib.suppress(ValueError):
             model_lib.query('%MIXTURE_OR_TASK_NAME')
         data = loader.SpeechTextLoader(

@@ -33,7 +33,7 @@ import seqio
 
 import gin
 from slm_jax.corpora import numerals, text_corpora, text_noise, tokenizers
-from slm_jax.data import instructions, languages, preprocessors, vocabularies
+from slm_jax.data import instructions, languages, output_features, preprocessors
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import registry
 
@@ -273,7 +273,7 @@ def _register(name: str, text: str, make, longest: int | None) -> str:
         name,
         source=seqio.FunctionDataSource(_Lines(name, text, longest), splits=('train', 'validation')),
         preprocessors=[seqio.CacheDatasetPlaceholder(), prepare(make)],
-        output_features=vocabularies.output_features(),
+        output_features=output_features.output_features(),
     )
     return name
 

@@ -43,12 +43,11 @@ def sentencepiece_model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def vocabulary(sentencepiece_model, monkeypatch):
-    """The SeqIO vocabulary that all foundations have in the test."""
-    import seqio
-
+    """The tokenizer that all foundations have in the test."""
     from slm_jax.data import vocabularies
+    from slm_jax.foundations import tokenizers
 
-    vocabulary = seqio.SentencePieceVocabulary(sentencepiece_model)
+    vocabulary = tokenizers.SentencePiece(sentencepiece_model)
     monkeypatch.setattr(vocabularies, '_load', lambda name: vocabulary)
     return vocabulary
 

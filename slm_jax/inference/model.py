@@ -6,6 +6,7 @@ import dataclasses
 import math
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,6 +33,8 @@ text_to_text.TextToText.llm = @t5.T5()
 MODEL = @text_to_text.TextToText()
 """,
 }
+# Modules that only training reads of; they take seconds to import, and TensorFlow.
+_TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|cache|preprocessors)|training\.optimizers)(\..+)?')
 # What may be said of every model, before its own configuration.
 _FIRST_GIN = """
 from __gin__ import dynamic_registration
@@ -184,8 +187,6 @@ def load(
         ValueError: not found, a damaged or foreign foundation, or a configuration that does not
             fit; names what and the remedy.
     """
-    from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
-
     from slm_jax import configuration, decoding
     from slm_jax import foundations as foundations_lib
     from slm_jax.training import checkpoints, origins, partitioning
@@ -264,13 +265,20 @@ def _check_trained(trained: Any, params: Any, directory: pathlib.Path | None) ->
     return set(leaves)
 
 
-def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+def configure(
+    card: Mapping[str, Any], gin_files: Sequence[str], bindings: Sequence[str], training: bool = False
+) -> None:
     """Parses the configuration of a model's or foundation's card, then what the user adds.
+
+    Args:
+        card: as `foundations.card` gives it.
+        gin_files, bindings: see `load`.
+        training: whether to parse what only training reads of, too: its tasks are registered by that.
 
     Raises:
         ValueError: the configuration does not parse, or a foundation has no model file.
     """
-    from slm_jax import configuration
+    from slm_jax import configuration, foundations
 
     files, last = list(gin_files), ''
     if 'config' not in card:
@@ -295,11 +303,50 @@ def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Seque
             path.write_text(text, encoding='utf-8')
             return str(path)
 
-        first = [
-            written('first.gin', _FIRST_GIN),
-            written('card.gin', card.get('config', '')),
-        ]
-        configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
+        config = card.get('config', '')
+        first = [written('first.gin', _FIRST_GIN), written('card.gin', config if training else _for_answering(config))]
+        try:
+            configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
+        except configuration.ConfigurationError as error:
+            if first[1] not in str(error):
+                raise
+            made_by = (card.get('versions') or {}).get('slm_jax', 'an unknown version')
+            raise ModelError(
+                f'the configuration in the card of {card.get("name")!r} does not fit this version of slm_jax (it was '
+                f'written by {made_by}): {str(error).replace(first[1], foundations.CARD)}\nInstall that version, or '
+                "mend the line in the card's `config`."
+            ) from error
+
+
+def _for_answering(config: str) -> str:
+    """A card's gin text without the statements on modules that only training reads of, and those that refer to them."""
+    from gin import config_parser
+
+    class Named(config_parser.ParserDelegate):
+        def configurable_reference(self, scoped_configurable_name, evaluate):
+            named.add(scoped_configurable_name.rpartition('/')[2].split('.')[0])
+
+        def macro(self, macro_name):
+            named.add(macro_name)
+
+    named: set[str] = set()  # by the statement that is being parsed
+    left_out: set[str] = set()
+    starts, kept = [], []
+    for statement in config_parser.ConfigParser(config, Named()):
+        if isinstance(statement, config_parser.ImportStatement):
+            named = {statement.bound_name()}
+            if _TRAINING_ONLY.fullmatch(statement.module):
+                left_out |= named
+        elif named & left_out and not statement.arg_name:  # a macro
+            left_out.add(statement.selector)
+        else:
+            named.add(statement.selector.split('.')[0])
+        starts.append(statement.location.line_num - 1)
+        kept.append(not named & left_out)
+        named = set()
+    lines = config.splitlines(keepends=True)
+    parts = zip(starts, [*starts[1:], len(lines)], kept, strict=True)
+    return ''.join(line for start, end, keep in parts if keep for line in lines[start:end])
 
 
 def configured_system() -> Any:

@@ -179,9 +179,9 @@ def test_speech_beside_text_only_examples(make):
 
 
 def preprocessors_features():
-    from slm_jax.data import vocabularies
+    from slm_jax.data import output_features
 
-    return {k: f for k, f in vocabularies.output_features().items() if k != 'speech'}
+    return {k: f for k, f in output_features.output_features().items() if k != 'speech'}
 
 
 @pytest.mark.parametrize(
