@@ -14,7 +14,7 @@ import pytest
 from slm_jax import configuration, evaluate, foundations, infer
 from slm_jax.data import loader
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries
+from slm_jax.inference import queries, traces
 
 SIZES = """
 from __gin__ import dynamic_registration
@@ -59,7 +59,7 @@ def world(tmp_path_factory, sentencepiece_model):
     configuration.parse_gin([str(sizes)])
     system = model_lib.configured_system()
     config = configuration.operative_config()
-    shapes = state.unboxed(model_lib.abstract_params(system))
+    shapes = state.unboxed(traces.abstract_params(system))
     rng = np.random.default_rng(0)
 
     def some(leaf):

@@ -23,7 +23,7 @@ def names(llm: str = 't5_tiny', speech_encoder: str = 'usm_tiny') -> dict[str, s
 
 
 def of(part: str) -> Any:
-    """The tokenizer of a part, 'llm' or 'speech_encoder', as `names` gives it at the time (`foundations.vocabulary`)."""
+    """The tokenizer of a part, 'llm' or 'speech_encoder', as `names` gives it (see `foundations.vocabulary`)."""
     return _load(names()[part])
 
 

@@ -8,10 +8,12 @@ import os
 import pathlib
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from slm_jax.inference import traces
 
 DEFAULT_MAX_SECONDS = 30.0
 _EOS = 1
@@ -86,14 +88,7 @@ class Model:
     _partitioner: Any
 
     def __post_init__(self):
-        import jax
-
-        from slm_jax.training import partitioning
-
-        def predict(params, batch):
-            return self.system.predict(params, batch, self.decode)
-
-        self._predict = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+        self._programs = {}
 
     @property
     def text_vocabulary(self) -> Any:
@@ -140,9 +135,25 @@ class Model:
         """The answer to each row of a batch; compiled once per shape."""
         from slm_jax.training import partitioning
 
+        given = partitioning.shard_batch(dict(batch), self.mesh)
+        shapes = str({name: array.shape for name, array in given.items()})
+        if shapes not in self._programs:
+            self._programs[shapes] = self._program(given)
         with self._partitioner.tracing(self.mesh):
-            tokens = self._predict(self.params, partitioning.shard_batch(dict(batch), self.mesh))
+            tokens = self._programs[shapes](self.params, given)
         return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in np.asarray(tokens)]
+
+    def _program(self, batch: Mapping[str, Any]) -> Callable:
+        import jax
+
+        from slm_jax.training import partitioning
+
+        def predict(params, batch):
+            return self.system.predict(params, batch, self.decode)
+
+        if self.mesh.size == 1:
+            return traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
+        return jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
 
     def _cut(self, row: np.ndarray) -> str:
         if self.text_vocabulary is None or _EOS in row:  # CTC writes no end
@@ -212,7 +223,7 @@ def load(
 
     partitioner = partitioning.Partitioner(**(mesh or {}))
     devices = partitioner.mesh()
-    boxed = abstract_params(system)
+    boxed = traces.abstract_params(system)
     shardings = partitioner.shardings(boxed, devices)
     trained = foundations_lib.stored_tree(trained_dir) if trained_dir else {}
     trained_paths = _check_trained(trained, state_lib.unboxed(boxed), trained_dir)
@@ -360,28 +371,6 @@ def configured_system() -> Any:
         if value is not None:
             return value
     raise ModelError('the configuration names no system; bind one, as in MODEL = @slm.SLM().')
-
-
-def abstract_params(system: Any) -> dict[str, Any]:
-    """Shapes of the system's parameters, boxed with their axes' names; nothing is allocated."""
-    import jax
-    import jax.numpy as jnp
-
-    def init(rng):
-        tokens = jnp.zeros((1, 8), jnp.int32)
-        return system.init(
-            rng,
-            {
-                'speech_samples': jnp.zeros((1, 16000), jnp.int16),
-                'speech_lengths': jnp.full((1,), 16000, jnp.int32),
-                'encoder_input_tokens': tokens,
-                'decoder_input_tokens': tokens,
-                'decoder_target_tokens': tokens,
-                'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
-            },
-        )
-
-    return jax.eval_shape(init, jax.random.key(0))
 
 
 def query(key: str) -> Any:

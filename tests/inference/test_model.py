@@ -11,6 +11,7 @@ import soundfile
 
 from slm_jax import configuration, evaluate, import_, infer, train
 from slm_jax.inference import model as model_lib
+from slm_jax.inference import traces
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata'
 GIN = """
@@ -39,7 +40,7 @@ def world(tmp_path_factory):
     configuration.parse_gin([str(folder / 'model.gin')])
     config = configuration.operative_config()
     rng = np.random.default_rng(0)
-    shapes = state.unboxed(model_lib.abstract_params(model_lib.configured_system()))['adapter']
+    shapes = state.unboxed(traces.abstract_params(model_lib.configured_system()))['adapter']
     adapter = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype), shapes)
     found = origins.find({'speech_encoder': str(folder / 'whisper'), 'llm': str(folder / 't5')})
     card = {'name': 'model', 'kind': checkpoints.KIND, 'config': config}

@@ -161,7 +161,8 @@ def test_ctc_leaves_out_what_cannot_be_spelt():
     ],
 )
 def test_sizes(model, sizes):
-    from slm_jax.inference.model import abstract_params, configured_system
+    from slm_jax.inference.model import configured_system
+    from slm_jax.inference.traces import abstract_params
 
     configuration.parse_gin([f'models/{model}.gin'])
     params = abstract_params(configured_system())
