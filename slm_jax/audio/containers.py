@@ -61,6 +61,20 @@ class AudioWarning(UserWarning):
     """A recording that was read, though something about it is odd: names the file and what was done."""
 
 
+class Checked(NamedTuple):
+    """A file that is whole as far as its bytes tell.
+
+    Attributes:
+        content: its bytes, sizes put right.
+        demuxer: name of FFmpeg's demuxer that has to read it; '': libsndfile does.
+        samples: how many there must be, where it does not say so itself and that is known; else 0.
+    """
+
+    content: bytes
+    demuxer: str = ''
+    samples: int = 0
+
+
 def sniff(content: bytes) -> str | None:
     """What kind of file begins so, by its signature; None: none that is known.
 
@@ -94,7 +108,7 @@ def foreign(content: bytes) -> str:
     return 'text' if len(head) - len(rest) < 4 or ascii_share > 0.85 else ''
 
 
-def checked(name: str, kind: str | None, content: bytes) -> tuple[bytes, str]:
+def checked(name: str, kind: str | None, content: bytes) -> Checked:
     """Looks for what decoders pass over: cuts, wrong sizes, lengths that nobody states.
 
     Args:
@@ -102,16 +116,13 @@ def checked(name: str, kind: str | None, content: bytes) -> tuple[bytes, str]:
         kind: see `sniff`.
         content: all of the file.
 
-    Returns:
-        The content, sizes put right, and the name of FFmpeg's demuxer that has to read it; '': libsndfile does.
-
     Raises:
         AudioError: it is no audio, or truncated.
     """
     if kind is None and (what := foreign(content)):
         raise AudioError(f'{name}: not audio: it looks like {what}. Fetch the recording again, or remove it.')
     if kind in _LAYOUTS or kind == 'au':
-        return _with_true_size(name, str(kind), content), ''
+        return Checked(_with_true_size(name, str(kind), content))
     if kind == 'mp3':
         return _checked_mpeg(name, content)
     if kind == 'ogg':
@@ -119,7 +130,7 @@ def checked(name: str, kind: str | None, content: bytes) -> tuple[bytes, str]:
     evidence = {'mp4': _cut_mp4, 'webm': _cut_webm, 'asf': _cut_asf, 'amr': _cut_amr, 'aac': _cut_aac}
     if kind in evidence and (cut := evidence[kind](content)):
         raise truncated(name, cut)
-    return content, _READ_BY_FFMPEG.get(str(kind), '')
+    return Checked(content, _READ_BY_FFMPEG.get(str(kind), ''))
 
 
 def truncated(name: str, evidence: str) -> AudioError:
@@ -165,11 +176,11 @@ def _number(content: bytes, field: slice, order: str) -> int:
     return int.from_bytes(content[field], 'little' if order == 'little' else 'big')
 
 
-def _find_samples(name: str, kind: str, content: bytes) -> _Samples:
+def _find_samples(name: str, kind: str, content: bytes) -> tuple[bytes, _Samples]:
+    """Walks to the samples; the content comes back with the padding that some writers leave out."""
     if kind == 'au':
-        return _Samples(
-            _number(content, slice(4, 8), 'big'), _number(content, slice(8, 12), 'big'), slice(8, 12), 'big', 1
-        )
+        start, size = (_number(content, slice(at, at + 4), 'big') for at in (4, 8))
+        return content, _Samples(start, size, slice(8, 12), 'big', 1)
     layout = _LAYOUTS[kind]
     position = layout.first
     while (start := position + layout.id_bytes + layout.size_bytes) <= len(content):
@@ -179,11 +190,14 @@ def _find_samples(name: str, kind: str, content: bytes) -> _Samples:
             if kind == 'rf64' and size == 2**32 - 1 and content.startswith(b'ds64', 12):
                 field = slice(28, 36)
                 size = _number(content, field, 'little')
-            return _Samples(start, size, field, layout.order, layout.align, layout.counted)
-        if start + size > len(content):
+            return content, _Samples(start, size, field, layout.order, layout.align, layout.counted)
+        end = start + size
+        if end > len(content):
             chunk = content[position : position + 4].decode('ascii', 'replace')
             raise truncated(name, f'{len(content) - start} of {size} bytes of its {chunk!r} chunk are there')
-        position = start + size + -size % layout.align
+        position = end + -size % layout.align
+        if not _chunk_begins(content, position, layout.order) and _chunk_begins(content, end, layout.order):
+            content = content[:end] + bytes(position - end) + content[end:]
     raise truncated(name, f'it has no {layout.samples.decode()!r} chunk')
 
 
@@ -193,35 +207,37 @@ def _with_true_size(name: str, kind: str, content: bytes) -> bytes:
     Raises:
         AudioError: many of the bytes that it states are missing.
     """
-    found = _find_samples(name, kind, content)
-    left, width = len(content) - found.start, found.field.stop - found.field.start
+    content, found = _find_samples(name, kind, content)
+    end, left, width = found.start + found.size, len(content) - found.start, found.field.stop - found.field.start
     if found.size >= (0x7F000000 if width == 4 else 2**56):  # written to a pipe: the largest size that there is
         if kind in ('wav', 'rifx', 'au'):  # which libsndfile takes as it is
             return content
-    elif 0 <= left - found.size <= -found.size % found.align or (
-        left > found.size and _chunk_like(content, found.start + found.size, found.order, found.align)
-    ):
-        return content
     elif found.size - left > _MISCOUNT or left < 0:
         raise truncated(name, f'{max(left, 0)} of {found.size} bytes of its samples are there')
     else:
-        warnings.warn(
-            f'{name}: its header states {found.size} bytes of samples, {left} are there: all are read.',
-            AudioWarning,
-            stacklevel=2,
-        )
+        places = (end + -found.size % found.align, end)
+        behind = next((at for at in places if _chunk_begins(content, at, found.order)), None)
+        if behind is not None and content.startswith((b'RIFF', b'data', b'FORM', b'SSND'), behind):
+            _warn(
+                f'{name}: a second recording of {len(content) - behind} bytes stands behind the first; it is not read.'
+            )
+        padded = 0 < found.size < left and not content[end:].strip(b'\0')
+        if left == found.size or behind is not None or padded:
+            return content
+        _warn(f'{name}: its header states {found.size} bytes of samples, {left} are there: all are read.')
     true = (left + found.counted).to_bytes(width, 'little' if found.order == 'little' else 'big')
     return content[: found.field.start] + true + content[found.field.stop :]
 
 
-def _chunk_like(content: bytes, position: int, order: str, align: int) -> bool:
-    """Whether a chunk begins at a position, give or take padding."""
-    for start in {position, position + (position % 2 if align == 2 else 0)}:
-        kind, size = content[start : start + 4], _number(content, slice(start + 4, start + 8), order)
-        plausible = len(kind) == 4 and all(32 <= byte < 127 for byte in kind)
-        if plausible and (kind.replace(b' ', b'').isalnum() or start + 8 + size <= len(content)):
-            return True
-    return False
+def _warn(message: str) -> None:
+    warnings.warn(message, AudioWarning, stacklevel=4)
+
+
+def _chunk_begins(content: bytes, at: int, order: str) -> bool:
+    kind, size = content[at : at + 4], _number(content, slice(at + 4, at + 8), order)
+    if len(kind) < 4 or not all(32 <= byte < 127 for byte in kind):
+        return False
+    return kind.replace(b' ', b'').isalnum() or at + 8 + size <= len(content)
 
 
 # Streams of frames, each of which tells its own size.
@@ -241,6 +257,11 @@ def _mpeg_size(content: bytes, at: int) -> int:
     if layer == 1:
         return (12000 * kbits // hertz + padding) * 4
     return (72000 if layer == 3 and version != 3 else 144000) * kbits // hertz + padding
+
+
+def _samples_in(frame: bytes) -> int:
+    layer, mpeg1 = 4 - (frame[1] >> 1 & 3), frame[1] >> 3 & 3 == 3
+    return {1: 384, 2: 1152, 3: 1152 if mpeg1 else 576}[layer]
 
 
 def _adts_size(content: bytes, at: int) -> int:
@@ -296,21 +317,21 @@ def _frames(content: bytes, size_of: Callable[[bytes, int], int]) -> tuple[list[
     return frames, 0
 
 
-def _checked_mpeg(name: str, content: bytes) -> tuple[bytes, str]:
+def _checked_mpeg(name: str, content: bytes) -> Checked:
     """An MP3 and its reader. libsndfile believes a header's count of frames, and without one an estimate."""
     frames, lacking = _frames(content, _mpeg_size)
     if not frames:
-        return content, ''
+        return Checked(content)
     stated = _stated_frames(frames[0])
     there = len(frames) - (stated is not None)
     if stated is not None and there < stated - FRAMES_SLACK:
         raise truncated(name, f'{there} of {stated} frames are there')
     if stated is not None and there <= stated + FRAMES_SLACK:
-        return content, ''
+        return Checked(content)
     # Nothing is stated, or of the first of several files that were put together.
     if lacking:
         raise truncated(name, f'{lacking} bytes of its last frame are missing')
-    return b''.join(frames[stated is not None :]), 'mp3'
+    return Checked(b''.join(frames[stated is not None :]), samples=there * _samples_in(frames[0]))
 
 
 def _stated_frames(frame: bytes) -> int | None:
@@ -322,7 +343,7 @@ def _stated_frames(frame: bytes) -> int | None:
     return None
 
 
-def _checked_ogg(name: str, content: bytes) -> tuple[bytes, str]:
+def _checked_ogg(name: str, content: bytes) -> Checked:
     """An Ogg file and its reader: libsndfile reads one stream, radio recordings chain several."""
     # A page has 27 bytes, among them flags [5] (2: a stream begins, 4: it ends) and n [26]; n segment sizes; segments.
     last = content[content.rfind(b'OggS') :]
@@ -330,7 +351,7 @@ def _checked_ogg(name: str, content: bytes) -> tuple[bytes, str]:
         raise truncated(name, 'its stream has no end')
     ended = re.search(rb'OggS\x00[\x04-\x07]', content)
     chained = ended and re.search(rb'OggS\x00\x02', content[ended.end() :])
-    return content, 'ogg' if chained else ''
+    return Checked(content, 'ogg' if chained else '')
 
 
 def _cut_aac(content: bytes) -> str:

@@ -30,7 +30,10 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
         if not container.streams.audio:
             raise containers.AudioError(f'{name}: has no sound track. Remove it from the data.')
         track = container.streams.audio[0]
-        track.codec_context.options = {'err_detect': 'crccheck+explode'} if demuxer == 'flac' else {}
+        if track.codec_context is None:
+            raise containers.AudioError(f'{name}: FFmpeg has no decoder for its sound. Write it again as WAV.')
+        if demuxer == 'flac':
+            track.codec_context.options = {'err_detect': 'crccheck+explode'}
         for packet in container.demux(track):
             if packet.is_corrupt:
                 raise containers.truncated(name, 'its last packet is cut')

@@ -69,7 +69,7 @@ def read_waveform(source) -> Int16[np.ndarray, ' samples']:
 def _decode(name: str, content: bytes) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
     """Samples on a scale of 1, and how many there are in a second."""
     kind = containers.sniff(content)
-    content, demuxer = containers.checked(name, kind, content)
+    content, demuxer, length = containers.checked(name, kind, content)
     if demuxer:
         return ffmpeg.decode(name, content, demuxer)
     try:
@@ -84,13 +84,15 @@ def _decode(name: str, content: bytes) -> tuple[Float32[np.ndarray, 'samples cha
     with file:
         if file.frames >= _UNKNOWN_LENGTH or (kind == 'wav' and 'MPEG' in file.subtype):  # an estimate
             return ffmpeg.decode(name, content, file.format.lower())
+        if length > file.frames:  # an estimate too, and libsndfile would read no more than that
+            return ffmpeg.decode(name, content, 'mp3')
         blocks = [file.read(_BLOCK // file.channels, dtype='float32', always_2d=True)]
         while len(blocks[-1]) == _BLOCK // file.channels:
             blocks.append(file.read(_BLOCK // file.channels, dtype='float32', always_2d=True))
         samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
         slack = 1152 * containers.FRAMES_SLACK if file.format == 'MP3' else 0
-        if len(samples) < file.frames - slack:
-            raise containers.truncated(name, f'{len(samples)} of {file.frames} samples are there')
+        if len(samples) < (length or file.frames) - slack:
+            raise containers.truncated(name, f'{len(samples)} of {length or file.frames} samples are there')
         return samples, file.samplerate
 
 
