@@ -1,5 +1,6 @@
 """What kind of file holds a recording, and whether the file is whole: told from its bytes, without decoding them."""
 
+import itertools
 import re
 import warnings
 from collections.abc import Callable
@@ -125,9 +126,7 @@ def checked(name: str, kind: str | None, content: bytes) -> Checked:
         return Checked(_with_true_size(name, str(kind), content))
     if kind == 'mp3':
         return _checked_mpeg(name, content)
-    if kind == 'ogg':
-        return _checked_ogg(name, content)
-    evidence = {'mp4': _cut_mp4, 'webm': _cut_webm, 'asf': _cut_asf, 'amr': _cut_amr, 'aac': _cut_aac}
+    evidence = {'ogg': _cut_ogg, 'mp4': _cut_mp4, 'webm': _cut_webm, 'asf': _cut_asf, 'amr': _cut_amr, 'aac': _cut_aac}
     if kind in evidence and (cut := evidence[kind](content)):
         raise truncated(name, cut)
     return Checked(content, _READ_BY_FFMPEG.get(str(kind), ''))
@@ -343,15 +342,21 @@ def _stated_frames(frame: bytes) -> int | None:
     return None
 
 
-def _checked_ogg(name: str, content: bytes) -> Checked:
-    """An Ogg file and its reader: libsndfile reads one stream, radio recordings chain several."""
-    # A page has 27 bytes, among them flags [5] (2: a stream begins, 4: it ends) and n [26]; n segment sizes; segments.
-    last = content[content.rfind(b'OggS') :]
-    if len(last) < 27 or not last[5] & 4 or len(last) < 27 + last[26] + sum(last[27 : 27 + last[26]]):
-        raise truncated(name, 'its stream has no end')
-    ended = re.search(rb'OggS\x00[\x04-\x07]', content)
-    chained = ended and re.search(rb'OggS\x00\x02', content[ended.end() :])
-    return Checked(content, 'ogg' if chained else '')
+def links(content: bytes) -> list[bytes]:
+    """The Ogg files that a chain of them (a recording of radio) is made of; decoders stop after the first."""
+    starts, ended = [0], False
+    for page in re.finditer(rb'OggS\x00([\x00-\x07])', content):
+        if ended and page[1][0] & 2:  # a stream begins
+            starts.append(page.start())
+        ended = bool(page[1][0] & 4) or (ended and not page[1][0] & 2)
+    return [content[start:end] for start, end in itertools.pairwise([*starts, len(content)])]
+
+
+def _cut_ogg(content: bytes) -> str:
+    # A page has 27 bytes, among them flags [5] (4: its stream ends) and n [26]; n segment sizes; segments.
+    page = content[content.rfind(b'OggS') :]
+    whole = len(page) >= 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    return '' if whole else 'its stream has no end'
 
 
 def _cut_aac(content: bytes) -> str:

@@ -25,7 +25,7 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
     """
     import av  # Here, since most recordings do without.
 
-    blocks, packets, rate = [], 0, 0
+    blocks, packets, length, rate = [], 0, 0, 0
     with av.open(io.BytesIO(content), format=demuxer, metadata_errors='replace') as container:
         if not container.streams.audio:
             raise containers.AudioError(f'{name}: has no sound track. Remove it from the data.')
@@ -34,9 +34,15 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
             raise containers.AudioError(f'{name}: FFmpeg has no decoder for its sound. Write it again as WAV.')
         if demuxer == 'flac':
             track.codec_context.options = {'err_detect': 'crccheck+explode'}
+        if track.codec_context.name == 'alac':  # whose last packet is no longer than its sound, and would be cut again
+            track.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
         for packet in container.demux(track):
             if packet.is_corrupt:
                 raise containers.truncated(name, 'its last packet is cut')
+            if demuxer == 'flac' and packet.size and packet.pts != length:
+                raise containers.AudioError(
+                    f'{name}: the file is damaged (a frame is missing). Fetch it again, or remove it.'
+                )
             packets += packet.size > 0
             for frame in packet.decode():
                 block = _samples(frame)
@@ -46,6 +52,7 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
                     )
                 rate = frame.sample_rate
                 blocks.append(block)
+                length += len(block)
         counts_packets = demuxer == 'mov' and track.codec_context.name in ('aac', 'alac')
         if counts_packets and packets < track.frames:
             raise containers.truncated(name, f'{packets} of {track.frames} packets are there')
@@ -54,9 +61,9 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
         samples = np.concatenate(blocks)
         if demuxer == 'mov' and track.duration:
             # The last packet is filled up; FFmpeg takes what encoders add off the beginning alone.
-            length = round(track.duration * track.time_base * rate)
-            if 0 < len(samples) - length < len(blocks[-1]):
-                samples = samples[:length]
+            stated = round(track.duration * track.time_base * rate)
+            if 0 < length - stated < len(blocks[-1]):
+                samples = samples[:stated]
     return samples, rate
 
 

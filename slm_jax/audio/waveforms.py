@@ -26,6 +26,8 @@ _UNKNOWN_LENGTH = 2**62
 _BLOCK = 2**24
 # Of a damaged header too: resampling 1 Hz would fill the memory.
 _LOWEST_RATE = 1000
+# A flipped bit makes 1e38 of a float; nothing that is computed with it may overflow.
+_LOUDEST = 1e9
 # What is left of channels that cancel, as a share of the power that unlike channels leave.
 _CANCELLED = 0.1
 
@@ -69,6 +71,11 @@ def read_waveform(source) -> Int16[np.ndarray, ' samples']:
 def _decode(name: str, content: bytes) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
     """Samples on a scale of 1, and how many there are in a second."""
     kind = containers.sniff(content)
+    if kind == 'ogg' and len(links := containers.links(content)) > 1:
+        parts = [_decode(name, link) for link in links]
+        if len({(rate, samples.shape[1]) for samples, rate in parts}) > 1:
+            raise AudioError(f'{name}: its sample rate or number of channels changes midway. Write it again as WAV.')
+        return np.concatenate([samples for samples, _ in parts]), parts[0][1]
     content, demuxer, length = containers.checked(name, kind, content)
     if demuxer:
         return ffmpeg.decode(name, content, demuxer)
@@ -124,6 +131,7 @@ def to_int16(
         samples = (samples / scale).astype(np.float32)
     if not np.isfinite(samples).all():
         raise AudioError(f'{name}: holds samples that are NaN or infinite. Write the file again as 16-bit PCM.')
+    samples = samples.clip(-_LOUDEST, _LOUDEST)
     if rate < _LOWEST_RATE:
         raise AudioError(f'{name}: states {rate} samples a second, which no recording has. Fetch it again.')
     if samples.ndim == 2:
@@ -157,7 +165,7 @@ def _mixed(samples: Shaped[np.ndarray, 'samples channels'], name: str) -> Shaped
         return samples.mean(axis=1)
     left_out = ', '.join(str(channel + 1) for channel in range(count) if channel not in kept)
     warnings.warn(
-        f'{name}: its channels cancel each other (one is wired the wrong way round); read without channel {left_out}.',
+        f'{name}: its channels cancel each other (inverted polarity); read without channel {left_out}.',
         AudioWarning,
         stacklevel=2,
     )
