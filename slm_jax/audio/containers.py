@@ -1,5 +1,6 @@
 """What kind of file holds a recording, and whether the file is whole: told from its bytes, without decoding them."""
 
+import codecs
 import itertools
 import re
 import warnings
@@ -50,6 +51,7 @@ _MPEG_KBITS = {  # (MPEG-1?, layer): bit rates by their index
     (False, 2): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
     (False, 3): (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
 }
+_BEGINS = re.compile(rb'\xff|ID3')
 # Bytes of an AMR frame by its mode, 0 for modes that do not exist: narrow band, wide band.
 _AMR_SIZES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1), (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, *6 * [1])
 
@@ -86,8 +88,11 @@ def sniff(content: bytes) -> str | None:
     for kind, marks in _SIGNATURES:
         if all(content.startswith(mark, at) for at, mark in marks.items()):
             return kind
-    if content.startswith(b'ID3'):
-        return sniff(content[_after_id3(content, 0) :]) or 'mp3'
+    at = 0
+    while content.startswith(b'ID3', at):
+        at = _after_id3(content, at)
+    if at:
+        return sniff(content[at:]) or 'mp3'
     frames = {'mp3': _mpeg_size, 'aac': _adts_size}
     return next((kind for kind, size_of in frames.items() if _begins_with_frames(content, 0, size_of)), None)
 
@@ -103,10 +108,11 @@ def foreign(content: bytes) -> str:
         return 'text' if all(c.isprintable() or c.isspace() for c in text) and len(text) > 1 else ''
     if not head or head.translate(None, _CONTROL) != head:
         return ''
-    # The last character may be cut; other encodings are known by their share of ASCII.
-    rest = head.decode('utf-8', 'ignore').encode()
-    ascii_share = sum(byte < 127 for byte in head) / len(head)
-    return 'text' if len(head) - len(rest) < 4 or ascii_share > 0.85 else ''
+    try:
+        codecs.getincrementaldecoder('utf-8')().decode(head)  # which takes a last character that is cut
+    except UnicodeDecodeError:  # other encodings are known by their share of ASCII
+        return 'text' if sum(byte < 127 for byte in head) > 0.85 * len(head) else ''
+    return 'text'
 
 
 def checked(name: str, kind: str | None, content: bytes) -> Checked:
@@ -309,10 +315,8 @@ def _frames(content: bytes, size_of: Callable[[bytes, int], int]) -> tuple[list[
         elif content.startswith(b'ID3', at):
             at = _after_id3(content, at)
         else:
-            at = min(
-                (n for n in (content.find(b'\xff', at + 1), content.find(b'ID3', at + 1)) if n > 0),
-                default=len(content),
-            )
+            begins = _BEGINS.search(content, at + 1)
+            at = begins.start() if begins else len(content)
     return frames, 0
 
 

@@ -24,9 +24,10 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
         av.FFmpegError: the file is damaged.
     """
     import av  # Here, since most recordings do without.
+    from av.codec.context import Flags2
 
     blocks, packets, length, rate = [], 0, 0, 0
-    with av.open(io.BytesIO(content), format=demuxer, metadata_errors='replace') as container:
+    with av.open(io.BytesIO(content), 'r', format=demuxer, metadata_errors='replace') as container:
         if not container.streams.audio:
             raise containers.AudioError(f'{name}: has no sound track. Remove it from the data.')
         track = container.streams.audio[0]
@@ -35,7 +36,7 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
         if demuxer == 'flac':
             track.codec_context.options = {'err_detect': 'crccheck+explode'}
         if track.codec_context.name == 'alac':  # whose last packet is no longer than its sound, and would be cut again
-            track.codec_context.flags2 |= av.codec.context.Flags2.skip_manual
+            track.codec_context.flags2 |= Flags2.skip_manual
         for packet in container.demux(track):
             if packet.is_corrupt:
                 raise containers.truncated(name, 'its last packet is cut')
@@ -59,7 +60,7 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
         if not blocks:
             raise containers.AudioError(f'{name}: holds no samples (zero length). Remove it from the data.')
         samples = np.concatenate(blocks)
-        if demuxer == 'mov' and track.duration:
+        if demuxer == 'mov' and track.duration and track.time_base:
             # The last packet is filled up; FFmpeg takes what encoders add off the beginning alone.
             stated = round(track.duration * track.time_base * rate)
             if 0 < length - stated < len(blocks[-1]):

@@ -63,7 +63,7 @@ def test_raw_samples_are_nothing_that_is_known():
         noise[0] = first
         raw = noise.tobytes()
         assert containers.sniff(raw[: containers.HEAD]) is None and containers.foreign(raw) == ''
-    for raw in (bytes(8000), b'\xff' * 8000, b'\1\0\xff\xff' * 2000, b''):
+    for raw in (noise.tobytes()[3:5], b'\xaa\xbb', bytes(8000), b'\xff' * 8000, b'\1\0\xff\xff' * 2000, b''):
         assert containers.sniff(raw) is None and containers.foreign(raw) == ''
 
 
@@ -74,7 +74,7 @@ def test_raw_samples_are_nothing_that_is_known():
         (b'<!DOCTYPE html>\n<html lang="en">' * 200, 'text'),
         ('\ufeffname,text\r\n'.encode(), 'text'),
         ('你好，世界。\n'.encode() * 500, 'text'),
-        ('déjà vu à la carte\n'.encode('latin-1'), 'text'),
+        ('Vous avez déjà trois nouveaux messages.\n'.encode('latin-1'), 'text'),
         ('hello\n'.encode('utf-16'), 'text'),
         (b'PK\x03\x04' + bytes(range(200)), 'a ZIP archive'),
         (b'\x1f\x8b\x08' + bytes(range(200)), 'a gzip archive'),
