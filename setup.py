@@ -38,6 +38,7 @@ setuptools.setup(
         'sacrebleu>=2.5',
         'absl-py>=2.1',
         'soundfile>=0.13',
+        'av>=14',
         'soxr>=0.5',
         'jaxtyping>=0.3',
         'tqdm>=4.66',

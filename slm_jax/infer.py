@@ -7,7 +7,8 @@
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 `-` reads standard input: WAV (or another audio file) whole, or raw 16-bit little-endian mono
-samples at 16 kHz, which with --chunk_seconds are answered as they come. Audio that is longer than
+samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is what begins neither as
+an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
 Where nothing is heard the answer is empty, and subtitles have no cue.
 
@@ -22,6 +23,7 @@ import json
 import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -29,8 +31,6 @@ from slm_jax import cli, configuration, evaluate
 
 _SAMPLE_RATE = 16000
 _FORMATS = ('text', 'json', 'srt', 'vtt')
-# The first bytes of the files that may come through a pipe; anything else is raw samples.
-_MAGIC = (b'RIFF', b'RF64', b'fLaC', b'OggS', b'ID3', b'FORM', b'\xff\xfb', b'\xff\xf3', b'caff')
 _STDIN = '-'
 
 
@@ -40,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result.prog = 'slm-jax infer'
     result.add_argument('files', nargs='*', metavar='FILE', help="recordings; '-' is stdin")
     result.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
+    result.add_argument('--raw', action='store_true', help='stdin is raw samples, whatever it looks like')
     result.add_argument('--instruction', default='', help='default: a transcription')
     result.add_argument('--format', choices=_FORMATS, default='text')
     result.add_argument('--out', metavar='DIR', help='for srt and vtt of several files')
@@ -90,6 +91,7 @@ class Inference:
         chunk_seconds, overlap: see `slm_jax.inference.chunks.cut`; None: nothing is cut.
         batch_seconds: seconds of padded audio in a batch.
         head: what was already read of standard input.
+        raw: standard input is raw samples, whatever it looks like.
     """
 
     def __init__(
@@ -100,10 +102,11 @@ class Inference:
         overlap: float = 0.0,
         batch_seconds: float = 60.0,
         head: bytes = b'',
+        raw: bool = False,
     ):
         self._model, self._max_seconds = model, max_seconds
         self._chunk_seconds, self._overlap = chunk_seconds, overlap
-        self._batch_seconds, self._head = batch_seconds, head
+        self._batch_seconds, self._head, self._raw = batch_seconds, head, raw
 
     def run(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
         """Answers recordings, in order; one that has an error already is handed on as it is."""
@@ -146,7 +149,7 @@ class Inference:
         from slm_jax.inference import chunks, queries
 
         if name == _STDIN:
-            samples = read_bytes(self._head + sys.stdin.buffer.read())
+            samples = read_bytes(self._head + sys.stdin.buffer.read(), self._raw)
         else:
             samples = waveforms.read_waveform(name)
         if self._chunk_seconds is None:
@@ -171,22 +174,34 @@ class Inference:
             yield start, start + len(samples) / _SAMPLE_RATE, self._model.answers(batch)[0]
 
 
-def read_bytes(content: bytes) -> Any:
+def read_bytes(content: bytes, raw: bool = False) -> Any:
     """Samples of an audio file's content, or of raw 16-bit samples at 16 kHz.
+
+    Args:
+        content: all that there is.
+        raw: it is raw samples, whatever it looks like.
 
     Raises:
         AudioError: neither.
     """
     import numpy as np
 
-    from slm_jax.audio import waveforms
+    from slm_jax.audio import containers, waveforms
 
-    if content.startswith(_MAGIC):
+    if not raw and containers.sniff(content):
         file = io.BytesIO(content)
         file.name = 'standard input'
         return waveforms.read_waveform(file)
+    if not raw and (what := containers.foreign(content)):
+        raise waveforms.AudioError(
+            f'standard input: looks like {what}, not like audio. Pipe an audio file or raw 16-bit mono samples at '
+            '16 kHz; --raw takes anything for such samples.'
+        )
     if len(content) < 2:
         raise waveforms.AudioError('standard input: holds no samples. Pipe WAV, or raw 16-bit mono samples at 16 kHz.')
+    if len(content) % 2:
+        odd = f'standard input: {len(content)} bytes are no whole number of 16-bit samples; the last byte is left out.'
+        warnings.warn(odd, waveforms.AudioWarning, stacklevel=2)
     return np.frombuffer(content, '<i2', count=len(content) // 2)
 
 
@@ -245,6 +260,8 @@ def infer(args: argparse.Namespace) -> int:
     alone = len(inputs) == 1
     if not inputs:
         raise ValueError("give recordings, a --manifest, or '-' for standard input.")
+    if args.raw and inputs[0].name != _STDIN:
+        raise ValueError("--raw: only standard input ('-') may be raw samples.")
     subtitles = args.format in ('srt', 'vtt')
     if subtitles and not alone:
         _check_out(args, [recording.name for recording in inputs])
@@ -266,10 +283,13 @@ def infer(args: argparse.Namespace) -> int:
     _check_asked(args, model, inputs)
     head = b''
     live = alone and inputs[0].name == _STDIN and args.chunk_seconds is not None
+    if live and not args.raw:
+        from slm_jax.audio import containers
+
+        head = sys.stdin.buffer.read(containers.HEAD)
+        live = bool(head) and not containers.sniff(head) and not containers.foreign(head)
+    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head, args.raw)
     if live:
-        head = sys.stdin.buffer.read(4)
-    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head)
-    if live and not head.startswith(_MAGIC):
         return _live(inference, inputs[0], args.format, model.decode)
     return _write(inference.run(inputs), args, alone, model.decode)
 

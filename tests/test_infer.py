@@ -277,9 +277,10 @@ def test_stdin_takes_files_and_raw_samples(model, tone, stdin, capsys):
     stdin(np.ones(2 * RATE, np.int16).tobytes())
     assert run('-') == 0
     assert capsys.readouterr().out == 'heard 12\nheard 20\n'
-    stdin(b'')
-    assert run('-') == 1
-    assert 'standard input: holds no samples' in capsys.readouterr().err
+    for live in ((), ('--chunk_seconds', '5')):
+        stdin(b'')
+        assert run('-', *live) == 1
+        assert 'standard input: holds no samples' in capsys.readouterr().err
     assert run('-', 'a.wav') == 2
     assert 'stands alone' in capsys.readouterr().err
 
@@ -307,9 +308,52 @@ def test_a_stream_as_json_lines(model, stdin, capsys):
     assert json.loads(capsys.readouterr().out) == {'start': 0.0, 'end': 2.0, 'text': 'heard 20'}
 
 
+@pytest.mark.parametrize('live', [(), ('--chunk_seconds', '5')])
+@pytest.mark.parametrize('kind', [('ipod', 'aac'), ('webm', 'libopus'), ('adts', 'aac'), ('mp3', 'libmp3lame')])
+def test_a_container_on_stdin_is_no_raw_sound(model, recorded, stdin, capsys, kind, live):
+    samples = 0.3 * np.sin(2 * np.pi * 440 * np.arange(57600) / 48000)
+    stdin(recorded(samples, 48000, *kind, write_xing=0, id3v2_version=0))
+    assert run('-', *live) == 0
+    assert capsys.readouterr().out in ('heard 12\n', 'heard 13\n'), 'a bare stream of AAC begins with silence'
+
+
+@pytest.mark.parametrize('live', [(), ('--chunk_seconds', '5')])
+def test_text_on_stdin_is_refused_unless_it_is_said_to_be_raw(model, stdin, capsys, live):
+    for page in (
+        b'<html><body>404 Not Found</body></html>\n' * 800,
+        b'{"detail": "no such clip"}',
+        b'\xef\xbb\xbfhello\n',
+    ):
+        stdin(page)
+        assert run('-', *live) == 1
+        out, err = capsys.readouterr()
+        assert out == '' and 'standard input: looks like text, not like audio.' in err and '--raw' in err
+    stdin(b'hello world, ' * 2462)
+    assert run('-', '--raw', *live) == 0
+    assert capsys.readouterr().out == 'heard 10\n'
+    assert model.shapes
+
+
+@pytest.mark.parametrize('live', [(), ('--chunk_seconds', '5')])
+def test_raw_sound_may_begin_as_an_mp3_does(model, stdin, capsys, live):
+    samples = np.random.default_rng(0).normal(0, 3000, RATE).astype('<i2')
+    for first in (-1025, -3073, -1281, -3329):
+        samples[0] = first
+        stdin(samples.tobytes())
+        assert run('-', *live) == 0
+        assert capsys.readouterr().out == 'heard 10\n'
+
+
+def test_half_a_raw_sample_is_left_out_with_a_warning(model, stdin):
+    stdin(bytes(2 * RATE + 1))
+    with pytest.warns(UserWarning, match='standard input: 32001 bytes'):
+        assert run('-') == 0
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [
+        (['a.wav', '--raw'], '--raw: only standard input'),
         ([], 'give recordings'),
         (['a.wav', '--overlap', '1'], 'only with --chunk_seconds'),
         (['a.wav', '--chunk_seconds', '-1'], 'chunk_seconds must be above 0'),

@@ -105,9 +105,9 @@ def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
 
     def convert(samples: np.ndarray, origin: bytes):
         try:
-            return waveforms.to_int16(samples, rate), b''
+            return waveforms.to_int16(samples, rate, origin.decode()), b''
         except waveforms.AudioError as problem:
-            return np.zeros(0, np.int16), origin + b': ' + str(problem).encode()
+            return np.zeros(0, np.int16), str(problem).encode()
 
     return _with_speech(dataset, convert, ('samples', 'origin'))
 
