@@ -137,6 +137,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     Raises:
         ValueError: wrong arguments, a model that cannot be loaded, bad data.
     """
+    from slm_jax.data import notices
     from slm_jax.evaluation import metrics, normalizers, report
 
     sources = [args.task, args.manifest, args.predictions]
@@ -173,6 +174,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         record(model.directory, label(args), results)
     print(summary(results))
     print(f'report: {path}')
+    if skipped:
+        notices.say(notices.listing(label(args), skipped, f'data.skipped of {path.with_name("results.json")}'))
     return results
 
 
@@ -203,7 +206,7 @@ def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
 
 def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Iterator[Any], int]:
     """What is put to the model, and how many they are (faulty ones included)."""
-    from slm_jax.data import instructions
+    from slm_jax.data import instructions, json_lines
     from slm_jax.inference import model as model_lib
     from slm_jax.inference import queries
 
@@ -253,7 +256,7 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
                     '' if args.text_from else args.text_field,
                 )
             )
-        total = len(queries.read_lines(args.manifest)) * len(asked)
+        total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
         stream = queries.from_manifest(
             args.manifest,
             asked,

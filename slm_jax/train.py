@@ -48,11 +48,11 @@ def train(
 
     Args:
         system: see `slm_jax.systems.System`.
-        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes` and `state`.
+        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
-        eval_loaders: from a name ('dev') to a loader, of which `examples` and `vocabulary` are used.
+        eval_loaders: from a name ('dev') to a loader, of which `examples`, `vocabulary` and `skipped` are used.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
@@ -83,6 +83,7 @@ def train(
     from tqdm import tqdm
 
     from slm_jax import decoding
+    from slm_jax.data import notices
     from slm_jax.training import checkpoints as checkpoints_lib
     from slm_jax.training import logs, loop, partitioning
     from slm_jax.training import origins as origins_lib
@@ -237,6 +238,7 @@ def train(
 
     # ---------------------------------------------------------------- the loop
     checkpoints.write_card(card | {'config': configuration.operative_config(), 'step': start})
+    skipped = {'train': loader.skipped, **{name: each.skipped for name, each in eval_loaders.items()}}
     writer = logs.create_writer(model_dir, tensorboard)
     losses = logs.LossRecord(model_dir)
     progress = tqdm(total=train_steps, initial=start, unit='step', disable=None if jax.process_index() == 0 else True)
@@ -262,6 +264,9 @@ def train(
             )
 
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            notices.record(model_dir, skipped)
+            stack.callback(notices.remind, model_dir, skipped)
         stack.callback(checkpoints.close)
         stack.callback(writer.close)
         stack.callback(losses.close)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -176,6 +175,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     reference=info.reference or vocabulary.decode(targets[targets != 0].tolist()),
                     duration=round(info.seconds, 3),
                     audio=info.audio,
+                    offset=info.offset,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
             )
@@ -207,25 +207,22 @@ def with_texts(
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, as dictionaries.
+    """The lines of a predictions.jsonl, `duration` as a number.
 
     Raises:
-        ValueError: unreadable, or a line is no JSON object; names file and line.
+        ValueError: unreadable, empty, or a line is no JSON object; names file and line.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read ({error}). Give a JSONL file in UTF-8.') from error
+    from slm_jax.data import json_lines, manifests
+
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'{path}:{number}: not JSON ({error}).') from None
-            if not isinstance(row, dict):
-                raise ValueError(f'{path}:{number}: a JSON object was expected.')
-            rows.append(row)
+    for number, line in json_lines.lines(path):
+        try:
+            row = json_lines.parse(line)
+            if 'duration' in row:
+                row['duration'] = manifests.seconds(row, 'duration')
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from None
+        rows.append(row)
     return rows
 
 
@@ -237,7 +234,7 @@ def texts_by_id(path: str | os.PathLike, field: str = 'prediction') -> dict[str,
     """
     texts: dict[str, str] = {}
     for row in read_lines(path):
-        identity, text = row.get('id'), row.get(field)
+        identity, text = str(row.get('id')), row.get(field)
         if not isinstance(text, str):
             raise ValueError(f'{path}: example {identity!r} has no text in its field {field!r}.')
         if texts.setdefault(identity, text) != text:
@@ -288,10 +285,9 @@ def from_manifest(
     Raises:
         ValueError: a line cannot be used; names file, line, field and remedy.
     """
-    from slm_jax.audio import waveforms
-    from slm_jax.data import manifests
+    from slm_jax.data import manifests, segments
 
-    for raw, line in zip(read_lines(path), manifests.read(path), strict=True):
+    for raw, line in manifests.rows(path):
         try:
             if line['error']:
                 raise ValueError(line['error'])
@@ -300,7 +296,7 @@ def from_manifest(
             if listens:
                 if not line['audio']:
                     raise ValueError(f'{line["origin"]}: field "audio" is missing.')
-                samples = waveforms.read_waveform(line['audio'])
+                samples = segments.read(line['audio'], line['offset'], line['duration'])
                 check_length(line['audio'], samples, max_seconds)
             raw = {'task': task, **raw}
             asked = [_ask(q, raw, line, samples, vocabulary, text_first) for q in questions]
@@ -358,6 +354,7 @@ def _ask(
             reference=_reference(question, raw, line, target_lang),
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and os.path.abspath(line['audio']),
+            offset=float(line['offset']) if line['offset'] else None,
         ),
         transcribed=instructions.transcribes(instruction),
     )
@@ -422,5 +419,5 @@ def wording(instruction: str, lang: str, target_lang: str) -> str:
 
 
 def _present(**fields: Any) -> dict[str, Any]:
-    """The fields that say something; the id and the reference always stay."""
-    return {k: v for k, v in fields.items() if v or k in ('id', 'reference')}
+    """The fields that say something; the id and the reference always stay, and an offset of 0."""
+    return {k: v for k, v in fields.items() if v or k in ('id', 'reference') or (k == 'offset' and v is not None)}

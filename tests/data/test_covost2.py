@@ -60,7 +60,7 @@ def test_builder(table, tmp_path):
 
 def test_the_manual_download_is_asked_for(table, tmp_path):
     (tmp_path / 'manual/de').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='(?s)fr holds no validated.tsv.*commonvoice'):
+    with pytest.raises(FileNotFoundError, match='(?s)fr holds no validated.tsv.*datacollective'):
         prepare(tmp_path)
 
 
