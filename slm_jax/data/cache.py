@@ -241,7 +241,10 @@ def _examples(task: seqio.Task, split: str, dataset: tf.data.Dataset, start: int
 def reason_of(error: tf.errors.OpError) -> str:
     """What went wrong in a function that TensorFlow called, or in TensorFlow, without its traceback."""
     text = re.sub(r'\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:.*?\]', '', error.message).strip()
-    return text.split('\nTraceback')[0].split('\n')[0].strip()
+    text = text.split('\nTraceback')[0].split('\n')[0]
+    return re.sub(
+        r'^Error in user-defined function passed to \S+ transformation with iterator: \S+: ', '', text
+    ).strip()
 
 
 def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:

@@ -108,7 +108,7 @@ def test_skipped_examples_are_listed_and_not_forgotten(manifest, tmp_path):
         cache.open_store(asr, 'train', tmp_path / 'cache')
 
 
-def test_a_recording_replaced_or_back_again_is_read(manifest, tmp_path, write_wav, capsys):
+def test_a_recording_replaced_or_back_again_is_read(manifest, tmp_path, capsys):
     asr, clip = task(manifest), manifest.parent / 'clip04.wav'
 
     def store():
@@ -121,7 +121,8 @@ def test_a_recording_replaced_or_back_again_is_read(manifest, tmp_path, write_wa
     assert len(gone) == 23 and str(first.directory) in capsys.readouterr().err, 'which store is stale is said'
     clip.write_bytes(content)
     assert len(store()) == 24 and store().skipped == []
-    samples = write_wav(clip, 2.5)
+    samples = soundfile.read(clip, dtype='int16')[0][::-1]
+    soundfile.write(clip, samples, 16000)
     np.testing.assert_array_equal(store().speech(4), samples)
     now = store().directory
     manifest.write_text(manifest.read_text())
@@ -158,9 +159,7 @@ def test_whatever_a_file_does_to_its_reader_is_the_fault_of_that_file(manifest, 
         return read(path)
 
     monkeypatch.setattr(waveforms, 'read_waveform', reader)
-    with pytest.raises(
-        preprocessors.BadExampleError, match=r'clip07.wav: cannot be read \(ZeroDivisionError: odd header'
-    ):
+    with pytest.raises(preprocessors.BadExampleError, match=r'clip07.wav: cannot be .*ZeroDivisionError: odd header'):
         cache.open_store(task(manifest), 'train', tmp_path / 'cache')
     store = cache.open_store(task(manifest), 'train', tmp_path / 'cache', on_bad_example='skip')
     assert len(store) == 23 and len(store.skipped) == 1

@@ -136,7 +136,8 @@ def test_texts_by_id(tmp_path):
 
 
 def test_lines_that_other_programs_write(tmp_path):
-    path = write(tmp_path / 'p.jsonl', {'id': 7, 'prediction': 'a\u2028b', 'duration': '1.5'})
+    path = tmp_path / 'p.jsonl'
+    path.write_text('{"id": 7, "prediction": "a\u2028b", "duration": "1.5"}\n', encoding='utf-8')
     assert queries.texts_by_id(path) == {'7': 'a\u2028b'}
     assert queries.read_lines(path)[0]['duration'] == 1.5
 
@@ -252,6 +253,7 @@ class Info:
     reference: str = 'yes'
     audio: str | None = None
     seconds: float = 0.5
+    offset: float | None = None
 
 
 class FakeLoader:

@@ -36,15 +36,9 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
     num_mel_bins = sizes.pop('num_mel_bins')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': num_mel_bins})
     encoder, frontend = WhisperEncoder(WhisperConfig(**sizes)), WhisperFrontend(num_mel_bins)
+    window = _PREPROCESSOR['chunk_length']
     return speech.convert(
-        directory,
-        out,
-        encoder,
-        frontend,
-        num_mel_bins,
-        _name,
-        'conv1.weight',
-        encoder_seconds=_PREPROCESSOR['chunk_length'],
+        directory, out, encoder, frontend, num_mel_bins, _name, 'conv1.weight', encoder_seconds=window
     )
 
 
