@@ -64,16 +64,22 @@ class _Clips(manifests.Source):
             raise FileNotFoundError(
                 f'{path} is missing: download {self.lang} of Common Voice from {_HOME}, and unpack it there.'
             )
-        with open(path, encoding='utf-8', newline='') as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE), 2):
-                yield dict.fromkeys(manifests.FIELDS, '') | {
-                    'id': f'common_voice/{self.lang}/{row["path"]}',
-                    'origin': f'{path}:{number}',
-                    'audio': str(path.parent / 'clips' / row['path']),
-                    'text': row['sentence'],
-                    'lang': self.lang,
-                    'translations': '{}',
-                }
+        try:
+            with open(path, encoding='utf-8-sig', newline='') as file:
+                rows = csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)
+                if not {'path', 'sentence'} <= {*(rows.fieldnames or ())}:
+                    raise ValueError('it has no columns "path" and "sentence"')
+                for number, row in enumerate(rows, 2):
+                    yield dict.fromkeys(manifests.FIELDS, '') | {
+                        'id': f'common_voice/{self.lang}/{row["path"]}',
+                        'origin': f'{path}:{number}',
+                        'audio': str(path.parent / 'clips' / row['path']),
+                        'text': row['sentence'] or '',
+                        'lang': self.lang,
+                        'translations': '{}',
+                    }
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f'{path}: no table of Common Voice ({error}). Unpack it again.') from error
 
 
 for _lang in LANGUAGES:

@@ -230,6 +230,11 @@ def test_a_step_that_fails_names_its_example(make, manifest, monkeypatch):
     assert len(make('fails', on_bad_example='skip').skipped) == 1
 
 
+def test_rows_count_as_what_the_encoder_computes(make):
+    assert {bucket.rows for bucket in make(encoder_seconds=4.0).plan.buckets} == {2}
+    assert max(bucket.rows for bucket in make().plan.buckets) > 2
+
+
 def test_what_is_skipped_is_listed(make, manifest, capsys):
     loader = make(task_feature_lengths={'speech': 16000}, on_bad_example='skip')
     said, count = capsys.readouterr().err, len(loader.skipped)
