@@ -13,6 +13,8 @@ import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before othe
 
 import tensorflow_datasets as tfds
 
+from slm_jax.data import notices
+
 URL = 'https://dl.fbaipublicfiles.com/covost/covost_v2.{source}_{target}.tsv.tar.gz'
 COMMON_VOICE = 'https://datacollective.mozillafoundation.org'  # its home since 2025
 TO_ENGLISH = (
@@ -101,9 +103,11 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, folder: pathlib.Path, table: pathlib.Path, names: tuple[str, ...]):
         translations = {row['path']: row['translation'] for row in _rows(table) if row['split'] in names}
+        there = 0
         for row in _rows(folder / 'validated.tsv'):
             path = row['path']
             if path in translations:
+                there += 1
                 yield (
                     path,
                     {
@@ -114,3 +118,8 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
                         'client_id': row['client_id'],
                     },
                 )
+        if there < len(translations):
+            notices.say(
+                f'covost2/{self.builder_config.name} {names[0]}: {len(translations) - there} of {len(translations)} '
+                f'translated clips are left out: {folder / "validated.tsv"}, of another release than 4, has them not.'
+            )
