@@ -139,6 +139,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     Raises:
         ValueError: wrong arguments, a model that cannot be loaded, bad data.
     """
+    from slm_jax.data import notices
     from slm_jax.evaluation import metrics, normalizers, report
 
     sources = [args.task, args.manifest, args.predictions]
@@ -178,6 +179,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         record(model.directory, label(args), results)
     print(summary(results))
     print(f'report: {path}')
+    if skipped:
+        notices.say(notices.listing(label(args), skipped, f'data.skipped of {path.with_name("results.json")}'))
     return results
 
 
@@ -259,7 +262,7 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
 
 def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Callable[..., Iterator[Any]], int]:
     """The task's or manifest's queries, as a function of whether recordings are read, and how many they are."""
-    from slm_jax.data import instructions
+    from slm_jax.data import instructions, json_lines
     from slm_jax.inference import model as model_lib
     from slm_jax.inference import queries
 
@@ -316,7 +319,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
                     '' if args.text_from else args.text_field,
                 )
             )
-        total = len(queries.read_lines(args.manifest)) * len(asked)
+        total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
         source = functools.partial(
             queries.from_manifest,
             args.manifest,
@@ -351,7 +354,8 @@ def _decode(
     from slm_jax.inference import queries
 
     stream, total = _queries(args, model, skipped)
-    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, total > 2000, model.encoder_seconds)
+    limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
+    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, total > 2000, **limits)
     out.mkdir(parents=True, exist_ok=True)
     answered: dict[int, dict[str, Any]] = {}
     kept = 0

@@ -65,6 +65,7 @@ class Recording:
         without_ctc: whether CTC has no part in the answers, although it has one in transcripts.
         cuts: the limit that each answer reached, '' where it ended before; see `slm_jax.inference.model.Answer`.
         error: what is wrong with the input; '' if nothing.
+        segment: its offset and duration, as `slm_jax.data.segments` reads them; '' where there are none.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Recording:
     texts: list[str | None] = dataclasses.field(default_factory=list)
     cuts: list[str] = dataclasses.field(default_factory=list)
     error: str = ''
+    segment: tuple[str, str] = ('', '')
 
     @property
     def done(self) -> bool:
@@ -118,7 +120,7 @@ class Inference:
             for recording in recordings:
                 waiting.append(recording)
                 try:
-                    pieces = [] if recording.error else self._pieces(recording.name)
+                    pieces = [] if recording.error else self._pieces(recording.name, *recording.segment)
                 except ValueError as error:
                     recording.error = str(error)
                     continue
@@ -141,17 +143,18 @@ class Inference:
         from slm_jax.inference import queries
 
         model = self._model
-        return queries.batched(asked, self._batch_seconds, model.row_multiple, longest=model.encoder_seconds)
+        limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
+        return queries.batched(asked, self._batch_seconds, model.row_multiple, **limits)
 
-    def _pieces(self, name: str) -> list[tuple[float, Any]]:
+    def _pieces(self, name: str, offset: str = '', duration: str = '') -> list[tuple[float, Any]]:
         """(start in seconds, samples) of the chunks of one input."""
-        from slm_jax.audio import waveforms
+        from slm_jax.data import segments
         from slm_jax.inference import chunks, queries
 
         if name == _STDIN:
             samples = read_bytes(self._head + sys.stdin.buffer.read(), self._raw)
         else:
-            samples = waveforms.read_waveform(name)
+            samples = segments.read(name, offset, duration)
         if self._chunk_seconds is None:
             queries.check_length(name, samples, self._max_seconds, self._model.encoder_seconds)
             return [(0.0, samples)]
@@ -228,6 +231,8 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
     if form == 'text':
         return (text if alone else f'{recording.name}\t{text}') + '\n'
     line: dict[str, Any] = {'audio': recording.name, 'instruction': recording.instruction}
+    if recording.segment[0]:
+        line['offset'] = float(recording.segment[0])
     if recording.error:
         line['error'] = recording.error
     else:
@@ -389,6 +394,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
 
         for line in manifests.read(args.manifest):
             recording = Recording(line['audio'] or line['origin'], '', error=line['error'])
+            recording.segment = line['offset'], line['duration']
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:

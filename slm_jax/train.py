@@ -45,12 +45,12 @@ def train(
 
     Args:
         system: see `slm_jax.systems.System`.
-        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes` and `state`. Or a
-            function that makes it, called when all that needs no data was checked.
+        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
+            Or a function that makes it, called when all that needs no data was checked.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
-        eval_loaders: from a name ('dev') to a loader, likewise, of which `examples` and `vocabulary` are used.
+        eval_loaders: from a name ('dev') to a loader, likewise; used are `examples`, `vocabulary` and `skipped`.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
@@ -108,7 +108,9 @@ def train(
             checkpoints.close()
             return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
 
-    loader, eval_loaders = _made(loader), {name: _made(eval_loader) for name, eval_loader in eval_loaders.items()}
+    # First, so that a split that is not there is said at once.
+    eval_loaders = {name: _made(eval_loader) for name, eval_loader in eval_loaders.items()}
+    loader = _made(loader)
     batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
     for note in sorted(layout.notes):
         say(f'note: {note}')

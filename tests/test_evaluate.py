@@ -98,7 +98,12 @@ def read(path):
 def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     out = tmp_path / 'out'
     question = ('--instruction', 'Transcribe the {language} speech.', '--reference_field', 'text')
-    assert run(world / 'slm', '--manifest', manifest, *question, '--out', out) == 0
+    with manifest.open('a') as file:
+        file.write('{"audio": "gone.wav", "text": "x", "lang": "en"}\nno JSON\n')
+    assert run(world / 'slm', '--manifest', manifest, *question, '--out', out, '--on_bad_example', 'skip') == 0
+    said = capsys.readouterr()
+    assert 'report: ' in said.out
+    assert '2 bad examples skipped:' in said.err and 'gone.wav: cannot' in said.err and ':26: not JSON' in said.err
     predictions = read(out / 'predictions.jsonl')
     assert [p['id'] for p in predictions] == [f'{manifest}:{n}' for n in range(1, 25)]
     assert {p['instruction'] for p in predictions} == {

@@ -85,6 +85,19 @@ def test_one_file_is_its_text(model, tone, capsys):
     assert capsys.readouterr().out == 'heard 12\n'
 
 
+def test_segments_of_a_manifest(model, tone, tmp_path, capsys):
+    tone('long.wav', 3.0)
+    lines = [{'audio_filepath': 'long.wav', 'offset': o, 'duration': d} for o, d in ((0, 1.2), (1.5, 0.5), (2, 4))]
+    (tmp_path / 'm.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert run('--manifest', str(tmp_path / 'm.jsonl'), '--format', 'json') == 1
+    *found, bad = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(row['offset'], row['duration'], row['text']) for row in found] == [
+        (0.0, 1.2, 'heard 12'),
+        (1.5, 0.5, 'heard 5'),
+    ]
+    assert 'a segment of 4 s from 2 s on' in bad['error'] and '3.00 s' in bad['error']
+
+
 def test_many_files_are_batched_and_come_out_in_order(model, tone, capsys):
     lengths = [1.2, 3.1, 0.4, 1.4, 2.9, 1.3]
     files = [tone(f'{i}.wav', seconds) for i, seconds in enumerate(lengths)]

@@ -25,8 +25,8 @@ import jiwer
 import numpy as np
 from jaxtyping import Float, Int
 
-from slm_jax.corpora import synthetic_speech, text_corpora
-from slm_jax.data import ctc_text
+from slm_jax.corpora import synthetic_speech
+from slm_jax.data import ctc_text, json_lines
 
 _SAMPLE_RATE = synthetic_speech.SAMPLE_RATE
 # Seconds. A label may come this much before the end of its sound; and the encoder, which does not
@@ -144,7 +144,7 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
         return logits.argmax(axis=-1), frames
 
     def stream():
-        for row in text_corpora.read_jsonl(manifest):
+        for row in json_lines.read(manifest):
             yield queries.Query((), waveforms.read_waveform(row['audio']), row)
 
     clips = collections.defaultdict(list)
@@ -288,7 +288,7 @@ def write(
                 'duration': round(samples.size / _SAMPLE_RATE, 3),
             }
             soundfile.write(out / row['audio'], samples, _SAMPLE_RATE, subtype='PCM_16')
-            text_corpora.append_jsonl(lines, row)
+            json_lines.append(lines, row)
             total[lang] += row['duration'] / 3600
             if total.total() >= hours:
                 break
@@ -311,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         texts = collections.defaultdict(list)
         if args.texts:
-            for row in text_corpora.read_jsonl(pathlib.Path(args.texts, 'text_train.jsonl')):
+            for row in json_lines.read(pathlib.Path(args.texts, 'text_train.jsonl')):
                 if text := ctc_text.normalize(row['text']):
                     texts[row['lang']].append(text)
         clips = read_words(args.manifest, args.encoder)

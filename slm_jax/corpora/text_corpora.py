@@ -26,12 +26,11 @@ import pathlib
 import random
 import re
 from collections.abc import Iterable, Iterator
-from typing import TextIO
 
 import jiwer
 
 from slm_jax.corpora import messages, numerals, splits
-from slm_jax.data import ctc_text
+from slm_jax.data import ctc_text, json_lines
 
 NTREX = {
     'eng': 'en',
@@ -61,21 +60,6 @@ _DIRECTIONS = 6  # of a message's twenty
 _LEGIBLE = 0.5  # More wrong characters than this leave nothing to correct, only to invent.
 _MODIFIERS = ('size', 'roast', 'numberOfShots')
 _ADDITIONS = ('sugarAmount', 'milkAmount')
-
-
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    with open(path, encoding='utf-8') as lines:
-        return [json.loads(line) for line in lines if line.strip()]
-
-
-def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
-    with open(path, 'w', encoding='utf-8') as out:
-        for row in rows:
-            append_jsonl(out, row)
-
-
-def append_jsonl(out: TextIO, row: dict) -> None:
-    out.write(json.dumps(row, ensure_ascii=False) + '\n')
 
 
 class Orders:
@@ -184,7 +168,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     corpora = {
         pathlib.Path(folder).name: {
-            split: read_jsonl(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
+            split: json_lines.read(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
         }
         for folder in speech
     }
@@ -281,11 +265,11 @@ def build(
     made: dict[str, list[dict]] = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)
-        grammar = Orders(read_jsonl(folder / 'train.jsonl'))
+        grammar = Orders(json_lines.read(folder / 'train.jsonl'))
         held_out |= {
             ctc_text.normalize(row['text'])
             for split in ('validation', 'test')
-            for row in read_jsonl(folder / f'{split}.jsonl')
+            for row in json_lines.read(folder / f'{split}.jsonl')
         }
         seen = set(held_out)
         for _ in range(num_orders):
@@ -305,7 +289,7 @@ def build(
         **{f'orders_{split}': rows for split, rows in made.items()},
     }
     recognised = collections.defaultdict(list)
-    for row in itertools.chain.from_iterable(map(read_jsonl, heard)):
+    for row in itertools.chain.from_iterable(map(json_lines.read, heard)):
         said = ctc_text.normalize(row['reference'])
         if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
             recognised[said].append(row['prediction'])
@@ -315,7 +299,7 @@ def build(
                 {**row, 'heard': spoken} if (spoken := recognised.get(ctc_text.normalize(row['text']))) else row
                 for row in content
             ]
-        write_jsonl(out / f'{name}.jsonl', content)
+        json_lines.write(out / f'{name}.jsonl', content)
     (out / 'held_out.txt').write_text(''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
     return {name: len(content) for name, content in files.items()} | {'held_out': len(held_out)}
 

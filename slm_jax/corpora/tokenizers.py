@@ -19,8 +19,7 @@ import os
 import pathlib
 from typing import Any
 
-from slm_jax.corpora import text_corpora
-from slm_jax.data import ctc_text
+from slm_jax.data import ctc_text, json_lines
 
 LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix unit.
 EXTRA_IDS = 32
@@ -35,7 +34,7 @@ def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
     Characters, as the speech encoder writes: what a small adapter hears stands for the same units that the language
     model reads.
     """
-    rows = text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl'))
+    rows = json_lines.read(pathlib.Path(corpora, 'text_train.jsonl'))
     return _train(
         [row['text'] for row in rows if row['lang'] not in UNSPELT],
         model_type='char',
@@ -51,11 +50,11 @@ def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     """The speech encoder's characters: those of the clips, and those met `seldom` times in text."""
     clips = [
         ctc_text.normalize(row['text'])
-        for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl'))
+        for row in json_lines.read(pathlib.Path(corpora, 'speech.jsonl'))
         if row['lang'] not in UNSPELT
     ]
     counts = collections.Counter()
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+    for row in json_lines.read(pathlib.Path(corpora, 'text_train.jsonl')):
         if row['lang'] not in UNSPELT:
             counts.update(ctc_text.normalize(row['text']))
     common = sorted(c for c, n in counts.items() if n >= seldom and c != ' ')

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_jax.data import json_lines
 from slm_jax.evaluation import examples, metrics, page, plots
 
 SCHEMA = 1
@@ -75,9 +76,7 @@ def write(
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / 'predictions.jsonl').open('w', encoding='utf-8') as stream:
-        for prediction in predictions:
-            stream.write(json.dumps(prediction, ensure_ascii=False) + '\n')
+    json_lines.write(directory / 'predictions.jsonl', predictions)
     text = json.dumps(results, ensure_ascii=False, indent=2)
     (directory / 'results.json').write_text(text + '\n', encoding='utf-8')
     path = directory / 'report.html'

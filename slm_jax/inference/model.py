@@ -72,6 +72,7 @@ class Model:
         decode: how to generate.
         vocabulary: of the outputs.
         max_seconds: longest audio that training let through, if the speech encoder takes it.
+        computed_seconds: audio that the speech encoder computes at least, however short a clip is.
         mesh: of the devices.
     """
 
@@ -84,6 +85,7 @@ class Model:
     decode: Any
     vocabulary: Any
     max_seconds: float
+    computed_seconds: float
     mesh: Any
     _partitioner: Any
 
@@ -255,6 +257,7 @@ def load(
         decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
         vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
         max_seconds=min(_max_seconds(), _encoder_seconds(system) or math.inf),
+        computed_seconds=query('%ENCODER_SECONDS') or 0.0,
         mesh=devices,
         _partitioner=partitioner,
     )

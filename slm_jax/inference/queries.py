@@ -4,7 +4,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -63,6 +62,7 @@ def batched(
     row_multiple: int = 1,
     fine: bool = False,
     longest: float | None = None,
+    computed: float = 0.0,
 ) -> Iterator[tuple[list[tuple[int, Query]], dict[str, np.ndarray]]]:
     """Groups queries of like length; only what makes up unfinished batches is held in memory.
 
@@ -72,6 +72,7 @@ def batched(
         row_multiple: rows of every batch are a multiple of it: the data-parallel size.
         fine: see `seconds_bound`; pays where there are thousands.
         longest: seconds that the speech encoder takes at once; no query is padded beyond.
+        computed: seconds that it computes at least, however short a clip is; rows are counted by that.
 
     Yields:
         (the batch's queries with their places in `queries`, the batch). A shape occurs with one
@@ -82,7 +83,7 @@ def batched(
 
     def rows_of(shape):
         bound, tokens = shape
-        rows = seconds_per_batch / bound if bound else _MAX_ROWS
+        rows = seconds_per_batch / max(bound, computed) if bound else _MAX_ROWS
         rows = min(rows, _TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
         return max(int(rows) // row_multiple, 1) * row_multiple
 
@@ -195,6 +196,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     reference=info.reference or vocabulary.decode(targets[targets != 0].tolist()),
                     duration=round(info.seconds, 3),
                     audio=info.audio,
+                    offset=info.offset,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
             )
@@ -231,25 +233,22 @@ def text_of(query: Query, texts: Mapping[str, str]) -> str:
 
 
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, as dictionaries.
+    """The lines of a predictions.jsonl, `duration` as a number.
 
     Raises:
-        ValueError: unreadable, or a line is no JSON object; names file and line.
+        ValueError: unreadable, empty, or a line is no JSON object; names file and line.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read ({error}). Give a JSONL file in UTF-8.') from error
+    from slm_jax.data import json_lines, manifests
+
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'{path}:{number}: not JSON ({error}).') from None
-            if not isinstance(row, dict):
-                raise ValueError(f'{path}:{number}: a JSON object was expected.')
-            rows.append(row)
+    for number, line in json_lines.lines(path):
+        try:
+            row = json_lines.parse(line)
+            if 'duration' in row:
+                row['duration'] = manifests.seconds(row, 'duration')
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from None
+        rows.append(row)
     return rows
 
 
@@ -261,7 +260,7 @@ def texts_by_id(path: str | os.PathLike, field: str = 'prediction') -> dict[str,
     """
     texts: dict[str, str] = {}
     for row in read_lines(path):
-        identity, text = row.get('id'), row.get(field)
+        identity, text = str(row.get('id')), row.get(field)
         if not isinstance(text, str):
             raise ValueError(f'{path}: example {identity!r} has no text in its field {field!r}.')
         if texts.setdefault(identity, text) != text:
@@ -316,10 +315,9 @@ def from_manifest(
     Raises:
         ValueError: a line cannot be used; names file, line, field and remedy.
     """
-    from slm_jax.audio import waveforms
-    from slm_jax.data import manifests
+    from slm_jax.data import manifests, segments
 
-    for raw, line in zip(read_lines(path), manifests.read(path), strict=True):
+    for raw, line in manifests.rows(path):
         try:
             if line['error']:
                 raise ValueError(line['error'])
@@ -328,7 +326,7 @@ def from_manifest(
             if listens and not line['audio']:
                 raise ValueError(f'{line["origin"]}: field "audio" is missing.')
             if listens and listen:
-                samples = waveforms.read_waveform(line['audio'])
+                samples = segments.read(line['audio'], line['offset'], line['duration'])
                 check_length(line['audio'], samples, max_seconds, longest)
             raw = {'task': task, **raw}
             asked = [_ask(q, raw, line, samples, vocabulary, text_first) for q in questions]
@@ -394,6 +392,7 @@ def _ask(
             reference=_reference(question, raw, line, target_lang),
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and os.path.abspath(line['audio']),
+            offset=float(line['offset']) if line['offset'] else None,
         ),
         transcribed=instructions.transcribes(instruction),
     )
@@ -458,5 +457,5 @@ def wording(instruction: str, lang: str, target_lang: str) -> str:
 
 
 def _present(**fields: Any) -> dict[str, Any]:
-    """The fields that say something; the id and the reference always stay."""
-    return {k: v for k, v in fields.items() if v or k in ('id', 'reference')}
+    """The fields that say something; the id and the reference always stay, and an offset of 0."""
+    return {k: v for k, v in fields.items() if v or k in ('id', 'reference') or (k == 'offset' and v is not None)}

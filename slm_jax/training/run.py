@@ -12,6 +12,7 @@ from jaxtyping import Array, Key
 from tqdm import tqdm
 
 from slm_jax import configuration
+from slm_jax.data import notices
 from slm_jax.training import logs, loop, partitioning
 from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
@@ -109,6 +110,10 @@ class Run:
     def _open(self, stack: contextlib.ExitStack, done: int) -> None:
         """What is written to while training, closed with `stack`."""
         model_dir = self.checkpoints.model_dir
+        if jax.process_index() == 0:
+            skipped = {'train': self.loader.skipped, **{name: each.skipped for name, each in self.eval_loaders.items()}}
+            notices.record(model_dir, skipped)
+            stack.callback(notices.remind, model_dir, skipped)
         self._writer = logs.create_writer(model_dir, self.tensorboard)
         stack.callback(self._writer.close)
         self._losses = logs.LossRecord(model_dir)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from slm_jax.corpora import text_corpora, tokenizers
-from slm_jax.data import ctc_text, vocabularies
+from slm_jax.corpora import tokenizers
+from slm_jax.data import ctc_text, json_lines, vocabularies
 from slm_jax.foundations.tokenizers import Bytes, SentencePiece
 
 LINES = [
@@ -20,11 +20,11 @@ LINES = [
 def models(tmp_path_factory):
     """Directory with both tokenizers, made of a small corpus."""
     corpora, out = tmp_path_factory.mktemp('corpora'), tmp_path_factory.mktemp('tokenizers')
-    text_corpora.write_jsonl(
+    json_lines.write(
         corpora / 'text_train.jsonl',
         [{'text': line, 'lang': 'en', 'source': 'x'} for line in LINES],
     )
-    text_corpora.write_jsonl(corpora / 'speech.jsonl', [{'text': line, 'lang': 'en'} for line in LINES])
+    json_lines.write(corpora / 'speech.jsonl', [{'text': line, 'lang': 'en'} for line in LINES])
     tokenizers.main([str(corpora), str(out)])
     return out
 

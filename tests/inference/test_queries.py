@@ -173,6 +173,26 @@ def test_texts_by_id(tmp_path):
         queries.texts_by_id(path)
 
 
+def test_lines_that_other_programs_write(tmp_path):
+    path = tmp_path / 'p.jsonl'
+    path.write_text('{"id": 7, "prediction": "a\u2028b", "duration": "1.5"}\n', encoding='utf-8')
+    assert queries.texts_by_id(path) == {'7': 'a\u2028b'}
+    assert queries.read_lines(path)[0]['duration'] == 1.5
+
+
+def test_segments_of_a_manifest_and_of_what_became_of_it(tmp_path, write_wav):
+    samples = write_wav(tmp_path / 'long.wav', 4.0)
+    rows = [{'audio_filepath': 'long.wav', 'offset': o, 'duration': 1.0, 'text': 'hi'} for o in (0, 2.5)]
+    path = write(tmp_path / 'm.jsonl', *rows)
+    for _ in range(2):  # what was predicted of segments is a manifest of the same
+        found = list(queries.from_manifest(path, [queries.Question()], Words(), 30))
+        assert [query.info['offset'] for query in found] == [0.0, 2.5]
+        assert len({query.info['id'] for query in found}) == 2
+        for query, start in zip(found, (0, 40000), strict=True):
+            np.testing.assert_array_equal(query.samples, samples[start : start + RATE])
+        path = write(tmp_path / 'predictions.jsonl', *(dict(query.info) for query in found))
+
+
 def test_unreadable_lines_are_named(tmp_path):
     path = tmp_path / 'p.jsonl'
     with pytest.raises(ValueError, match='cannot be read'):
@@ -271,6 +291,7 @@ class Info:
     reference: str = 'yes'
     audio: str | None = None
     seconds: float = 0.5
+    offset: float | None = None
 
 
 class FakeLoader:
