@@ -18,6 +18,7 @@ exit status is 1.
 
 import argparse
 import dataclasses
+import gc
 import io
 import json
 import math
@@ -441,6 +442,7 @@ def packaged_model() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     cli.quiet_libraries()
+    gc.set_threshold(500_000)  # importing and tracing make many objects and little garbage
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
     try:
         return infer(args)

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -359,8 +360,8 @@ def _for_answering(config: str) -> str:
         kept.append(not named & left_out)
         named = set()
     lines = config.splitlines(keepends=True)
-    parts = zip(starts, [*starts[1:], len(lines)], kept, strict=True)
-    return ''.join(line for start, end, keep in parts if keep for line in lines[start:end])
+    parts = zip(itertools.pairwise([*starts, len(lines)]), kept, strict=True)
+    return ''.join(line for (start, end), keep in parts if keep for line in lines[start:end])
 
 
 def configured_system() -> Any:

@@ -39,15 +39,15 @@ def notes(tmp_path, monkeypatch):
     return verification.cache() / 'traces'
 
 
-def test_parameters_are_traced_once_for_each_configuration(notes):
+def test_parameters_are_traced_once_for_each_configuration(notes, monkeypatch):
     model_lib.configure(foundations.card('t5_tiny'), [], [])
     system = model_lib.configured_system()
     first = traces.abstract_params(system)
-    system = type(system)(system.llm, decoder_noise=0.5)
-    system.init = None  # is not called again
-    object.__setattr__(system, 'decoder_noise', 0.0)
+    monkeypatch.setattr(type(system), 'init', None)  # is not called again
     assert foundations.flatten(traces.abstract_params(system)) == foundations.flatten(first)
     assert len(list(notes.iterdir())) == 1
+    monkeypatch.undo()
+    monkeypatch.setenv('SLM_JAX_CACHE', str(notes.parent))
     model_lib.configure(foundations.card('t5_tiny'), [], ['T5Config.num_decoder_layers=1'])
     fewer = traces.abstract_params(model_lib.configured_system())
     assert len(foundations.flatten(fewer)) < len(foundations.flatten(first)) and len(list(notes.iterdir())) == 2
@@ -79,13 +79,14 @@ def test_the_packaged_cards_have_a_configuration_that_is_ours(name):
 def test_only_training_reads_of_tasks_and_loaders():
     config = model_lib._for_answering(foundations.card('slm_tiny')['config'])
     assert 'slm.SLM.adapter = @adapter.SlmAdapter()' in config and 'TASK_FEATURE_LENGTHS' in config
-    assert not any(word in config for word in ('loader', 'registry', 'import tasks', 'optimizers.adamw()'))
+    statements = [line for line in config.splitlines() if not line.startswith('#')]
+    assert not any(word in line for word in ('loader', 'registry', 'tasks', 'optimizers') for line in statements)
 
 
 def test_a_card_that_names_what_is_no_more_is_refused():
     card = foundations.card('slm_tiny')
     card['config'] = card['config'].replace('slm_jax.adapters import slm', 'slm_jax.adaptors import slm')
     with pytest.raises(
-        model_lib.ModelError, match=r"card of 'slm_tiny'.*written by 0\.1\.0.*slm_jax\.adaptors.*\n.*mend"
+        model_lib.ModelError, match=r"(?s)card of 'slm_tiny'.*written by 0\.1\.0.*slm_jax\.adaptors.*\n.*mend"
     ):
         model_lib.configure(card, [], [])
