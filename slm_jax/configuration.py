@@ -16,6 +16,7 @@ import pkgutil
 import re
 import sys
 import tokenize
+from collections.abc import Sequence
 
 # Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -86,7 +87,7 @@ def find_gin_file(name: str) -> pathlib.Path:
     )
 
 
-def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
+def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
     """Parses gin files, then command-line bindings (`NAME=VALUE`), and checks the whole.
 
     Starts from an empty configuration. A binding may set a macro or the parameter of anything that lives in a module

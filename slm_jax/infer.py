@@ -172,6 +172,7 @@ class Inference:
             return head.read(size) or read(size)
 
         tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
+        assert self._chunk_seconds is not None, 'only what is cut is answered as it comes'
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
             query = queries.Query(tokens, samples, transcribed=recording.transcribed)
             [(_, batch)] = self._batched([query])
@@ -364,7 +365,8 @@ def _live(inference: Inference, recording: Recording, form: str, decode: Any) ->
     if form == 'vtt':
         print(chunks.vtt([]), end='', flush=True)
     cues = 0
-    for start, end, (text, cut) in inference.listen(recording, sys.stdin.buffer.read1):
+    stdin: Any = sys.stdin.buffer
+    for start, end, (text, cut) in inference.listen(recording, stdin.read1):
         piece = chunks.Chunk(start, end, text)
         if cut:
             _say_cut(f'{start:.1f} to {end:.1f} s', cut, decode)

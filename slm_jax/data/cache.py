@@ -25,6 +25,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -110,7 +111,7 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
     label, state = task.name, ''
     if isinstance(task.source, seqio.TfdsDataSource):
         label = task.source.tfds_dataset.name
-    elif hasattr(function := getattr(task.source, '_dataset_fn', None), 'state'):
+    elif (function := getattr(task.source, '_dataset_fn', None)) and hasattr(function, 'state'):
         label, state = function.label(split), f'-{function.state(split)[:8]}'
     label = re.sub(r'[^\w.-]+', '_', label)
     split = re.sub(r'[^\w.-]+', '_', split)
@@ -282,7 +283,7 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
 class _ShardWriter:
     def __init__(self, directory: pathlib.Path, number: int):
         self._path = directory / f'{number:05d}.arrayrecord'
-        self._writer = None
+        self._writer: Any = None
         self.ids, self.samples, self.skipped = [], [], []
 
     def add(self, example: dict, error: str) -> None:

@@ -12,6 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import seqio
@@ -135,7 +136,7 @@ class SpeechTextLoader:
             encoder_seconds=encoder_seconds,
         )
         self.speech_fill = self.plan.speech_fill
-        self._steps = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
+        self._steps: list[Any] = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
         self._seed = seed
         self._waited = self._elapsed = 0.0
         if shard_index == 0:
@@ -185,9 +186,9 @@ class SpeechTextLoader:
             raise preprocessors.BadExampleError(
                 f"{task.name}: {next(iter(errors.values()))}\n(on_bad_example='skip' leaves such examples out.)"
             )
-        for i, error in errors.items():
-            good[i] = False
-            self.skipped.append((store.ids[i], error))
+        for number, error in errors.items():
+            good[number] = False
+            self.skipped.append((store.ids[number], error))
         index = np.nonzero(good)[0]
         if not len(index):
             first = f'; the first fault: {next(iter(errors.values()))}' if errors else ''
@@ -200,7 +201,8 @@ class SpeechTextLoader:
                 '(language models: mT5, UMT5, ByT5).'
             )
         self._unknown.append(unknown)
-        return plan_lib.TaskLengths(index, *(lengths[f][index] for f in measure.FEATURES), rate)
+        usable = {'samples' if name == 'speech' else name: length[index] for name, length in lengths.items()}
+        return plan_lib.TaskLengths(index, **usable, rate=rate)
 
     # ------------------------------------------------------------------ batches
 
@@ -328,7 +330,7 @@ class SpeechTextLoader:
 
     def batch_shapes(self) -> list[dict[str, tuple[tuple[int, ...], np.dtype]]]:
         """Per bucket {name: (shape of the global batch, dtype)}."""
-        shapes = []
+        shapes: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = []
         for b in self.plan.buckets:
             shapes.append(
                 {
@@ -393,7 +395,7 @@ _MACROS = {
 }
 
 
-def _check(name: str, value: object, expected: str, kind: type = int, above: float = 0) -> None:
+def _check(name: str, value: Any, expected: str, kind: type = int, above: float = 0) -> None:
     """Refuses an argument that is no such number; names it and its macro."""
     if type(value) not in {int, kind} or not above < value < math.inf:
         macro = f' ({_MACROS[name]})' if name in _MACROS else ''

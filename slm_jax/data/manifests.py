@@ -17,7 +17,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from slm_jax.data import json_lines, languages
@@ -120,7 +120,7 @@ def _segment(row: Mapping[str, Any], nemo: bool) -> dict[str, str]:
 
 
 def _fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
-    fields = {}
+    fields: dict[str, Any] = {}
     for field, names in _NAMES.items():
         name = next((name for name in names if row.get(name) is not None), field)
         value = '' if row.get(name) is None else row[name]
@@ -151,6 +151,9 @@ class Source:
     A subclass has `path(split)`, the file, and `examples(split)`, its lines as `FIELDS`.
     """
 
+    path: Callable[[str], pathlib.Path]
+    examples: Callable[[str], Iterator[dict[str, str]]]
+
     def __call__(self, split: str, shuffle_files: bool, seed: int | None = None):
         from slm_jax.data.tensorflow_cpu import tf
 
@@ -175,9 +178,11 @@ class Source:
         """
         digest = hashlib.sha256()
         for example in self.examples(split):
+            found: Any = None
             try:
-                status = os.stat(example['audio']) if example['audio'] else None
-                found = status and (status.st_size, status.st_mtime_ns)
+                if example['audio']:
+                    status = os.stat(example['audio'])
+                    found = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: no possible path
                 found = 'missing'
             digest.update(repr((example, found)).encode())

@@ -37,7 +37,7 @@ def measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
     path = store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
     if not path.exists():
         partial = path.with_name(f'{path.stem}.{os.getpid()}.part.npz')
-        np.savez(partial, **_measure(task, store))
+        np.savez(partial, allow_pickle=False, **_measure(task, store))
         os.replace(partial, path)
     with np.load(path) as file:
         return dict(file)
@@ -106,7 +106,8 @@ def wordings(store: cache.Store) -> int:
 
 def name_of(features: Mapping[str, np.ndarray | bytes]) -> str:
     """What people know an example by."""
-    name = next(filter(None, map(features.get, ('audio', 'origin', 'id'))), b'an example').decode()
+    texts = (features.get(field) for field in ('audio', 'origin', 'id'))
+    name = next((text for text in texts if isinstance(text, bytes) and text), b'an example').decode()
     if offset := features.get('offset'):
         return f'{name} from {float(offset):g} s'
     return name

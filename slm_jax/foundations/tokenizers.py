@@ -4,6 +4,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 BYTES = 256
 _SPECIAL = 3  # 0 padding, 1 end, 2 unknown; bytes follow
@@ -22,7 +23,8 @@ class SentencePiece:
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
-        model = sentencepiece_model_pb2.ModelProto.FromString(pathlib.Path(file).read_bytes())
+        schema: Any = sentencepiece_model_pb2
+        model = schema.ModelProto.FromString(pathlib.Path(file).read_bytes())
         for number in reversed(range(extra_ids)):
             model.pieces.add(piece=f'▁<extra_id_{number}>', score=0.0, type=model.SentencePiece.USER_DEFINED)
         self.extra_ids, self.sp_model = extra_ids, model.SerializeToString()
@@ -44,7 +46,7 @@ class SentencePiece:
         return self.tokenizer.eos_id()
 
     @property
-    def unk_id(self) -> int | None:
+    def unk_id(self) -> int:
         """Token for what cannot be written."""
         return self.tokenizer.unk_id()
 

@@ -168,7 +168,7 @@ def compilation_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or the user's cache."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:
+    if not jax.config.values['jax_compilation_cache_dir']:
         caches = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
         jax.config.update('jax_compilation_cache_dir', str(caches / 'slm_jax' / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
@@ -181,7 +181,7 @@ def load(
     gin_files: Sequence[str] = (),
     bindings: Sequence[str] = (),
     foundations: Mapping[str, str] | None = None,
-    mesh: Mapping[str, int] | None = None,
+    mesh: Mapping[str, Any] | None = None,
     decode: Mapping[str, Any] | None = None,
 ) -> Model:
     """Reads a model directory, or a foundation.

@@ -261,7 +261,7 @@ def _join(parts: Mapping[str, int]) -> str:
     return ' + '.join(f'{_size(size)} {name}' for name, size in parts.items())
 
 
-def _size(number: int) -> str:
+def _size(number: float) -> str:
     for unit in ('B', 'kB', 'MB'):
         if number < 1000:
             return f'{number:.3g} {unit}'
