@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slm_jax.importers import CheckpointError
@@ -82,6 +82,19 @@ def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
                 if name.endswith('.index.json'):
                     download(*shards(directory.path / name))
                 break
+
+
+def check_types(file: pathlib.Path, flags: Mapping[str, Any], kinds: Mapping[type, Iterable[str]]) -> None:
+    """Refuses flags of another type than bool or str; absent and null mean the default.
+
+    Raises:
+        CheckpointError: names the flag.
+    """
+    for kind, keys in kinds.items():
+        for key in keys:
+            if flags.get(key) is not None and type(flags[key]) is not kind:
+                wanted = 'true or false' if kind is bool else 'a text'
+                raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be {wanted}.')
 
 
 def _revision(source: str) -> str | None:

@@ -142,6 +142,8 @@ def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
             )
         previous = stop
         found[name] = Tensor(file, shape, dtype, functools.partial(_map, file, dtype, data + start, shape))
+    if data + previous != size:
+        raise CheckpointError(f'{file}: its tensors end at byte {data + previous}, the file at {size}. Fetch it again.')
     return found
 
 
