@@ -128,3 +128,21 @@ def test_a_note_that_is_damaged_is_made_anew(copy, monkeypatch, tmp_path):
     note.write_text('{')
     foundations.load(copy)
     assert json.loads(note.read_text()) == good
+
+
+def test_a_tokenizer_that_is_not_the_one_of_the_card(sentencepiece_model, tmp_path):
+    foundations.save(
+        tmp_path / 'llm', {'kernel': np.ones(3, np.float32)}, {'name': 'llm', 'kind': 'llm'}, [sentencepiece_model]
+    )
+    assert foundations.vocabulary(tmp_path / 'llm').encode('the')
+    flip(tmp_path / 'llm' / 'tokenizer.model', 5000)
+    with pytest.raises(
+        FoundationError, match='llm/tokenizer.model has the SHA-256 .* by its card it is .*copy it again'
+    ):
+        foundations.vocabulary(tmp_path / 'llm')
+
+
+@pytest.mark.parametrize('name', ['t5_tiny', 'usm_tiny'])
+def test_the_packaged_tokenizers(name):
+    assert foundations.card(name)['files'].keys() == {'tokenizer.model'}
+    assert foundations.vocabulary(name).encode('the')
