@@ -1,6 +1,6 @@
 """Whether stored parameters are those that a card describes, to the last bit.
 
-Reading all of them takes a second per gigabyte or so, and is done when a directory is new or changed: what was found
+Reading all of them takes some seconds per gigabyte, and is done when a directory is new or changed: what was found
 whole is noted with size and times of each file. The notes are in the user's cache, since parameters may be read-only.
 """
 
