@@ -49,7 +49,8 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
     try:
         found = _content(directory, leaves)
     except (ValueError, OSError) as error:
-        return f'cannot be read ({str(error).splitlines()[0][:300]})'
+        reason = str(error).partition('\n')[0][:300]
+        return f'cannot be read ({reason})'
     if found != content:
         return f'has the content {found}, by its card it is {content}'
     with contextlib.suppress(OSError):  # No place to note it: then it is read again.

@@ -284,6 +284,8 @@ def test_what_is_no_state_dictionary(source):
     torch.save({'shared.weight': torch.from_numpy(np.zeros((176, 12), np.float32))}, path)
     path.write_bytes(path.read_bytes()[:-300])
     refused(source, 'pytorch_model.bin is damaged')
+    path.write_bytes(b'')
+    refused(source, 'pytorch_model.bin is damaged.*not loaded: .')
 
 
 def test_the_hub_out_of_reach(source, monkeypatch):

@@ -111,8 +111,9 @@ def _download(source: str, revision: str | None, files: Sequence[str]) -> pathli
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # no network, no such repository, not allowed, a name that is none
+        reason = str(error).partition('\n')[0]
         raise CheckpointError(
-            f'{source} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a '
+            f'{source} cannot be fetched ({type(error).__name__}: {reason}). Where there is a '
             f'network, `hf download {name} --local-dir DIR`; then `slm-jax import DIR OUT` needs none.'
         ) from error
 
