@@ -96,7 +96,18 @@ def test_each_file_that_may_name_them(source, spiece):
         assert (found.pad_id, found.eos_id, found.unk_id, found.bos_id) == (0, 1, 2, -1)
     plain = vocabulary(source())
     assert 2 in plain.encode('{') and plain.encode('the cat') == found.encode('the cat')
-    assert found.sp_model != plain.sp_model  # what is stored encoded is stored anew
+
+
+def test_tasks_encode_with_them(source, spiece, monkeypatch):
+    from slm_jax.data import vocabularies
+
+    size, plain = spiece[1] + 100, vocabulary(source())
+    found = vocabulary(source(added_tokens={'{': size}))
+    monkeypatch.setattr(vocabularies, '_load', lambda name: plain)
+    before = vocabularies.LLM.fingerprint
+    monkeypatch.setattr(vocabularies, '_load', lambda name: found)
+    assert vocabularies.LLM.encode('the {')[-1] == size and vocabularies.LLM.decode([size]) == '{'
+    assert vocabularies.LLM.fingerprint != before  # what was encoded without them is encoded anew
 
 
 def test_sentinels_stay_whole(source, spiece):

@@ -4,8 +4,9 @@ Parameters get T5X's names and shapes (`slm_jax.llms.t5`). The unscanned layout 
 models of more than 12 layers, which would else compile slowly, and for UMT5, because only there has each layer a
 relative position bias of its own.
 
-Logits are those of `transformers` 5, but for one case: it scales UMT5's by d_model ** -0.5 even where config.json says
-`tie_word_embeddings: false`, which neither T5X, where UMT5 was trained, nor transformers 4 does, nor we.
+Logits are those of `transformers` 5, but for one case: some of its versions (5.17, no longer 5.24) scale UMT5's by
+d_model ** -0.5 even where config.json says `tie_word_embeddings: false`, which neither T5X, where UMT5 was trained, nor
+transformers 4 does, nor we.
 """
 
 import dataclasses
