@@ -38,13 +38,14 @@ setuptools.setup(
         'sacrebleu>=2.5',
         'absl-py>=2.1',
         'soundfile>=0.13',
+        'av>=14',
         'soxr>=0.5',
         'jaxtyping>=0.3',
         'tqdm>=4.66',
         'matplotlib>=3.9',
     ],
     extras_require={
-        'dev': ['polib>=1.2', 'pyright>=1.1.400', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+        'dev': ['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
         # catalogues of messages that text_corpora takes.

@@ -52,15 +52,15 @@ def sizes(
     """
     import jax
 
-    from slm_jax.inference import model
+    from slm_jax.inference import traces
     from slm_jax.training import loop, origins, partitioning, state
 
-    axes = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
+    axes: dict[str, Any] = {'data': 1, 'fsdp': 1, 'model': 1} | dict(mesh or {})
     if wrong := set(axes) - {'data', 'fsdp', 'model'}:
         raise ValueError(f'--mesh: there is no axis {sorted(wrong)[0]!r}; data, fsdp and model are.')
     partitioner = partitioning.Partitioner(**axes)
     notes: set[str] = set()
-    boxed = model.abstract_params(system)
+    boxed = traces.abstract_params(system)
     abstract_mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
     shardings = partitioner.shardings(boxed, abstract_mesh, notes)
     placed = origins.place(state.unboxed(boxed), shardings)

@@ -10,6 +10,7 @@ import keyword
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 COMMANDS = {
@@ -54,13 +55,26 @@ def quiet_libraries() -> None:
     os.environ.setdefault('GLOG_minloglevel', '2')
     for name in ('jax._src.xla_bridge', 'tensorflow'):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.formatwarning = _one_line
+
+
+def _one_line(message, category, filename, lineno, line=None) -> str:
+    """Our own warnings are for the user, whom their place in the code does not help."""
+    if category.__module__.startswith('slm_jax.'):
+        return f'slm-jax: {message}\n'
+    return f'{filename}:{lineno}: {category.__name__}: {message}\n'
 
 
 def fail(command: str, error: Exception, status: int = 1) -> int:
     """Says what went wrong, as our errors word it; SLM_JAX_TRACEBACK=1 raises it instead."""
     if os.environ.get('SLM_JAX_TRACEBACK'):
         raise error
-    print(f'slm-jax {command}: {error}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
+    message = str(error)
+    if 'gin' in sys.modules:
+        from slm_jax import bindings
+
+        message = bindings.explained(message)
+    print(f'slm-jax {command}: {message}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
     return status
 
 

@@ -93,11 +93,12 @@ def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
     which one of the files imports, whether a file mentions it or not. Text needs no inner quotes.
 
     Raises:
-        ConfigurationError: a file, module, function, parameter or macro that does not exist, or a macro given in
-            `bindings` that nothing reads.
+        ConfigurationError: a file, module, function, parameter or macro that does not exist, a macro given in
+            `bindings` that nothing reads, or a value that its parameter does not take (`bindings.misfits`).
     """
     import gin
     from gin import config as gin_config
+    from slm_jax import bindings as gin_bindings
 
     gin.clear_config()
     gin_config._IMPORTS.clear()
@@ -108,9 +109,12 @@ def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
     try:
         for file in gin_files:
             _checked(gin.parse_config_file, str(find_gin_file(file)))
+        in_files = _macros()
         for binding in bindings:
             _bind(binding)
-        _check_macros([binding.partition('=')[0].strip() for binding in bindings])
+        _check_macros([binding.partition('=')[0].strip() for binding in bindings], in_files)
+        for misfit in gin_bindings.misfits():
+            raise ConfigurationError(gin_bindings.explained(misfit))
         gin.finalize()  # which checks, and locks: then no module with configurables could be imported later
         gin_config._set_config_is_locked(False)
     except ConfigurationError:
@@ -119,13 +123,22 @@ def parse_gin(gin_files: list[str], bindings: list[str] = ()) -> None:
 
 
 def configured(function):
-    """The function or class with its gin bindings applied, whether or not a gin file mentions it."""
+    """The function or class with its gin bindings applied, whether or not a gin file mentions it.
+
+    Raises:
+        ConfigurationError: a parameter has no value.
+    """
     import gin
+    from slm_jax import bindings
 
     try:
-        return gin.get_configurable(function)
+        result = gin.get_configurable(function)
     except ValueError:
-        return gin.external_configurable(function)
+        result = gin.external_configurable(function)
+    if names := list(bindings.unbound(f'{function.__module__}.{function.__name__}')):
+        given = ' '.join(f'--gin.{name}=VALUE' for name in names)
+        raise ConfigurationError(f'{", ".join(names)}: no value. Name a --gin_file that binds them, or give {given}.')
+    return result
 
 
 def operative_config() -> str:
@@ -165,12 +178,13 @@ def _bind(binding: str) -> None:
     if not selector:
         text = [*(header if '@' in value else []), f'{name} = {value}']
         return _checked(gin.parse_config, text, source=f'--gin.{binding}')
-    if selector.split('.')[0] not in imports:
+    # `train.max_to_keep` means the function of a module that bears its name.
+    if selector.split('.')[0] not in imports or selector in imports:
         matches = gin_config._REGISTRY.matching_selectors(selector)
         owners = [
             bound
             for bound, statement in imports.items()
-            if hasattr(sys.modules[statement.module], selector.split('.')[0])
+            if callable(getattr(sys.modules[statement.module], selector.split('.')[0], None))
         ]
         if matches:
             header = []
@@ -229,8 +243,14 @@ def _hint(message: str) -> str:
     return ''
 
 
-def _check_macros(bound: list[str]) -> None:
-    """Every macro that is read has a value, and every macro given on the command line is read."""
+def _macros() -> set[str]:
+    from gin import config as gin_config
+
+    return {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
+
+
+def _check_macros(bound: list[str], in_files: set[str]) -> None:
+    """Every macro that is read has a value, and every macro given on the command line is in a file, or read."""
     import gin
     from gin import config as gin_config
 
@@ -238,11 +258,11 @@ def _check_macros(bound: list[str]) -> None:
         reference.scoped_selector.rpartition('/')[0]
         for reference in gin_config.iterate_references(gin_config._CONFIG, to=gin.get_configurable(gin_config.macro))
     }
-    defined = {scope for scope, selector in gin_config._CONFIG if selector == 'gin.macro'}
+    defined = _macros()
     for name in sorted(read - defined):
         raise ConfigurationError(
             f'macro %{name} is read but has no value: give --gin.{name}=VALUE' + _nearest(name, defined)
         )
     for name in bound:
-        if '.' not in name and name not in read:
+        if '.' not in name and name not in read | in_files:
             raise ConfigurationError(f'--gin.{name}: no gin file reads a macro {name!r}' + _nearest(name, read))

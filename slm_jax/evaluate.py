@@ -20,9 +20,11 @@ The third and fourth are a cascade: what CTC heard is put to the language model 
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import datetime
+import functools
 import json
 import os
 import pathlib
@@ -30,7 +32,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from slm_jax import cli, configuration
@@ -89,8 +91,8 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
     group.add_argument(
         '--ctc_weight',
         type=float,
-        help='of the CTC head in transcripts, 0 to 1; what is asked in no wording of '
-        'slm_jax/data/instructions.py for a transcript is left to the language model',
+        help='of the CTC head, 0 to 1, in all answers; without this, what the model was trained with, in transcripts '
+        'alone (wordings: slm_jax/data/instructions.py)',
     )
     group.add_argument('--temperature', type=float)
     group.add_argument('--top_k', type=int)
@@ -137,6 +139,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     Raises:
         ValueError: wrong arguments, a model that cannot be loaded, bad data.
     """
+    from slm_jax.data import notices
     from slm_jax.evaluation import metrics, normalizers, report
 
     sources = [args.task, args.manifest, args.predictions]
@@ -147,25 +150,28 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     started = time.perf_counter()
     skipped: list[str] = []
     samples: dict[int, Any] = {}
+    tally: collections.Counter[str] = collections.Counter()
     if args.predictions:
         from slm_jax.inference import queries
 
-        model, predictions = None, queries.read_lines(args.predictions)
-        out = pathlib.Path(args.out or pathlib.Path(args.predictions).parent)
+        model, out = None, pathlib.Path(args.out or pathlib.Path(args.predictions).parent)
+        lines = (queries.Query((), info=line) for line in queries.read_lines(args.predictions))
+        predictions = [dict(query.info) for query in queries.checked(lines, _check(args), _on_bad(args, skipped))]
     else:
         if not args.model:
             raise ValueError('MODEL is missing: give the directory of a trained model.')
         model = load_model(args.model, args)
         out = _out(args, model)
-        out.mkdir(parents=True, exist_ok=True)
-        predictions = _decode(args, model, out, samples, skipped)
+        predictions = _decode(args, model, out, samples, skipped, tally)
     seconds = time.perf_counter() - started
+    if skipped and not predictions:
+        raise ValueError(f'all {len(skipped)} examples were skipped; the first: {skipped[0]}')
     scored = metrics.score(predictions, args.normalizer, args.translation_normalizer)
     results = {
         'schema': report.SCHEMA,
         'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
         'command': command,
-        **_about(args, model, predictions, skipped, seconds),
+        **_about(args, model, predictions, skipped, seconds, tally),
         **scored,
     }
     path = report.write(out, results, predictions, samples, args.worst)
@@ -173,6 +179,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         record(model.directory, label(args), results)
     print(summary(results))
     print(f'report: {path}')
+    if skipped:
+        notices.say(notices.listing(label(args), skipped, f'data.skipped of {path.with_name("results.json")}'))
     return results
 
 
@@ -194,32 +202,86 @@ def label(args: argparse.Namespace) -> str:
 
 
 def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
+    from slm_jax import foundations
+
     if args.out:
         return pathlib.Path(args.out)
-    if model.step is None:  # A foundation may be installed where nobody writes.
+    if model.step is None or foundations.installed(model.directory):
         return pathlib.Path('evaluations', model.directory.name, label(args))
     return model.directory / 'evaluations' / label(args)
 
 
+def _on_bad(args: argparse.Namespace, skipped: list[str]) -> Callable[[str], None] | None:
+    return None if args.on_bad_example == 'raise' else skipped.append
+
+
+def _check(
+    args: argparse.Namespace, model: Any = None, texts: Mapping[str, str] | None = None
+) -> Callable[[Any], None]:
+    """What refuses a query that cannot be scored, or whose text or instruction the model cannot be given."""
+    from slm_jax.evaluation import metrics
+    from slm_jax.inference import queries
+
+    def check(query):
+        metrics.check_reference(query.info, args.normalizer, args.translation_normalizer)
+        if texts is not None:
+            queries.text_of(query, texts)
+        asked = query.info.get('instruction')
+        if model and model.text_vocabulary is None and asked and not query.transcribed:
+            other = "--instruction 'Transcribe the speech.' stands for each line's own; --reference_field is scored."
+            raise ValueError(
+                f'example {query.info.get("id")!r}: instruction {asked!r}: {model.directory.name} reads none; by CTC '
+                f'it writes what is said. {"Choose a task of transcripts." if args.task else other}'
+            )
+
+    return check
+
+
 def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Iterator[Any], int]:
-    """What is put to the model, and how many they are (faulty ones included)."""
-    from slm_jax.data import instructions
+    """What is put to the model, and how many they are (faulty ones included).
+
+    What would be raised for one of them is raised now, as far as it can be told without its recording.
+    """
+    from slm_jax.inference import queries
+
+    source, total = _source(args, model, skipped)
+    texts = queries.texts_by_id(args.text_from, args.text_field or 'prediction') if args.text_from else None
+    check, on_bad = _check(args, model, texts), _on_bad(args, skipped)
+    if on_bad is None:
+        for query in source(listen=False):
+            check(query)
+    stream = queries.checked(source(listen=True), check, on_bad)
+    if args.ctc_weight is not None:
+        stream = (dataclasses.replace(query, transcribed=True) for query in stream)
+    if texts is not None:
+        stream = queries.with_texts(stream, texts, model.text_vocabulary, model.text_first)
+    if args.shuffle_audio:
+        stream = queries.shuffle_audio(stream)
+    return stream, total
+
+
+def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Callable[..., Iterator[Any]], int]:
+    """The task's or manifest's queries, as a function of whether recordings are read, and how many they are."""
+    from slm_jax.data import instructions, json_lines
     from slm_jax.inference import model as model_lib
     from slm_jax.inference import queries
 
     vocabulary = model.text_vocabulary
     if (args.text_from or args.text_field) and vocabulary is None:
         raise ValueError(f'--text_field, --text_from: {model.directory.name} reads no text.')
-    max_seconds = args.max_seconds or model.max_seconds
+    max_seconds = model.let_through(args.max_seconds)
+    deaf = not model.hears and not (args.text_from or args.text_field)
     if args.task:
         given = ('instruction', 'target_lang', 'reference_field', 'slots')
         if wrong := [f'--{name}' for name in given if getattr(args, name)]:
             raise ValueError(f'{", ".join(wrong)}: only for a --manifest; a task has its own.')
         if args.text_field and not args.text_from:
             raise ValueError('--text_field: with a --task, give --text_from as well.')
+        import slm_jax.tasks  # noqa: F401  a foundation's configuration registers none
         from slm_jax.data import loader
 
         # A run's own tasks, such as those over manifests, are registered when gin makes them.
+        model_lib.configure(model.card, args.gin_file, args.gin_bindings, training=True)
         with contextlib.suppress(ValueError):
             model_lib.query('%MIXTURE_OR_TASK_NAME')
         data = loader.SpeechTextLoader(
@@ -232,8 +294,12 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
             data_dir=args.data_dir,
         )
         skipped += [error for _, error in data.skipped]
+        deaf = deaf and any(bucket.samples for bucket in data.plan.buckets)
         total = sum(int((batch.rows[:, 0] >= 0).sum()) for batch in data.plan.evaluation())
-        stream = queries.from_loader(data, model.vocabulary)
+
+        def source(listen):  # What is stored is read at once.
+            return queries.from_loader(data, model.vocabulary)
+
     else:
         slots = instructions.SLOTS if args.slots == 'all' else args.slots.split(',')
         if args.slots and args.instruction and len(slots) > 1:
@@ -253,22 +319,25 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
                     '' if args.text_from else args.text_field,
                 )
             )
-        total = len(queries.read_lines(args.manifest)) * len(asked)
-        stream = queries.from_manifest(
+        total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
+        source = functools.partial(
+            queries.from_manifest,
             args.manifest,
             asked,
             vocabulary,
             max_seconds,
             model.text_first,
-            None if args.on_bad_example == 'raise' else skipped.append,
+            _on_bad(args, skipped),
             task=pathlib.Path(args.manifest).stem,
+            longest=model.encoder_seconds,
         )
-    if args.text_from:
-        texts = queries.texts_by_id(args.text_from, args.text_field or 'prediction')
-        stream = queries.with_texts(stream, texts, vocabulary, model.text_first)
-    if args.shuffle_audio:
-        stream = queries.shuffle_audio(stream)
-    return stream, total
+    if deaf:
+        raise ValueError(
+            f'{model.directory.name} is a language model alone and hears nothing of {args.task or args.manifest}. '
+            'Give a trained model, or what is to be read instead: --text_from predictions.jsonl'
+            + ('.' if args.task else ', or --text_field text.')
+        )
+    return source, total
 
 
 def _decode(
@@ -277,6 +346,7 @@ def _decode(
     out: pathlib.Path,
     samples: dict[int, Any],
     skipped: list[str],
+    tally: collections.Counter[str],
 ) -> list[dict[str, Any]]:
     """Decodes everything, in the order of the data; each line is on disk as soon as it is known."""
     import tqdm
@@ -284,7 +354,9 @@ def _decode(
     from slm_jax.inference import queries
 
     stream, total = _queries(args, model, skipped)
-    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, fine=total > 2000)
+    limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
+    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, total > 2000, **limits)
+    out.mkdir(parents=True, exist_ok=True)
     answered: dict[int, dict[str, Any]] = {}
     kept = 0
     with (
@@ -292,8 +364,9 @@ def _decode(
         (out / 'predictions.jsonl').open('w', encoding='utf-8') as file,
     ):
         for group, batch in batches:
-            for (position, query), text in zip(group, model.texts(batch), strict=False):
-                answered[position] = {**query.info, 'prediction': text}
+            for (position, query), (text, cut) in zip(group, model.answers(batch), strict=False):
+                answered[position] = {**query.info, 'prediction': text} | ({'truncated': True} if cut else {})
+                tally['with_ctc'] += query.transcribed and query.samples is not None
                 file.write(json.dumps(answered[position], ensure_ascii=False) + '\n')
                 if query.samples is not None and kept < _AUDIO_BYTES:
                     samples[position] = query.samples
@@ -309,6 +382,7 @@ def _about(
     predictions: Sequence[dict[str, Any]],
     skipped: Sequence[str],
     seconds: float,
+    tally: Mapping[str, int],
 ) -> dict[str, Any]:
     from slm_jax.evaluation import report
 
@@ -328,6 +402,7 @@ def _about(
             'audio_seconds': round(audio, 2),
             'skipped': list(skipped),
         },
+        'truncated': sum(bool(prediction.get('truncated')) for prediction in predictions),
         'versions': report.versions(),
     }
     if model is None:
@@ -344,6 +419,8 @@ def _about(
     }
     about['foundations'] = model.foundations
     about['decode'] = dataclasses.asdict(model.decode)
+    if model.decode.ctc_weight:
+        about['decode']['answers_with_ctc'] = tally['with_ctc']
     if model.text_vocabulary is None:
         about['decode'] = {'method': 'CTC, the likeliest label of each frame'}
     about['speed'] = {
@@ -355,13 +432,13 @@ def _about(
 
 
 def record(directory: pathlib.Path, name: str, results: dict[str, Any]) -> None:
-    """Writes the scores into the card of a trained model (a foundation's card is left alone)."""
+    """Writes the scores into the card of a trained model (that of a foundation or installed model is left alone)."""
     from slm_jax import foundations
     from slm_jax.training import checkpoints
 
     path = directory / foundations.CARD
     card = json.loads(path.read_text(encoding='utf-8'))
-    if card.get('kind') != checkpoints.KIND:
+    if card.get('kind') != checkpoints.KIND or foundations.installed(directory):
         return
     kept = ('created', 'data', 'decode', 'normalizers', 'signatures', 'scores')
     entry = {'step': results['model']['step']} | {k: results[k] for k in kept}
@@ -376,6 +453,8 @@ def record(directory: pathlib.Path, name: str, results: dict[str, Any]) -> None:
 
 def summary(results: dict[str, Any]) -> str:
     """The scores as a table for the terminal."""
+    from slm_jax.evaluation import report
+
     names = {'wer': 'WER', 'cer': 'CER', 'bleu': 'BLEU', 'chrf': 'chrF', 'f1': 'F1'}
     names['accuracy'] = 'exact'
     lines = []
@@ -386,6 +465,8 @@ def summary(results: dict[str, Any]) -> str:
             rates = '  '.join(f'{names[n]} {scores[n]:5.1f}' for n in names if n in scores)
             count = f'  ({scores["examples"]:,} examples)' if 'examples' in scores else ''
             lines.append(f'  {group:<{width}}  {rates}{count}')
+    if results['truncated']:
+        lines.append(report.cut(results))
     return '\n'.join(lines)
 
 

@@ -2,13 +2,15 @@
 
     slm-jax infer call.wav --model runs/slm --instruction "Translate this speech to English."
     slm-jax infer *.flac --model runs/slm --format json
-    slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 20 --format srt > talk.srt
+    slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer --manifest calls.jsonl --model runs/slm
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 `-` reads standard input: WAV (or another audio file) whole, or raw 16-bit little-endian mono
-samples at 16 kHz, which with --chunk_seconds are answered as they come. Audio that is longer than
+samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is what begins neither as
+an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
+Where nothing is heard the answer is empty, and subtitles have no cue.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.
@@ -18,8 +20,10 @@ import argparse
 import dataclasses
 import io
 import json
+import math
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -27,8 +31,6 @@ from slm_jax import cli, configuration, evaluate
 
 _SAMPLE_RATE = 16000
 _FORMATS = ('text', 'json', 'srt', 'vtt')
-# The first bytes of the files that may come through a pipe; anything else is raw samples.
-_MAGIC = (b'RIFF', b'RF64', b'fLaC', b'OggS', b'ID3', b'FORM', b'\xff\xfb', b'\xff\xf3', b'caff')
 _STDIN = '-'
 
 
@@ -38,6 +40,7 @@ def parser() -> argparse.ArgumentParser:
     result.prog = 'slm-jax infer'
     result.add_argument('files', nargs='*', metavar='FILE', help="recordings; '-' is stdin")
     result.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
+    result.add_argument('--raw', action='store_true', help='stdin is raw samples, whatever it looks like')
     result.add_argument('--instruction', default='', help='default: a transcription')
     result.add_argument('--format', choices=_FORMATS, default='text')
     result.add_argument('--out', metavar='DIR', help='for srt and vtt of several files')
@@ -59,15 +62,21 @@ class Recording:
         transcribed: whether it asks for a transcript.
         bounds: (start, end) of each chunk, in seconds.
         texts: the answer to each chunk, None where it is not known yet.
+        without_ctc: whether CTC has no part in the answers, although it has one in transcripts.
+        cuts: the limit that each answer reached, '' where it ended before; see `slm_jax.inference.model.Answer`.
         error: what is wrong with the input; '' if nothing.
+        segment: its offset and duration, as `slm_jax.data.segments` reads them; '' where there are none.
     """
 
     name: str
     instruction: str
     transcribed: bool = False
+    without_ctc: bool = False
     bounds: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     texts: list[str | None] = dataclasses.field(default_factory=list)
+    cuts: list[str] = dataclasses.field(default_factory=list)
     error: str = ''
+    segment: tuple[str, str] = ('', '')
 
     @property
     def done(self) -> bool:
@@ -84,6 +93,7 @@ class Inference:
         chunk_seconds, overlap: see `slm_jax.inference.chunks.cut`; None: nothing is cut.
         batch_seconds: seconds of padded audio in a batch.
         head: what was already read of standard input.
+        raw: standard input is raw samples, whatever it looks like.
     """
 
     def __init__(
@@ -94,10 +104,11 @@ class Inference:
         overlap: float = 0.0,
         batch_seconds: float = 60.0,
         head: bytes = b'',
+        raw: bool = False,
     ):
         self._model, self._max_seconds = model, max_seconds
         self._chunk_seconds, self._overlap = chunk_seconds, overlap
-        self._batch_seconds, self._head = batch_seconds, head
+        self._batch_seconds, self._head, self._raw = batch_seconds, head, raw
 
     def run(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
         """Answers recordings, in order; one that has an error already is handed on as it is."""
@@ -109,42 +120,49 @@ class Inference:
             for recording in recordings:
                 waiting.append(recording)
                 try:
-                    pieces = [] if recording.error else self._pieces(recording.name)
+                    pieces = [] if recording.error else self._pieces(recording.name, *recording.segment)
                 except ValueError as error:
                     recording.error = str(error)
                     continue
                 tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
-                recording.texts = [None] * len(pieces)
+                recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
                 for number, (_, samples) in enumerate(pieces):
                     info = {'of': recording, 'number': number}
                     yield queries.Query(tokens, samples, info, recording.transcribed)
 
-        batches = queries.batched(stream(), self._batch_seconds, self._model.row_multiple)
-        for group, batch in batches:
-            for (_, query), text in zip(group, self._model.texts(batch), strict=False):
-                query.info['of'].texts[query.info['number']] = text
+        for group, batch in self._batched(stream()):
+            for (_, query), answer in zip(group, self._model.answers(batch), strict=False):
+                recording, number = query.info['of'], query.info['number']
+                recording.texts[number], recording.cuts[number] = answer
             while waiting and waiting[0].done:
                 yield waiting.pop(0)
         yield from waiting  # After the last batch only faulty inputs are left.
 
-    def _pieces(self, name: str) -> list[tuple[float, Any]]:
+    def _batched(self, asked):
+        from slm_jax.inference import queries
+
+        model = self._model
+        limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
+        return queries.batched(asked, self._batch_seconds, model.row_multiple, **limits)
+
+    def _pieces(self, name: str, offset: str = '', duration: str = '') -> list[tuple[float, Any]]:
         """(start in seconds, samples) of the chunks of one input."""
-        from slm_jax.audio import waveforms
+        from slm_jax.data import segments
         from slm_jax.inference import chunks, queries
 
         if name == _STDIN:
-            samples = read_bytes(self._head + sys.stdin.buffer.read())
+            samples = read_bytes(self._head + sys.stdin.buffer.read(), self._raw)
         else:
-            samples = waveforms.read_waveform(name)
+            samples = segments.read(name, offset, duration)
         if self._chunk_seconds is None:
-            queries.check_length(name, samples, self._max_seconds)
+            queries.check_length(name, samples, self._max_seconds, self._model.encoder_seconds)
             return [(0.0, samples)]
         bounds = chunks.cut(samples, self._chunk_seconds, self._overlap)
         return [(start / _SAMPLE_RATE, samples[start:end]) for start, end in bounds]
 
-    def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, str]]:
-        """Answers raw samples chunk by chunk as they come: (start, end, text)."""
+    def listen(self, recording: Recording, read: Any) -> Iterator[tuple[float, float, Any]]:
+        """Answers raw samples chunk by chunk as they come: (start, end, answer)."""
         from slm_jax.inference import chunks, queries
 
         head = io.BytesIO(self._head)
@@ -155,27 +173,38 @@ class Inference:
         tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
             query = queries.Query(tokens, samples, transcribed=recording.transcribed)
-            rows = self._model.row_multiple
-            [(_, batch)] = queries.batched([query], self._batch_seconds, rows)
-            yield start, start + len(samples) / _SAMPLE_RATE, self._model.texts(batch)[0]
+            [(_, batch)] = self._batched([query])
+            yield start, start + len(samples) / _SAMPLE_RATE, self._model.answers(batch)[0]
 
 
-def read_bytes(content: bytes) -> Any:
+def read_bytes(content: bytes, raw: bool = False) -> Any:
     """Samples of an audio file's content, or of raw 16-bit samples at 16 kHz.
+
+    Args:
+        content: all that there is.
+        raw: it is raw samples, whatever it looks like.
 
     Raises:
         AudioError: neither.
     """
     import numpy as np
 
-    from slm_jax.audio import waveforms
+    from slm_jax.audio import containers, waveforms
 
-    if content.startswith(_MAGIC):
+    if not raw and containers.sniff(content):
         file = io.BytesIO(content)
         file.name = 'standard input'
         return waveforms.read_waveform(file)
+    if not raw and (what := containers.foreign(content)):
+        raise waveforms.AudioError(
+            f'standard input: looks like {what}, not like audio. Pipe an audio file or raw 16-bit mono samples at '
+            '16 kHz; --raw takes anything for such samples.'
+        )
     if len(content) < 2:
         raise waveforms.AudioError('standard input: holds no samples. Pipe WAV, or raw 16-bit mono samples at 16 kHz.')
+    if len(content) % 2:
+        odd = f'standard input: {len(content)} bytes are no whole number of 16-bit samples; the last byte is left out.'
+        warnings.warn(odd, waveforms.AudioWarning, stacklevel=2)
     return np.frombuffer(content, '<i2', count=len(content) // 2)
 
 
@@ -202,14 +231,25 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
     if form == 'text':
         return (text if alone else f'{recording.name}\t{text}') + '\n'
     line: dict[str, Any] = {'audio': recording.name, 'instruction': recording.instruction}
+    if recording.segment[0]:
+        line['offset'] = float(recording.segment[0])
     if recording.error:
         line['error'] = recording.error
     else:
-        line['text'] = text
-        line['duration'] = round(pieces[-1].end, 3)
+        line |= {'text': text, 'duration': round(pieces[-1].end, 3)} | _truncated(any(recording.cuts))
         if len(pieces) > 1:
-            line['chunks'] = [{'start': round(p.start, 3), 'end': round(p.end, 3), 'text': p.text} for p in pieces]
+            line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
+        if recording.without_ctc:
+            line['ctc'] = False
     return json.dumps(line, ensure_ascii=False) + '\n'
+
+
+def _timed(piece: Any, cut: str) -> dict[str, Any]:
+    return {'start': round(piece.start, 3), 'end': round(piece.end, 3), 'text': piece.text} | _truncated(bool(cut))
+
+
+def _truncated(cut: bool) -> dict[str, bool]:
+    return {'truncated': True} if cut else {}
 
 
 def infer(args: argparse.Namespace) -> int:
@@ -225,6 +265,8 @@ def infer(args: argparse.Namespace) -> int:
     alone = len(inputs) == 1
     if not inputs:
         raise ValueError("give recordings, a --manifest, or '-' for standard input.")
+    if args.raw and inputs[0].name != _STDIN:
+        raise ValueError("--raw: only standard input ('-') may be raw samples.")
     subtitles = args.format in ('srt', 'vtt')
     if subtitles and not alone:
         _check_out(args, [recording.name for recording in inputs])
@@ -236,23 +278,63 @@ def infer(args: argparse.Namespace) -> int:
         raise ValueError('--overlap: chunks overlap only with --chunk_seconds.')
     name = args.model or packaged_model()
     model = evaluate.load_model(name, args)
-    limit = args.max_seconds or model.max_seconds
+    limit = model.let_through(args.max_seconds)
     if args.chunk_seconds and args.chunk_seconds > limit:
+        more = limit < (model.encoder_seconds or math.inf)
         raise ValueError(
             f'--chunk_seconds {args.chunk_seconds:g}: this model takes {limit:g} s at once; '
-            'give less, or raise --max_seconds.'
+            f'give that or less{", or raise --max_seconds" if more else ""}.'
         )
+    _check_asked(args, model, inputs)
     head = b''
     live = alone and inputs[0].name == _STDIN and args.chunk_seconds is not None
+    if live and not args.raw:
+        from slm_jax.audio import containers
+
+        head = sys.stdin.buffer.read(containers.HEAD)
+        live = bool(head) and not containers.sniff(head) and not containers.foreign(head)
+    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head, args.raw)
     if live:
-        head = sys.stdin.buffer.read(4)
-    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head)
-    if live and not head.startswith(_MAGIC):
-        return _live(inference, inputs[0], args.format)
-    return _write(inference.run(inputs), args, alone)
+        return _live(inference, inputs[0], args.format, model.decode)
+    return _write(inference.run(inputs), args, alone, model.decode)
 
 
-def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool) -> int:
+def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
+    """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
+    if not model.hears:
+        raise ValueError(
+            f'{model.directory}: a language model alone hears nothing. Give --model a trained model (`slm-jax train`); '
+            f'texts are put to this one by `slm-jax evaluate {model.directory.name} --manifest FILE --text_field text`.'
+        )
+    reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
+    for recording in recordings:
+        if not (reads or recording.transcribed or recording.error):
+            error = f'instruction {recording.instruction!r}: {model.directory.name} reads none; by CTC it writes what'
+            error += ' is said. Leave the instruction out, or give --model a model with a language model.'
+            if args.instruction:
+                raise ValueError(f'--{error}')
+            recording.error = f'{recording.name}: {error}'
+        recording.transcribed |= args.ctc_weight is not None
+        recording.without_ctc = bool(reads and weight and not recording.transcribed)
+    other = next((recording for recording in recordings if recording.without_ctc and not recording.error), None)
+    if other:
+        print(
+            f'slm-jax infer: CTC (ctc_weight {weight:g}) takes no part in answers to {other.instruction!r}, which is '
+            f'no known wording for a transcript; --ctc_weight {weight:g} lets it.',
+            file=sys.stderr,
+        )
+
+
+def _say_cut(name: str, cut: str, decode: Any) -> None:
+    flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='
+    limit = getattr(decode, cut)
+    print(
+        f'slm-jax infer: {name}: the answer is cut, it reached {cut} {limit:g}; {flag}{2 * limit:g} lets it go on.',
+        file=sys.stderr,
+    )
+
+
+def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool, decode: Any) -> int:
     status = 0
     for recording in recordings:
         if recording.error:
@@ -260,6 +342,8 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
             status = 1
             if args.format != 'json':
                 continue
+        for cut in sorted({*recording.cuts} - {''}):
+            _say_cut(recording.name, cut, decode)
         text = render(recording, args.format, args.overlap > 0, alone)
         if args.format in ('srt', 'vtt') and args.out:
             path = pathlib.Path(args.out, f'{pathlib.Path(recording.name).stem}.{args.format}')
@@ -272,20 +356,21 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
     return status
 
 
-def _live(inference: Inference, recording: Recording, form: str) -> int:
+def _live(inference: Inference, recording: Recording, form: str, decode: Any) -> int:
     """Writes each chunk of a raw stream as soon as it is answered."""
     from slm_jax.inference import chunks
 
     if form == 'vtt':
         print(chunks.vtt([]), end='', flush=True)
     cues = 0
-    for start, end, text in inference.listen(recording, sys.stdin.buffer.read1):
+    for start, end, (text, cut) in inference.listen(recording, sys.stdin.buffer.read1):
         piece = chunks.Chunk(start, end, text)
+        if cut:
+            _say_cut(f'{start:.1f} to {end:.1f} s', cut, decode)
         if form == 'text':
             out = text + '\n'
         elif form == 'json':
-            line = {'start': round(start, 3), 'end': round(end, 3), 'text': text}
-            out = json.dumps(line, ensure_ascii=False) + '\n'
+            out = json.dumps(_timed(piece, cut), ensure_ascii=False) + '\n'
         else:
             cues += bool(text.strip())
             out = chunks.srt([piece], cues) if form == 'srt' else chunks.vtt([piece])[7:]
@@ -309,6 +394,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
 
         for line in manifests.read(args.manifest):
             recording = Recording(line['audio'] or line['origin'], '', error=line['error'])
+            recording.segment = line['offset'], line['duration']
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:

@@ -9,7 +9,6 @@ there already is left alone, and a run that was cut goes on where it stopped. Tr
 by itself where something is missing.
 """
 
-import collections
 import sys
 
 from slm_jax import cli, configuration
@@ -30,22 +29,14 @@ def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='rai
     tasks, _ = loader.tasks_and_rates(mixture_or_task_name)
     for task in tasks:
         cache.fetch_source(task)
-    stores = {}
+    report: dict[str, tuple[int, float, list[tuple[str, str]]]] = {}
     for split in splits or dict.fromkeys(split for task in tasks for split in task.splits):
-        for task in tasks:
-            if splits or split in task.splits:
-                directory = cache.store_dir(task, split, cache_dir)
-                if directory not in stores:
-                    stores[directory] = (
-                        split,
-                        cache.open_store(task, split, cache_dir, on_bad_example),
-                    )
-    report = collections.defaultdict(lambda: [0, 0.0, []])
-    for split, store in stores.values():
-        report[split][0] += len(store)
-        report[split][1] += store.samples.sum() / 16000 / 3600
-        report[split][2].extend(store.skipped)
-    return {split: tuple(values) for split, values in report.items()}
+        having = [task for task in tasks if splits or split in task.splits]
+        stores = cache.open_stores(having, split, cache_dir, on_bad_example)
+        for store in {id(store): store for store in stores}.values():
+            count, hours, skipped = report.get(split, (0, 0.0, []))
+            report[split] = count + len(store), hours + store.samples.sum() / 16000 / 3600, skipped + store.skipped
+    return report
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,10 +4,7 @@ One program for an adapter between frozen foundations, for fine-tuning, and for 
 top to bottom. It knows a system only by its protocol (`slm_jax.systems.System`), and runs on one CPU as on many hosts.
 """
 
-import contextlib
-import functools
 import os
-import pathlib
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,11 +45,12 @@ def train(
 
     Args:
         system: see `slm_jax.systems.System`.
-        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes` and `state`.
+        loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
+            Or a function that makes it, called when all that needs no data was checked.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
-        eval_loaders: from a name ('dev') to a loader, of which `examples` and `vocabulary` are used.
+        eval_loaders: from a name ('dev') to a loader, likewise; used are `examples`, `vocabulary` and `skipped`.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
@@ -78,232 +76,114 @@ def train(
         NonFiniteError: loss or gradient is NaN or infinite. The batch and all that was trained before it are saved.
     """
     import jax
-    import jax.numpy as jnp
-    import numpy as np
-    from tqdm import tqdm
 
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import logs, loop, partitioning
-    from slm_jax.training import origins as origins_lib
-    from slm_jax.training import state as state_lib
+    from slm_jax.training import logs, loop, origins, partitioning, run, setup
 
     say = logs.say
-    foundations = dict(foundations or {})
     eval_loaders = dict(eval_loaders or {})
-    checkpoint_period = checkpoint_period or eval_period
-    model_dir = pathlib.Path(model_dir).expanduser().absolute()
-
-    # ---------------------------------------------------------------- devices
+    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
+    _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
     device = jax.local_devices()[0]
-    everywhere = partitioning.replicated(mesh)
     sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
     say(f'{mesh.size} x {device.device_kind} ({sizes}), {jax.process_count()} host(s)')
-
-    # ---------------------------------------------------------------- parameters, not yet made
-    notes = set()
-    abstract_batches = []
-    for shapes in loader.batch_shapes():
-        sharding = partitioning.batch_sharding(mesh, next(iter(shapes.values()))[0][0], notes)
-        abstract_batches.append(
-            {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
-        )
-    # The longest batch says what memory is needed; its compilation is needed anyhow.
-    longest = max(abstract_batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
-    init_batch = {name: (leaf.shape, leaf.dtype) for name, leaf in longest.items()}
-
-    def init(rng):
-        return system.init(rng, {name: jnp.zeros(shape, dtype) for name, (shape, dtype) in init_batch.items()})
-
-    boxed = jax.eval_shape(init, jax.random.key(seed))
-    param_shardings = partitioner.shardings(boxed, mesh, notes)
-    abstract = origins_lib.place(state_lib.unboxed(boxed), param_shardings)
-    abstract_trainable, abstract_frozen = state_lib.split(abstract, trainable)
-    held = origins_lib.hold(abstract_frozen, boxed, frozen_dtype)
-    for note in sorted(notes):
-        say(f'note: {note}')
-
-    # ---------------------------------------------------------------- foundations, and the checkpoint's
-    origins = origins_lib.find(foundations)
-    fresh_paths = origins_lib.check(origins, abstract_trainable, abstract_frozen)
-    needed = {o.subtree: o.describe() for o in origins if o.paths.keys() & state_lib.flatten(abstract_frozen).keys()}
-    checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric)
+    layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
+    abstract = setup.abstract_state(layout, optimizer)
+    if best_metric is not None:
+        setup.check_metric(layout, best_metric, eval_loaders)
+    found = origins.find(foundations or {})
+    fresh_paths = origins.check(found, layout.trainable, layout.frozen)
+    checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
+    card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
     start = checkpoints.latest()
-    old_card = None if start is None else checkpoints.read_card(start)
-    card = {
-        'name': model_dir.name,
-        'kind': checkpoints_lib.KIND,
-        'foundations': needed,
-        'initialised_from': {o.subtree: o.describe() for o in origins if o.subtree not in needed},
-        'trainable': [trainable] if isinstance(trainable, str) else list(trainable),
-        'num_params': {
-            'trained': state_lib.num_params(abstract_trainable),
-            'frozen': state_lib.num_params(abstract_frozen),
-        },
-        'seed': seed,
-        'data': loader.state(),
-        'versions': checkpoints_lib.versions(),
-        'evaluation': {},
-    }
-    if old_card is not None:
-        checkpoints_lib.check_foundations(model_dir, old_card['foundations'], needed)
-        card['evaluation'] = old_card['evaluation']
-        if old_card['data'] != card['data']:
-            say(
-                'WARNING: the data or its order is not what it was when this training began; the losses that follow '
-                'are not those of an unbroken run.'
-            )
-
-    # ---------------------------------------------------------------- state: restored, or new
-    rng = jax.jit(jax.random.key, out_shardings=everywhere)(seed)
-    abstract_opt = jax.eval_shape(optimizer.init, abstract_trainable)
-    trainable_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_trainable)
-    opt_shardings = partitioning.like_params(abstract_opt, abstract_trainable, trainable_shardings, mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
-    abstract_state = state_lib.TrainState(
-        step=scalar,
-        bad_step=scalar,
-        trainable=abstract_trainable,
-        opt_state=origins_lib.place(abstract_opt, opt_shardings),
-    )
-    frozen = origins_lib.load(origins, held)
     if start is not None:
-        state, rng = checkpoints.restore(start, abstract_state, rng)
-        say(f'resumed {model_dir} at step {start}')
+        old_card = checkpoints.read_card(start)
+        checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
+        card['evaluation'] = old_card['evaluation']
+        if start >= train_steps:
+            say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
+            checkpoints.close()
+            return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
+
+    # First, so that a split that is not there is said at once.
+    eval_loaders = {name: _made(eval_loader) for name, eval_loader in eval_loaders.items()}
+    loader = _made(loader)
+    batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
+    for note in sorted(layout.notes):
+        say(f'note: {note}')
+    card['data'] = loader.state()
+    if start is not None and old_card['data'] != card['data']:
+        say(
+            'WARNING: the data or its order is not what it was when this training began; the losses that follow are '
+            'not those of an unbroken run.'
+        )
+
+    rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
+    frozen = origins.load(found, layout.held)
+    if start is not None:
+        state, rng = checkpoints.restore(start, abstract, rng)
+        say(f'resumed {checkpoints.model_dir} at step {start}')
     else:
         if fresh_paths:
-            say(f'freshly initialised: {origins_lib.summary(fresh_paths)}')
-        given = origins_lib.load(origins, abstract_trainable)
-        fresh_leaves = {path: state_lib.flatten(abstract_trainable)[path] for path in fresh_paths}
-        fresh = origins_lib.fresh(init, rng, state_lib.unflatten(fresh_leaves))
-        params = state_lib.merge(given, fresh)
-        opt_state = jax.jit(optimizer.init, out_shardings=opt_shardings)(params)
-        zero, none = (jax.device_put(jnp.int32(value), everywhere) for value in (0, -1))
-        state = state_lib.TrainState(step=zero, bad_step=none, trainable=params, opt_state=opt_state)
-        del given, fresh, params, opt_state
-    start = int(state.step)
+            say(f'freshly initialised: {origins.summary(fresh_paths)}')
+        state = setup.new_state(layout, optimizer, abstract, found, fresh_paths, rng)
     counts = card['num_params']
     say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
 
-    # ---------------------------------------------------------------- steps, compiled when first needed
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
-    compiled_per_shape = functools.partial(
-        loop.CompiledPerShape, say=say, tracing=functools.partial(partitioner.tracing, mesh)
-    )
-    step_fn = compiled_per_shape(
-        'training step',
-        lambda batch, state, frozen, rng: loop.train_step(system, optimizer, state, frozen, batch, rng),
-        donate_argnums=1,
-        out_shardings=(state_shardings, everywhere),
-    )
-    eval_fn = compiled_per_shape(
-        'evaluation',
-        lambda batch, params, frozen: system.loss(state_lib.merge(params, frozen), batch, None)[1],
-        out_shardings=everywhere,
-    )
-    decode = decode or decoding.DecodeConfig(max_decode_length=64)
-    predict_fn = compiled_per_shape(
-        'decoding',
-        lambda batch, params, frozen: system.predict(state_lib.merge(params, frozen), batch, decode),
-        out_shardings=everywhere,
-    )
-    if start < train_steps:
-        executable = step_fn.compiled(longest, state, frozen, rng)
-        say(loop.memory_report(executable, state, frozen, device))
+    steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
+    # The longest batch says what memory is needed; its compilation is needed anyhow.
+    longest = max(batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
+    say(loop.memory_report(steps.train.compiled(longest, state, frozen, rng), state, frozen, device))
+    return run.Run(
+        state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches, num_samples,
+        tensorboard,
+    ).train()  # fmt: skip
 
-    def evaluate():
-        """Metrics of all evaluation loaders, by 'loader/metric', and some decoded examples on the terminal."""
-        results = {}
-        for position, (name, eval_loader) in enumerate(eval_loaders.items()):
-            mean = loop.MeanMetrics()
-            with contextlib.closing(eval_loader.examples()) as examples:
-                for index, (batch, infos) in enumerate(examples):
-                    if index == eval_batches:
-                        break
-                    batch = partitioning.shard_batch(batch, mesh)
-                    mean.add(eval_fn(batch, state.trainable, frozen))
-                    if index == position == 0 and num_samples:
-                        tokens = np.asarray(predict_fn(batch, state.trainable, frozen))
-                        texts = loop.sample_texts(tokens, infos, eval_loader.vocabulary, num_samples)
-                        writer.write_texts(done, {f'{name}/samples': texts})
-            results |= {f'{name}/{metric}': value for metric, value in mean.means().items()}
-            writer.write_scalars(done, {key: value for key, value in results.items() if key.startswith(f'{name}/')})
-        return results
 
-    def save():
-        checkpoints.save(state, rng, card | {'config': configuration.operative_config()})
+def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, num_samples: int) -> None:
+    """Refuses numbers that nothing can be made of."""
+    for name, value, least in (
+        ('train_steps', periods.steps, 1),
+        ('log_period', periods.log, 1),
+        ('eval_period', periods.evaluation, 1),
+        ('checkpoint_period', periods.checkpoint, 1),
+        ('eval_batches', eval_batches, 1),
+        ('max_to_keep', max_to_keep, 1),
+        ('num_samples', num_samples, 0),
+        ('seed', seed, 0),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f'train.{name} is {value}; it must be at least {least}.')
+    if seed >= 2**32:
+        raise ValueError(f'train.seed is {seed}; it must be below 2**32.')
 
-    # ---------------------------------------------------------------- the loop
-    checkpoints.write_card(card | {'config': configuration.operative_config(), 'step': start})
-    writer = logs.create_writer(model_dir, tensorboard)
-    losses = logs.LossRecord(model_dir)
-    progress = tqdm(total=train_steps, initial=start, unit='step', disable=None if jax.process_index() == 0 else True)
-    meter = loop.Meter(step_fn, jax.process_count())
-    waiting = []  # (step, what the step returned), still on the device
-    done = start
 
-    def report(records):
-        """Writes what some steps returned. Asks the device, so not for the step it is still at."""
-        values = jax.device_get([record for _, record in records])
-        losses.write((step, value['step_loss']) for (step, _), value in zip(records, values))
-        bad_step = int(values[-1]['bad_step'])
-        scalars = loop.summarise(values) | meter.take(len(records))
-        writer.write_scalars(records[-1][0] + 1, {f'train/{name}': value for name, value in scalars.items()})
-        if bad_step >= 0:
-            save()
-            path = loop.save_batch(model_dir, bad_step, loader)
-            loss, norm = next((float(v['step_loss']), float(v['grad_norm'])) for v in values if v['bad_step'] >= 0)
-            raise loop.NonFiniteError(
-                f'step {bad_step}: the loss is {loss} and the norm of its gradient {norm}. The batch is in {path}; '
-                f'the checkpoint of step {bad_step} holds all that was trained before it. Look for a wrong example '
-                'in the batch, or start again with a lower learning rate or a smaller clip_norm.'
-            )
+def _made(loader: Any) -> Any:
+    return loader() if callable(loader) else loader
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(checkpoints.close)
-        stack.callback(writer.close)
-        stack.callback(losses.close)
-        stack.callback(progress.close)
-        terminated = stack.enter_context(loop.termination_signal())
-        batches = stack.enter_context(contextlib.closing(loader.batches(start)))
-        while done < train_steps and not terminated(done):
-            with meter.waiting_for_input():
-                step, host_batch = next(batches)
-            if step != done:
-                raise ValueError(f'the loader gave the batch of step {step} for step {done}')
-            batch = partitioning.shard_batch(host_batch, mesh)
-            state, record = step_fn(batch, state, frozen, rng)
-            meter.add(host_batch)
-            waiting.append((step, record))
-            done += 1
-            progress.update()
 
-            # The host runs at most two steps ahead of the device, and asks for numbers one step late.
-            if len(waiting) > 2:
-                jax.block_until_ready(waiting[-3][1]['step_loss'])
-            evaluation_due = done % eval_period == 0 or done == train_steps
-            checkpoint_due = done % checkpoint_period == 0 or done == train_steps
-            if evaluation_due or checkpoint_due:
-                report(waiting)
-                waiting = []
-                if evaluation_due:
-                    card['evaluation'] = evaluate()
-                if checkpoint_due:
-                    save()
-                meter.restart()
-            elif len(waiting) > log_period:
-                report(waiting[:-1])
-                waiting = waiting[-1:]
+def check_lengths() -> None:
+    """Refuses clips that are longer than the speech encoder takes, before their data is prepared.
 
-        stopped_early = done < train_steps
-        if waiting:
-            report(waiting)
-        if stopped_early:
-            save()
-            say(f'stopped by a signal; step {done} is saved. The same command goes on from there.')
-    return {'step': done, 'evaluation': card['evaluation'], 'terminated': stopped_early}
+    Raises:
+        ValueError: TASK_FEATURE_LENGTHS lets through more.
+    """
+    from slm_jax.data import loader
+    from slm_jax.inference import model
+
+    most = getattr(model.query('slm_jax.train.train.system'), 'max_seconds', None)
+    lengths = model.query('%TASK_FEATURE_LENGTHS')
+    if most is None or not isinstance(lengths, Mapping):
+        return
+    speech = lengths.get('speech', loader.DEFAULT_LENGTHS['speech'])
+    if speech > most * 16_000:
+        raise ValueError(
+            f"TASK_FEATURE_LENGTHS['speech'] is {speech}, {speech / 16_000:g} s; the speech encoder takes {most:g} s "
+            f'at once. Set it to {most * 16_000:.0f} or less: what is longer is then a bad example (on_bad_example).'
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -328,6 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         configuration.parse_gin(args.gin_file, args.gin_bindings)
+        check_lengths()
         result = configuration.configured(train)()
     except loop.NonFiniteError as error:
         return cli.fail('train', error)

@@ -17,6 +17,7 @@ import gin
 from slm_jax.data import languages, manifests
 from slm_jax.tasks import registry
 
+_HOME = 'the Mozilla Data Collective, https://datacollective.mozillafoundation.org'
 _FILES = {'train': 'train.tsv', 'validation': 'dev.tsv', 'test': 'test.tsv'}
 _VARIANTS = (
     'fy-NL',
@@ -44,9 +45,8 @@ def corpus(folder: str = '') -> pathlib.Path:
     """
     if not folder:
         raise FileNotFoundError(
-            'Common Voice has no folder: download the languages from '
-            'https://commonvoice.mozilla.org/datasets, unpack them into FOLDER/LANGUAGE, and give '
-            '--gin.slm_jax.tasks.common_voice.corpus.folder=FOLDER'
+            f'Common Voice has no folder: download the languages from {_HOME}, unpack them into '
+            'FOLDER/LANGUAGE, and give --gin.slm_jax.tasks.common_voice.corpus.folder=FOLDER'
         )
     return pathlib.Path(folder)
 
@@ -62,18 +62,24 @@ class _Clips(manifests.Source):
         path = self.path(split)
         if not path.exists():
             raise FileNotFoundError(
-                f'{path} is missing: download {self.lang} of Common Voice from https://commonvoice.mozilla.org/datasets'
+                f'{path} is missing: download {self.lang} of Common Voice from {_HOME}, and unpack it there.'
             )
-        with open(path, encoding='utf-8', newline='') as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE), 2):
-                yield dict.fromkeys(manifests.FIELDS, '') | {
-                    'id': f'common_voice/{self.lang}/{row["path"]}',
-                    'origin': f'{path}:{number}',
-                    'audio': str(path.parent / 'clips' / row['path']),
-                    'text': row['sentence'],
-                    'lang': self.lang,
-                    'translations': '{}',
-                }
+        try:
+            with open(path, encoding='utf-8-sig', newline='') as file:
+                rows = csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)
+                if not {'path', 'sentence'} <= {*(rows.fieldnames or ())}:
+                    raise ValueError('it has no columns "path" and "sentence"')
+                for number, row in enumerate(rows, 2):
+                    yield dict.fromkeys(manifests.FIELDS, '') | {
+                        'id': f'common_voice/{self.lang}/{row["path"]}',
+                        'origin': f'{path}:{number}',
+                        'audio': str(path.parent / 'clips' / row['path']),
+                        'text': row['sentence'] or '',
+                        'lang': self.lang,
+                        'translations': '{}',
+                    }
+        except (ValueError, csv.Error) as error:
+            raise ValueError(f'{path}: no table of Common Voice ({error}). Unpack it again.') from error
 
 
 for _lang in LANGUAGES:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import seqio
 
 import gin
-from slm_jax.data import instructions, languages, manifests, preprocessors, vocabularies
+from slm_jax.data import instructions, languages, manifests, output_features, preprocessors
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -60,7 +60,7 @@ def speech_task(
             preprocessors.tokenize,
             preprocessors.check,
         ],
-        output_features=vocabularies.output_features('speech_encoder' if kind == 'ctc' else 'llm'),
+        output_features=output_features.output_features('speech_encoder' if kind == 'ctc' else 'llm'),
         metric_fns=[],
     )
 

@@ -32,8 +32,8 @@ import numpy as np
 import seqio
 
 import gin
-from slm_jax.corpora import numerals, text_corpora, text_noise, tokenizers
-from slm_jax.data import instructions, languages, preprocessors, vocabularies
+from slm_jax.corpora import numerals, text_noise, tokenizers
+from slm_jax.data import instructions, json_lines, languages, output_features, preprocessors
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import registry
 
@@ -248,7 +248,7 @@ class _Lines:
     def __call__(self, split: str, shuffle_files: bool = False, seed: int | None = None):
         file, sources, main, others = TEXTS[self._text]
         kept, seen = [], 0
-        for row in text_corpora.read_jsonl(corpora() / f'{file}_{split}.jsonl'):
+        for row in json_lines.read(corpora() / f'{file}_{split}.jsonl'):
             longest = max(len(row['text']), len(row.get('translation', '')))
             if (
                 row.get('source') in sources
@@ -273,7 +273,7 @@ def _register(name: str, text: str, make, longest: int | None) -> str:
         name,
         source=seqio.FunctionDataSource(_Lines(name, text, longest), splits=('train', 'validation')),
         preprocessors=[seqio.CacheDatasetPlaceholder(), prepare(make)],
-        output_features=vocabularies.output_features(),
+        output_features=output_features.output_features(),
     )
     return name
 

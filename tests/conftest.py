@@ -2,6 +2,7 @@
 
 import io
 import json
+import types
 
 import numpy as np
 import pytest
@@ -43,14 +44,35 @@ def sentencepiece_model(tmp_path_factory) -> str:
 
 @pytest.fixture
 def vocabulary(sentencepiece_model, monkeypatch):
-    """The SeqIO vocabulary that all foundations have in the test."""
-    import seqio
-
+    """The tokenizer that all foundations have in the test."""
     from slm_jax.data import vocabularies
+    from slm_jax.foundations import tokenizers
 
-    vocabulary = seqio.SentencePieceVocabulary(sentencepiece_model)
+    vocabulary = tokenizers.SentencePiece(sentencepiece_model)
     monkeypatch.setattr(vocabularies, '_load', lambda name: vocabulary)
     return vocabulary
+
+
+@pytest.fixture(scope='session')
+def recorded():
+    """recorded(samples, rate, container, codec): what a phone or a browser writes, to a file or to a pipe."""
+    import av
+
+    def encode(samples, rate, container, codec, piped=False, **options) -> bytes:
+        buffer, options = io.BytesIO(), {name: str(value) for name, value in options.items()}
+        samples = samples.reshape(len(samples), -1)
+        layout = 'stereo' if samples.shape[1] == 2 else 'mono'
+        sink = types.SimpleNamespace(write=buffer.write) if piped else buffer
+        with av.open(sink, 'w', format=container, container_options=options) as file:
+            track = file.add_stream(codec, rate=rate, layout=layout, options=options)
+            values = (samples * 32767).astype(np.int16).reshape(1, -1)
+            frame = av.AudioFrame.from_ndarray(values, format='s16', layout=layout)
+            frame.sample_rate, frame.pts = rate, 0
+            file.mux(track.encode(frame))
+            file.mux(track.encode(None))
+        return buffer.getvalue()
+
+    return encode
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import types
+import warnings
 
 import pytest
 
@@ -94,6 +95,16 @@ def test_noise_is_silenced_but_the_users_choice_stays(monkeypatch):
     monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '0')
     cli.quiet_libraries()
     assert cli.os.environ['TF_CPP_MIN_LOG_LEVEL'] == '0'
+
+
+def test_a_warning_of_ours_is_one_line(monkeypatch):
+    from slm_jax.audio import containers
+
+    monkeypatch.setattr(warnings, 'formatwarning', warnings.formatwarning)
+    cli.quiet_libraries()
+    shown = warnings.formatwarning('a.wav: is odd.', containers.AudioWarning, '/lib/x.py', 7)
+    assert shown == 'slm-jax: a.wav: is odd.\n'
+    assert warnings.formatwarning('old', UserWarning, '/lib/x.py', 7) == '/lib/x.py:7: UserWarning: old\n'
 
 
 def test_the_console_script_starts_once_more_with_large_pages(monkeypatch):

@@ -2,6 +2,9 @@
 
 import json
 import pathlib
+import subprocess
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +12,9 @@ import numpy as np
 import pytest
 
 from slm_jax import configuration, evaluate, foundations, infer
+from slm_jax.data import loader
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries
+from slm_jax.inference import queries, traces
 
 SIZES = """
 from __gin__ import dynamic_registration
@@ -55,7 +59,7 @@ def world(tmp_path_factory, sentencepiece_model):
     configuration.parse_gin([str(sizes)])
     system = model_lib.configured_system()
     config = configuration.operative_config()
-    shapes = state.unboxed(model_lib.abstract_params(system))
+    shapes = state.unboxed(traces.abstract_params(system))
     rng = np.random.default_rng(0)
 
     def some(leaf):
@@ -94,8 +98,12 @@ def read(path):
 def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     out = tmp_path / 'out'
     question = ('--instruction', 'Transcribe the {language} speech.', '--reference_field', 'text')
-    assert run(world / 'slm', '--manifest', manifest, *question, '--out', out) == 0
-    assert 'report: ' in capsys.readouterr().out
+    with manifest.open('a') as file:
+        file.write('{"audio": "gone.wav", "text": "x", "lang": "en"}\nno JSON\n')
+    assert run(world / 'slm', '--manifest', manifest, *question, '--out', out, '--on_bad_example', 'skip') == 0
+    said = capsys.readouterr()
+    assert 'report: ' in said.out
+    assert '2 bad examples skipped:' in said.err and 'gone.wav: cannot' in said.err and ':26: not JSON' in said.err
     predictions = read(out / 'predictions.jsonl')
     assert [p['id'] for p in predictions] == [f'{manifest}:{n}' for n in range(1, 25)]
     assert {p['instruction'] for p in predictions} == {
@@ -107,6 +115,10 @@ def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     assert set(results['scores']['transcription']) == {'en', 'fr', 'overall', 'average'}
     assert results['model']['step'] == 7 and results['model']['system'] == 'SLM'
     assert results['decode']['max_decode_length'] == 8
+    cut = [p['id'] for p in predictions if p.get('truncated')]
+    assert results['truncated'] == len(cut) > 0
+    assert f'{len(cut)} answers are cut, they reached a limit (max_decode_length 8' in capsys.readouterr().out
+    assert f'{len(cut)} answers are cut' in (out / 'report.html').read_text()
     assert set(results['foundations']) == {'speech_encoder', 'llm'}
     assert results['data']['examples'] == 24 and results['data']['audio_seconds'] > 20
     assert {'jax', 'jiwer', 'sacrebleu', 'slm_jax'} <= set(results['versions'])
@@ -129,11 +141,11 @@ def test_batched_as_alone(world, manifest):
     # Of one length class, so that two programs are compiled and not a dozen.
     asked = [query for query in asked if 1.5 < len(query.samples) / 16000 <= 2.0]
     [(group, batch)] = queries.batched(asked)
-    together = model.texts(batch)[: len(group)]
+    together = model.answers(batch)[: len(group)]
     alone = []
     for query in asked:
         [(_, batch)] = queries.batched([query])
-        alone.append(model.texts(batch)[0])
+        alone.append(model.answers(batch)[0])
     assert together == alone
     assert len(set(alone)) > 1, 'it hears something'
 
@@ -141,7 +153,7 @@ def test_batched_as_alone(world, manifest):
 def test_a_foundation_alone_and_a_cascade(world, manifest, tmp_path):
     heard = tmp_path / 'heard'
     gin = f'--gin_file={world / "sizes.gin"}'
-    field = ('--reference_field', 'text')
+    field = ('--reference_field', 'text', '--instruction', 'Transcribe the speech.')
     assert run(world / 'usm', gin, '--manifest', manifest, *field, '--out', heard) == 0
     results = json.loads((heard / 'results.json').read_text())
     assert results['model']['system'] == 'EncoderCtc' and results['model']['step'] is None
@@ -164,6 +176,123 @@ def test_a_foundation_alone_and_a_cascade(world, manifest, tmp_path):
     assert '<audio' not in (out / 'report.html').read_text(), 'nothing was heard'
 
     assert run(world / 't5', gin, '--manifest', path, '--text_field', 'text', '--out', out) == 0
+
+
+def test_a_language_model_alone_hears_nothing(world, manifest, tmp_path, capsys):
+    gin = f'--gin_file={world / "sizes.gin"}'
+    assert run(world / 't5', gin, '--manifest', manifest, '--out', tmp_path / 'out') == 1
+    assert 't5 is a language model alone and hears nothing of' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_task_is_looked_through_before_it_is_decoded(world, monkeypatch, tmp_path, capsys):
+    """A language model alone hears none of its recordings, and a reference may be empty."""
+    info = loader.ExampleInfo('a', 'some', 'en', '', 'Say.', '...', None, 0.1)
+
+    class Stored:
+        """A task of one clip."""
+
+        skipped, plan = (), types.SimpleNamespace(buckets=[types.SimpleNamespace(samples=1600)], evaluation=lambda: ())
+
+        def __init__(self, *args, **options):
+            del args, options
+
+        def examples(self):
+            tokens = np.array([[3, 1]], np.int32)
+            speech = {'speech_samples': np.ones((1, 1600), np.int16), 'speech_lengths': np.array([1600], np.int32)}
+            yield speech | {'encoder_input_tokens': tokens, 'decoder_target_tokens': tokens}, [info]
+
+    monkeypatch.setattr(loader, 'SpeechTextLoader', Stored)
+    argv = ('--task', 'some', '--out', tmp_path / 'out')
+    assert run(world / 't5', f'--gin_file={world / "sizes.gin"}', *argv) == 1
+    assert 't5 is a language model alone and hears nothing of some' in capsys.readouterr().err
+    assert run(world / 'slm', *argv) == 1
+    assert "example 'a': its reference '...' is empty" in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_foundation_alone_knows_the_tasks():
+    """In a process where nothing else has registered them."""
+    argv = [sys.executable, '-m', 'slm_jax.evaluate', 'usm_tiny', '--task', 'voice_prompt']
+    found = subprocess.run(argv, capture_output=True, text=True)
+    assert found.returncode == 1 and 'did you mean voice_prompts' in found.stderr
+
+
+def test_an_encoder_alone_reads_no_instruction(world, manifest, capsys):
+    gin = f'--gin_file={world / "sizes.gin"}'
+    for argv in ((), ('--instruction', 'Which size?')):
+        assert run(world / 'usm', gin, '--manifest', manifest, *argv) == 1
+        assert 'usm reads none; by CTC it writes what is said' in capsys.readouterr().err
+
+
+def rewritten(manifest, name, change, *numbers):
+    """A manifest beside the other, with some of its lines changed."""
+    lines = read(manifest)
+    for number in numbers:
+        lines[number].update(change)
+    path = manifest.with_name(name)
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    return path
+
+
+def test_what_cannot_be_scored_is_found_before_anything_is_decoded(world, manifest, tmp_path, monkeypatch, capsys):
+    path = rewritten(manifest, 'empty.jsonl', {'target': '(…)', 'id': 'laughter'}, 20)
+    asked = []
+    monkeypatch.setattr(model_lib.Model, 'answers', lambda self, batch: asked.append(batch))
+    assert run(world / 'slm', '--manifest', path, '--out', tmp_path / 'out') == 1
+    err = capsys.readouterr().err
+    assert "example 'laughter': its reference '(…)' is empty after normalising (basic)" in err
+    assert '--on_bad_example skip' in err and '--normalizer none' in err
+    texts = tmp_path / 'texts.jsonl'
+    texts.write_text(''.join(json.dumps({'id': f'{manifest}:{n}', 'prediction': 'a'}) + '\n' for n in range(1, 24)))
+    cascade = ('--manifest', manifest, '--text_from', texts, '--out', tmp_path / 'out')
+    assert run(world / 'slm', *cascade) == 1
+    assert f"no text for example '{manifest}:24'" in capsys.readouterr().err
+    assert not asked and not (tmp_path / 'out').exists()
+
+
+def test_what_cannot_be_scored_is_skipped_where_that_is_said(world, manifest, tmp_path, capsys):
+    path = rewritten(manifest, 'empty.jsonl', {'target': '(…)'}, 3, 20)
+    out, skip = tmp_path / 'out', ('--on_bad_example', 'skip')
+    assert run(world / 'slm', '--manifest', path, '--out', out, *skip) == 0
+    results = json.loads((out / 'results.json').read_text())
+    assert results['data']['examples'] == 22 and len(results['data']['skipped']) == 2
+    assert all('empty after normalising' in line for line in results['data']['skipped'])
+    predictions = out / 'predictions.jsonl'
+    again = rewritten(predictions, 'again.jsonl', {'reference': '...', 'id': 'dots'}, 7)
+    assert run('--predictions', again, '--out', tmp_path / 'again') == 1
+    assert "example 'dots': its reference '...' is empty" in capsys.readouterr().err
+    assert run('--predictions', again, '--out', tmp_path / 'again', *skip) == 0
+    assert json.loads((tmp_path / 'again' / 'results.json').read_text())['data']['examples'] == 21
+    again.write_text(json.dumps({'id': 'dots', 'reference': '...', 'prediction': ''}))
+    assert run('--predictions', again, '--out', tmp_path / 'again', *skip) == 1
+    assert "all 1 examples were skipped; the first: example 'dots'" in capsys.readouterr().err
+
+
+def test_ctc_takes_part_in_transcripts_and_where_its_weight_is_given(world, manifest, monkeypatch, tmp_path):
+    answers = [model_lib.Answer('a')] * 64
+    monkeypatch.setattr(model_lib.Model, 'answers', lambda self, batch: answers[: len(batch['transcribed'])])
+
+    def written_with_ctc(*argv):
+        assert run(world / 'slm', '--manifest', manifest, '--out', tmp_path, *argv) == 0
+        return json.loads((tmp_path / 'results.json').read_text())['decode'].get('answers_with_ctc')
+
+    configured = '--gin.DecodeConfig.ctc_weight=0.5'
+    assert written_with_ctc() is None
+    assert written_with_ctc(configured) == 0
+    assert written_with_ctc(configured, '--instruction', 'transcribe the speech') == 24
+    assert written_with_ctc('--ctc_weight', '0.5') == 24
+
+
+def test_installed_models_are_read_only(world, manifest, tmp_path, monkeypatch):
+    """Those of the package: scores go into the working directory, and the card stays."""
+    monkeypatch.setattr(foundations, '__file__', str(world / '__init__.py'))
+    monkeypatch.chdir(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (world / 'slm').rglob('*')}
+    for argv in ((), ('--out', 'elsewhere')):
+        assert run('slm', '--manifest', manifest, *argv) == 0
+    assert {path: path.stat().st_mtime_ns for path in (world / 'slm').rglob('*')} == before
+    assert list(tmp_path.glob('evaluations/slm/*/report.html')) and list(tmp_path.glob('elsewhere/report.html'))
 
 
 def test_without_its_foundations_model_file_it_asks(world, manifest, capsys):
@@ -224,6 +353,7 @@ def test_infer_from_the_directory_alone(world, manifest, capsys):
         (['SLM', '--task', 'voice_prompt'], 'did you mean voice_prompts'),
         (['SLM', '--task', 'voice_prompts', '--slots', 'all'], '--slots: only for a --manifest'),
         (['SLM', '--manifest', 'b', '--slots', 'colour'], '--slots colour: give --instruction'),
+        (['SLM', '--manifest', 'b', '--max_seconds', '0'], '--max_seconds 0: Give a number above 0;'),
         (['SLM', '--manifest', 'b', '--mesh', 'model=3'], 'do not multiply to'),
         (['SLM', '--manifest', 'b', '--foundation', 'llm'], 'write NAME=VALUE'),
     ],

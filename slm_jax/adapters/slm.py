@@ -58,6 +58,8 @@ class SlmAdapterConfig:
         for field, choices in (('reduction', _REDUCTIONS), ('remat_policy', _REMAT_POLICIES)):
             if getattr(self, field) not in choices:
                 raise ValueError(f'SlmAdapterConfig.{field} is {getattr(self, field)!r}; choose one of {choices}.')
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f'SlmAdapterConfig.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.reduction_factor < 1:
             raise ValueError(
                 f'SlmAdapterConfig.reduction_factor is {self.reduction_factor}; use 1 to keep every frame, or more.'
@@ -228,7 +230,7 @@ class SlmAdapter(nn.Module):
         x = RmsNorm(cfg.dtype, name='final_norm')(x)
         x = Linear(cfg.output_dim, ('embed', 'llm_embed'), cfg.dtype, name='output_projection')(x)
         x = RmsNorm(cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm')(x)
-        if label_embeddings is not None:
+        if label_embeddings is not None and ctc_logits is not None:
             labels = jax.nn.softmax(ctc_logits[..., 1:].astype(jnp.float32))
             spelt = jnp.where(slots[:, :, None] >= 0, labels @ label_embeddings[1:], 0).astype(cfg.dtype)
             x = x + mean_of_slots(spelt, slots, num_slots)

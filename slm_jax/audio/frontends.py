@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,9 @@ def _mel(spectrum: Float[Array, 'b t bins'], filters: np.ndarray) -> Float[Array
     return jnp.matmul(spectrum, filters.astype(np.float32), precision='highest')
 
 
+# Frontends state `max_seconds`, the longest audio that they take; None: any.
+
+
 @dataclasses.dataclass(frozen=True)
 class UsmFrontend:
     """128 log-mel bins, 125-7600 Hz, 32 ms Hann window, 10 ms hop, pre-emphasis.
@@ -90,6 +94,7 @@ class UsmFrontend:
     mel_floor: float = 1e-5
     mean: float = 0.0
     stddev: float = 1.0
+    max_seconds: ClassVar[float | None] = None
 
     def num_frames(self, num_samples):
         """Frames of a clip of `num_samples`; works on ints and on arrays. A clip too short for one window has one."""
@@ -111,8 +116,8 @@ class UsmFrontend:
             return _frame((waveform - previous).astype(jnp.float32), self.num_frames(samples.shape[1]), 512) * window
 
         magnitude = jnp.sqrt(_power(_mask_padding(samples, lengths), to_frames, 1024))
-        mel = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
-        points = 700.0 * (10.0 ** (np.linspace(*mel, self.num_mel_bins + 2) / 2595.0) - 1.0)
+        low, high = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
+        points = 700.0 * (10.0 ** (np.linspace(low, high, self.num_mel_bins + 2) / 2595.0) - 1.0)
         filters = _triangles(points, _bins(1024))
         features = jnp.log(jnp.maximum(_mel(magnitude, filters), self.mel_floor))
         features = (features - self.mean) / self.stddev
@@ -131,6 +136,7 @@ class WhisperFrontend:
     """
 
     num_mel_bins: int = 80
+    max_seconds: ClassVar[float] = 30.0
 
     def __call__(
         self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
@@ -140,7 +146,7 @@ class WhisperFrontend:
         Raises:
             ValueError: the batch is longer than the 30 s that Whisper hears; nothing is cut.
         """
-        if samples.shape[1] > 480_000:
+        if samples.shape[1] > self.max_seconds * 16_000:
             raise ValueError(
                 f'Whisper hears 30 s, and the batch has {samples.shape[1] / 16_000:g} s. Train and evaluate on clips '
                 "of 30 s at most: TASK_FEATURE_LENGTHS = {'speech': 480000, …}. `slm-jax infer --chunk_seconds 30` "
@@ -166,6 +172,8 @@ class W2vBertFrontend:
     Reference: `SeamlessM4TFeatureExtractor` for the clip alone. A clip below 560 samples (35 ms) has no frame.
     """
 
+    max_seconds: ClassVar[float | None] = None
+
     def __call__(
         self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
     ) -> tuple[Float[Array, 'b t 160'], Int[Array, ' b']]:
@@ -181,7 +189,7 @@ class W2vBertFrontend:
 
         power = _power(_mask_padding(samples, lengths) * 32768.0, to_frames, 512)
         points, bins = (1127.0 * np.log(1.0 + hz / 700.0) for hz in (np.array([20.0, 8000.0]), _bins(512)))
-        features = jnp.log(jnp.maximum(_mel(power, _triangles(np.linspace(*points, 82), bins)), 2.0**-23))
+        features = jnp.log(jnp.maximum(_mel(power, _triangles(np.linspace(points[0], points[1], 82), bins)), 2.0**-23))
         valid = (jnp.arange(features.shape[1]) < num_frames[:, None])[..., None]
         count = num_frames[:, None, None]
         mean = jnp.sum(jnp.where(valid, features, 0.0), axis=1, keepdims=True) / jnp.maximum(count, 1)

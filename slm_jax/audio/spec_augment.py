@@ -25,6 +25,14 @@ class SpecAugmentConfig:
     max_time_warp: float = 0.0
     max_frequency_warp: float = 0.0
 
+    def __post_init__(self):
+        for field in ('num_frequency_masks', 'max_mel_bins', 'num_time_masks'):
+            if getattr(self, field) < 0:
+                raise ValueError(f'SpecAugmentConfig.{field} is {getattr(self, field)!r}; it must be at least 0.')
+        for field in ('max_time_share', 'max_time_warp', 'max_frequency_warp'):
+            if not 0 <= getattr(self, field) < 1:
+                raise ValueError(f'SpecAugmentConfig.{field} is {getattr(self, field)!r}; it must be in [0, 1).')
+
 
 def _masks(
     rng: Key[Array, ''], count: int, max_width: Float[Array, ' b'], extent: Int[Array, ' b'], size: int

@@ -1,134 +1,172 @@
 """Reading recordings: any format, rate and channel count in; int16 mono samples at 16 kHz out.
 
 A recording is never cut or patched in silence. Whatever cannot be read whole raises `AudioError`,
-which names the file, what is wrong with it and what to do.
+which names the file, what is wrong with it and what to do; what is read in spite of an oddity that
+somebody should know of warns with an `AudioWarning`.
 """
 
 import io
 import os
 import pathlib
+import warnings
 
 import numpy as np
 import soundfile
 import soxr
-from jaxtyping import Int16, Shaped
+from jaxtyping import Float32, Int16, Shaped
+
+from slm_jax.audio import containers, ffmpeg
+from slm_jax.audio.containers import AudioError, AudioWarning
 
 SAMPLE_RATE = 16000
 _INT16_SCALE = 32768.0
-# A WAV written to a pipe cannot know its length and states the largest one it can: not a sign of
-# truncation.
-_STREAMED_WAV_SIZE = 0x7F000000
-# An MP3's header counts frames of 1152 samples and the encoder's delay; of intact files (Common
-# Voice) decoders return up to two frames less than it states.
-_MP3_SLACK = 2 * 1152
-
-
-class AudioError(ValueError):
-    """A recording that cannot be used: `str()` names the file, the fault and the remedy."""
+# libsndfile states the largest number that it knows for a stream that does not say how long it is.
+_UNKNOWN_LENGTH = 2**62
+# Values that are read at once: a damaged header may state any length, and none is believed.
+_BLOCK = 2**24
+# Of a damaged header too: resampling 1 Hz would fill the memory.
+_LOWEST_RATE = 1000
+# A flipped bit makes 1e38 of a float; nothing that is computed with it may overflow.
+_LOUDEST = 1e9
+# What is left of channels that cancel, as a share of the power that unlike channels leave.
+_CANCELLED = 0.1
 
 
 def read_waveform(source) -> Int16[np.ndarray, ' samples']:
     """Reads a whole recording as 16 kHz mono samples.
 
     Args:
-        source: a path, or an open binary file object, whose `name` is used in messages. WAV, FLAC,
-            MP3, OGG and Opus are read, and whatever else the installed libsndfile knows.
+        source: a path, or an open binary file object, whose `name` is used in messages. libsndfile
+            reads WAV, FLAC, MP3, OGG, Opus and what else it knows; PyAV M4A, MP4, WebM, AMR, AAC and WMA.
 
     Returns:
-        Samples at 16 kHz; channels are averaged. A 16-bit mono file at 16 kHz is returned bit
-        for bit.
+        Samples at 16 kHz; channels are averaged, see `to_int16`. A 16-bit mono file at 16 kHz is
+        returned bit for bit.
 
     Raises:
-        AudioError: the file is missing, unreadable, empty, truncated, not audio, without samples, or
-            holds NaN.
+        AudioError: the file is missing, unreadable, empty, truncated, damaged, not audio, without
+            samples, or holds NaN. No file raises anything else.
     """
     name = str(getattr(source, 'name', '<memory>')) if hasattr(source, 'read') else os.fspath(source)
     try:
         content = source.read() if hasattr(source, 'read') else pathlib.Path(name).read_bytes()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise AudioError(
-            f'{name}: cannot be opened ({error.strerror or error}). '
+            f'{name}: cannot be opened ({getattr(error, "strerror", None) or error}). '
             'Check that the path exists and that you may read it.'
         ) from error
     if not content:
         raise AudioError(f'{name}: the file is empty (0 bytes). Fetch or record it again, or remove it.')
-    _check_not_truncated(name, content)
     try:
-        with soundfile.SoundFile(io.BytesIO(content)) as file:
-            stated, rate = file.frames, file.samplerate
-            slack = _MP3_SLACK if file.format == 'MP3' or 'MPEG' in file.subtype else 0
-            samples = file.read(dtype='float32', always_2d=True)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
+        return to_int16(*_decode(name, content), name)
+    except AudioError:
+        raise
+    except Exception as error:  # Decoders fail in ways that nobody lists; to a caller all are one bad file.
+        reason = getattr(error, 'strerror', None) or getattr(error, 'error_string', None) or repr(error)
         raise AudioError(
-            f'{name}: not audio that libsndfile can read ({error}). Convert it to WAV, FLAC, MP3, OGG or Opus.'
+            f'{name}: the file is damaged or truncated ({str(reason).rstrip(".")}). Fetch it again, or remove it.'
         ) from error
-    if stated < 2**62 and len(samples) < stated - slack:
-        raise AudioError(_truncated(name, f'{len(samples)} of {stated} samples are there'))
+
+
+def _decode(name: str, content: bytes) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
+    """Samples on a scale of 1, and how many there are in a second."""
+    kind = containers.sniff(content)
+    if kind == 'ogg' and len(links := containers.links(content)) > 1:
+        parts = [_decode(name, link) for link in links]
+        if len({(rate, samples.shape[1]) for samples, rate in parts}) > 1:
+            raise AudioError(f'{name}: its sample rate or number of channels changes midway. Write it again as WAV.')
+        return np.concatenate([samples for samples, _ in parts]), parts[0][1]
+    content, demuxer, length = containers.checked(name, kind, content)
+    if demuxer:
+        return ffmpeg.decode(name, content, demuxer)
     try:
-        return to_int16(samples, rate)
-    except AudioError as error:
-        raise AudioError(f'{name}: {error}') from error
+        file = soundfile.SoundFile(io.BytesIO(content))
+    except soundfile.LibsndfileError as error:
+        if kind in ('wav', 'ogg', 'caf'):  # They may hold what libsndfile has no decoder for.
+            return ffmpeg.decode(name, content, kind)
+        raise AudioError(
+            f'{name}: not audio that can be read ({error.error_string.rstrip(".")}). '
+            'Convert it to WAV, FLAC, MP3, OGG or Opus.'
+        ) from error
+    with file:
+        if file.frames >= _UNKNOWN_LENGTH or (kind == 'wav' and 'MPEG' in file.subtype):  # an estimate
+            return ffmpeg.decode(name, content, file.format.lower())
+        if length > file.frames:  # an estimate too, and libsndfile would read no more than that
+            return ffmpeg.decode(name, content, 'mp3')
+        blocks = [file.read(_BLOCK // file.channels, dtype='float32', always_2d=True)]
+        while len(blocks[-1]) == _BLOCK // file.channels:
+            blocks.append(file.read(_BLOCK // file.channels, dtype='float32', always_2d=True))
+        samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        slack = 1152 * containers.FRAMES_SLACK if file.format == 'MP3' else 0
+        if len(samples) < (length or file.frames) - slack:
+            raise containers.truncated(name, f'{len(samples)} of {length or file.frames} samples are there')
+        return samples, file.samplerate
 
 
-def to_int16(samples: Shaped[np.ndarray, ' samples *channels'], rate: int) -> Int16[np.ndarray, ' resampled']:
-    """Averages channels and resamples to 16 kHz.
+def to_int16(
+    samples: Shaped[np.ndarray, ' samples *channels'], rate: int, name: str = '<memory>'
+) -> Int16[np.ndarray, ' resampled']:
+    """Makes one channel of several and resamples to 16 kHz.
 
     Args:
         samples: integers, or floats whose full scale is 1.0. Integers are on int16's scale unless one
-            of them exceeds it: then they are 32-bit samples.
+            of them exceeds it: then they are 32-bit samples. Channels are averaged, without those that
+            others cancel.
         rate: samples per second of the input.
+        name: of the recording, for messages.
 
     Returns:
         int16 samples at 16 kHz. What is louder than full scale is clipped, as a sound card does.
 
     Raises:
-        AudioError: no samples, or NaN or infinite ones.
+        AudioError: no samples, NaN or infinite ones, or too few in a second.
     """
     samples = np.asarray(samples)
     if samples.size == 0:
-        raise AudioError('holds no samples (zero length). Remove it from the data.')
+        raise AudioError(f'{name}: holds no samples (zero length). Remove it from the data.')
     if np.issubdtype(samples.dtype, np.integer):
         if samples.dtype == np.int16 and samples.ndim == 1 and rate == SAMPLE_RATE:
             return samples
         scale = _INT16_SCALE if np.abs(samples).max() <= _INT16_SCALE else 2.0**31
         samples = (samples / scale).astype(np.float32)
     if not np.isfinite(samples).all():
-        raise AudioError('holds samples that are NaN or infinite. Write the file again as 16-bit PCM.')
+        raise AudioError(f'{name}: holds samples that are NaN or infinite. Write the file again as 16-bit PCM.')
+    samples = samples.clip(-_LOUDEST, _LOUDEST)
+    if rate < _LOWEST_RATE:
+        raise AudioError(f'{name}: states {rate} samples a second, which no recording has. Fetch it again.')
     if samples.ndim == 2:
-        samples = samples.mean(axis=1) if samples.shape[1] > 1 else samples[:, 0]
+        samples = samples[:, 0] if samples.shape[1] == 1 else _mixed(samples, name)
     if rate != SAMPLE_RATE:
         samples = soxr.resample(samples, rate, SAMPLE_RATE, quality='HQ')
         if samples.size == 0:
-            raise AudioError(f'is shorter than one sample at {SAMPLE_RATE} Hz. Remove it from the data.')
+            raise AudioError(f'{name}: is shorter than one sample at {SAMPLE_RATE} Hz. Remove it from the data.')
     return np.clip(np.round(samples * _INT16_SCALE), -32768, 32767).astype(np.int16)
 
 
-def _truncated(name: str, evidence: str) -> str:
-    return f'{name}: the file is truncated ({evidence}). Fetch it again, or remove it.'
-
-
-def _check_not_truncated(name: str, content: bytes) -> None:
-    """Finds cuts that libsndfile passes over: WAV chunks and Ogg streams that stop early."""
-    if content[:4] == b'RIFF' and content[8:12] == b'WAVE':
-        position = 12
-        while position + 8 <= len(content):
-            kind, size = (
-                content[position : position + 4],
-                int.from_bytes(content[position + 4 : position + 8], 'little'),
-            )
-            left = len(content) - position - 8
-            if size > left and size < _STREAMED_WAV_SIZE:
-                raise AudioError(
-                    _truncated(
-                        name,
-                        f'{left} of {size} bytes of its {kind.decode("ascii", "replace")!r} chunk are there',
-                    )
-                )
-            if kind == b'data':
-                return
-            position += 8 + size + size % 2
-        raise AudioError(_truncated(name, 'it has no data chunk'))
-    if content[:4] == b'OggS':
-        page = content[content.rfind(b'OggS') :]  # 27 bytes, among them flags [5] and n [26]; n segment sizes; segments
-        if len(page) < 27 or not page[5] & 4 or len(page) < 27 + page[26] + sum(page[27 : 27 + page[26]]):
-            raise AudioError(_truncated(name, 'its stream has no end'))
+def _mixed(samples: Shaped[np.ndarray, 'samples channels'], name: str) -> Shaped[np.ndarray, ' samples']:
+    """The mean of the channels. One that is the inverse of others is left out: it would silence them."""
+    number, count = samples.shape
+    products, sums = np.zeros((count, count)), np.zeros(count)
+    for start in range(0, number, 2**20):
+        block = samples[start : start + 2**20].astype(np.float64)
+        products += block.T @ block
+        sums += block.sum(axis=0)
+    covariance = products / number - np.outer(sums, sums) / number**2
+    powers = np.diag(covariance)
+    # What two channels leave of their powers when they are added; unlike ones leave all.
+    pairs = powers[:, None] + powers
+    cancelling = pairs + 2 * covariance < _CANCELLED * pairs
+    kept = list(range(count))
+    while (opponents := cancelling[np.ix_(kept, kept)].sum(axis=0)).any():
+        kept.pop(len(kept) - 1 - int(np.argmax(opponents[::-1])))
+    if covariance[np.ix_(kept, kept)].sum() < _CANCELLED * powers[kept].sum():  # three that cancel together
+        kept = [int(np.argmax(powers))]
+    if len(kept) == count:
+        return samples.mean(axis=1)
+    left_out = ', '.join(str(channel + 1) for channel in range(count) if channel not in kept)
+    warnings.warn(
+        f'{name}: its channels cancel each other (inverted polarity); read without channel {left_out}.',
+        AudioWarning,
+        stacklevel=2,
+    )
+    return samples[:, kept].mean(axis=1)

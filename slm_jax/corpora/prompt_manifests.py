@@ -12,7 +12,8 @@ import pathlib
 
 import soundfile
 
-from slm_jax.corpora import splits, text_corpora
+from slm_jax.corpora import splits
+from slm_jax.data import json_lines
 from slm_jax.data.voice_prompts import builder, fetch
 
 
@@ -43,7 +44,7 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
                 )
     out.mkdir(parents=True, exist_ok=True)
     for split, part in rows.items():
-        text_corpora.write_jsonl(out / f'{split}.jsonl', part)
+        json_lines.write(out / f'{split}.jsonl', part)
     return {split: sum(row['duration'] for row in part) / 3600 for split, part in rows.items()}
 
 

@@ -19,13 +19,14 @@ import pathlib
 import random
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jiwer
 import numpy as np
 from jaxtyping import Float, Int
 
-from slm_jax.corpora import synthetic_speech, text_corpora
-from slm_jax.data import ctc_text
+from slm_jax.corpora import synthetic_speech
+from slm_jax.data import ctc_text, json_lines
 
 _SAMPLE_RATE = synthetic_speech.SAMPLE_RATE
 # Seconds. A label may come this much before the end of its sound; and the encoder, which does not
@@ -56,7 +57,8 @@ Spelt = tuple[str, tuple[int, ...]]  # a word and the frame of each of its chara
 
 def spelt(labels: Int[np.ndarray, ' frames'], pieces: Sequence[str]) -> list[Spelt]:
     """Words of the best labels of a clip's frames."""
-    words, before = [], 0
+    words: list[Spelt] = []
+    before = 0
     for frame, label in enumerate(labels.tolist()):
         if label and label != before:
             piece = pieces[label]
@@ -142,15 +144,15 @@ def read_words(manifest: str | os.PathLike, encoder: str) -> dict[str, list[Clip
         return logits.argmax(axis=-1), frames
 
     def stream():
-        for row in text_corpora.read_jsonl(manifest):
+        for row in json_lines.read(manifest):
             yield queries.Query((), waveforms.read_waveform(row['audio']), row)
 
     clips = collections.defaultdict(list)
-    for group, batch in queries.batched(stream()):
+    for group, batch in queries.batched(stream(), longest=model.encoder_seconds):
         speech = batch['speech_samples'], batch['speech_lengths']
         best, lengths = map(np.asarray, labels(model.params, *speech))
         for (_, query), clip, frames in zip(group, best, lengths, strict=False):
-            samples = query.samples.astype(np.float32) / 32768
+            samples = np.asarray(query.samples, np.float32) / 32768
             reference = ctc_text.normalize(query.info['text'])
             words = rightly_read(reference, spelt(clip[:frames], pieces), samples, int(frames))
             if words:
@@ -195,15 +197,15 @@ class Voice:
         best: list[tuple[float, int] | None] = [(0.0, 0)] + [None] * len(text)
         for end in range(_SHORTEST_PIECE, len(text) + 1):
             for start in range(max(0, end - _LONGEST_PIECE), end - _SHORTEST_PIECE + 1):
-                if best[start] and text[start:end] in self._text:
-                    cost = best[start][0] + 1 + rng.random() / 2  # Not the same ones each time.
-                    if best[end] is None or cost < best[end][0]:
+                if (reached := best[start]) and text[start:end] in self._text:
+                    cost = reached[0] + 1 + rng.random() / 2  # Not the same ones each time.
+                    if (known := best[end]) is None or cost < known[0]:
                         best[end] = cost, start
         if best[-1] is None:
             return None
         pieces, end = [], len(text)
-        while end:
-            start = best[end][1]
+        while end and (reached := best[end]):
+            start = reached[1]
             found = [m.start() for m in re.finditer(re.escape(text[start:end]), self._text)]
             at = rng.choice(found)
             number, first, _ = self._places[at]
@@ -259,7 +261,8 @@ def write(
 
     out = pathlib.Path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
-    total, rng = collections.Counter(), random.Random(seed)
+    total: collections.Counter = collections.Counter()
+    rng = random.Random(seed)
     langs = sorted(clips)
     weights = [sum(len(words) for _, words in clips[lang]) for lang in langs]
     voices = {lang: Voice(clips[lang]) for lang in langs}
@@ -277,7 +280,7 @@ def write(
                 text, samples = voices[lang].runs(rng)
             if rng.random() < 0.5:
                 samples = synthetic_speech.place(synthetic_speech.resize(samples, _SAMPLE_RATE, rng), rng)
-            row = {
+            row: dict[str, Any] = {
                 'text': text,
                 'lang': lang,
                 'source': 'spliced',
@@ -285,10 +288,11 @@ def write(
                 'duration': round(samples.size / _SAMPLE_RATE, 3),
             }
             soundfile.write(out / row['audio'], samples, _SAMPLE_RATE, subtype='PCM_16')
-            text_corpora.append_jsonl(lines, row)
+            json_lines.append(lines, row)
             total[lang] += row['duration'] / 3600
             if total.total() >= hours:
-                return dict(total)
+                break
+    return dict(total)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -307,7 +311,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         texts = collections.defaultdict(list)
         if args.texts:
-            for row in text_corpora.read_jsonl(pathlib.Path(args.texts, 'text_train.jsonl')):
+            for row in json_lines.read(pathlib.Path(args.texts, 'text_train.jsonl')):
                 if text := ctc_text.normalize(row['text']):
                     texts[row['lang']].append(text)
         clips = read_words(args.manifest, args.encoder)

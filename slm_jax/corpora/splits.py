@@ -10,9 +10,10 @@ that the hash leaves one side empty, name the values: `--test alice --validation
 
 import argparse
 import hashlib
-import json
 import os
 import pathlib
+
+from slm_jax.data import json_lines, manifests
 
 SPLITS = ('train', 'validation', 'test')
 
@@ -34,7 +35,7 @@ def split_manifest(
     """Writes the three manifests; returns {split: (clips, hours)}.
 
     Args:
-        manifest: JSONL; `audio` is relative to it. The written manifests hold absolute paths.
+        manifest: JSONL; the recordings' paths are relative to it. The written manifests hold absolute ones.
         out: directory, made if it is absent.
         field: the field to split on. Lines that lack it stop the program: they could be anybody.
         parts: one part in `parts` is test and one validation.
@@ -44,32 +45,32 @@ def split_manifest(
         ValueError: a line is not JSON or lacks the field, or a named value does not occur.
     """
     manifest, out = pathlib.Path(manifest), pathlib.Path(out)
-    lines = {split: [] for split in SPLITS}
+    rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
     hours = dict.fromkeys(SPLITS, 0.0)
     named = {**dict.fromkeys(validation, 'validation'), **dict.fromkeys(test, 'test')}
     met = set()
-    for number, line in enumerate(manifest.read_text(encoding='utf-8').splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, line in json_lines.lines(manifest):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f'{manifest}:{number}: not JSON ({error}); fix the line') from None
-        if row.get(field) is None:
-            raise ValueError(f'{manifest}:{number}: no field {field!r}; split by another field or add it')
+            row = json_lines.parse(line)
+            if row.get(field) is None:
+                raise ValueError(f'no field {field!r}; split by another field or add it')
+            seconds = manifests.seconds(row, 'duration') or 0.0
+        except ValueError as error:
+            raise ValueError(f'{manifest}:{number}: {error}') from None
         value = str(row[field])
         met.add(value)
         split = named.get(value, 'train') if named else split_of(value, parts)
-        if row.get('audio'):
-            row['audio'] = str((manifest.parent / row['audio']).resolve())
-        lines[split].append(json.dumps(row, ensure_ascii=False))
-        hours[split] += (row.get('duration') or 0.0) / 3600
+        audio = next((name for name in manifests.AUDIO if row.get(name) is not None), None)
+        if audio and isinstance(row[audio], str):
+            row[audio] = str(pathlib.Path(manifests.resolve(row[audio], manifest.parent)).resolve())
+        rows[split].append(row)
+        hours[split] += seconds / 3600
     if absent := sorted(set(named) - met):
         raise ValueError(f'{manifest}: no line has {field} = {", ".join(absent)}; it has {", ".join(sorted(met))}')
     out.mkdir(parents=True, exist_ok=True)
-    for split, rows in lines.items():
-        (out / f'{split}.jsonl').write_text(''.join(row + '\n' for row in rows), encoding='utf-8')
-    return {split: (len(lines[split]), hours[split]) for split in SPLITS}
+    for split in SPLITS:
+        json_lines.write(out / f'{split}.jsonl', rows[split])
+    return {split: (len(rows[split]), hours[split]) for split in SPLITS}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from slm_jax.corpora import text_corpora
+from slm_jax.data import json_lines
 
 SAMPLE_RATE = 16_000
 # Relative amounts of speech: the five languages of the voice prompts, and a little of the others.
@@ -223,7 +223,7 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
     Digits are left to the prompts: what a synthesiser makes of '1,5' is not what is written.
     """
     pools = collections.defaultdict(list)
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+    for row in json_lines.read(pathlib.Path(corpora, 'text_train.jsonl')):
         if (
             row['source'] in SOURCES
             and row['lang'] in LANGUAGES
@@ -231,9 +231,9 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
             and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text']))
         ):
             pools[row['lang'], row['source']].append({**row, 'source': f'synthetic/{row["source"]}'})
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'orders_train.jsonl')):
+    for row in json_lines.read(pathlib.Path(corpora, 'orders_train.jsonl')):
         pools['en', 'orders'].append({'text': row['text'], 'lang': 'en', 'source': 'synthetic/orders'})
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl')):
+    for row in json_lines.read(pathlib.Path(corpora, 'speech.jsonl')):
         if row['lang'] in LANGUAGES:
             pools[row['lang'], 'recordings'].append({**row, 'source': f'altered/{row["source"]}'})
     rng = random.Random(seed)
@@ -296,10 +296,11 @@ def synthesise(
                 'duration': round(samples.size / SAMPLE_RATE, 3),
             }
             soundfile.write(out / row['audio'], samples, SAMPLE_RATE, subtype='PCM_16')
-            text_corpora.append_jsonl(manifest, row)
+            json_lines.append(manifest, row)
             total[row['lang']] += row['duration'] / 3600
             if total.total() >= hours:
-                return dict(total)
+                break
+    return dict(total)
 
 
 def main(argv: list[str] | None = None) -> None:

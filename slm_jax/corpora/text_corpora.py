@@ -26,12 +26,11 @@ import pathlib
 import random
 import re
 from collections.abc import Iterable, Iterator
-from typing import TextIO
 
 import jiwer
 
 from slm_jax.corpora import messages, numerals, splits
-from slm_jax.data import ctc_text
+from slm_jax.data import ctc_text, json_lines
 
 NTREX = {
     'eng': 'en',
@@ -63,21 +62,6 @@ _MODIFIERS = ('size', 'roast', 'numberOfShots')
 _ADDITIONS = ('sugarAmount', 'milkAmount')
 
 
-def read_jsonl(path: str | os.PathLike) -> list[dict]:
-    with open(path, encoding='utf-8') as lines:
-        return [json.loads(line) for line in lines if line.strip()]
-
-
-def write_jsonl(path: str | os.PathLike, rows: Iterable[dict]) -> None:
-    with open(path, 'w', encoding='utf-8') as out:
-        for row in rows:
-            append_jsonl(out, row)
-
-
-def append_jsonl(out: TextIO, row: dict) -> None:
-    out.write(json.dumps(row, ensure_ascii=False) + '\n')
-
-
 class Orders:
     """Coffee orders in the words of a manifest whose lines carry `text` and `slots`.
 
@@ -103,7 +87,8 @@ class Orders:
         slots = {'coffeeDrink': rng.choice(self.values['coffeeDrink'])}
         before = [slot for slot in _MODIFIERS if self.values[slot] and rng.random() < 0.45]
         after = [slot for slot in _ADDITIONS if self.values[slot] and rng.random() < 0.45]
-        rng.shuffle(before), rng.shuffle(after)
+        rng.shuffle(before)
+        rng.shuffle(after)
         for slot in before + after:
             slots[slot] = rng.choice(self.values[slot])
         words = ' '.join(slots[slot] for slot in before + ['coffeeDrink'])
@@ -183,7 +168,7 @@ def build(
     out.mkdir(parents=True, exist_ok=True)
     corpora = {
         pathlib.Path(folder).name: {
-            split: read_jsonl(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
+            split: json_lines.read(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
         }
         for folder in speech
     }
@@ -277,14 +262,14 @@ def build(
                     'source': 'numerals',
                 }
             )
-    made = {'train': [], 'validation': []}
+    made: dict[str, list[dict]] = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)
-        grammar = Orders(read_jsonl(folder / 'train.jsonl'))
+        grammar = Orders(json_lines.read(folder / 'train.jsonl'))
         held_out |= {
             ctc_text.normalize(row['text'])
             for split in ('validation', 'test')
-            for row in read_jsonl(folder / f'{split}.jsonl')
+            for row in json_lines.read(folder / f'{split}.jsonl')
         }
         seen = set(held_out)
         for _ in range(num_orders):
@@ -292,7 +277,7 @@ def build(
             if order['text'] not in seen:
                 seen.add(order['text'])
                 made['validation' if len(seen) % 40 == 0 else 'train'].append(order)
-    files = {
+    files: dict[str, list[dict]] = {
         'speech': clips,
         **{f'text_{split}': _unique(texts[split]) for split in made},
         **{
@@ -304,19 +289,19 @@ def build(
         **{f'orders_{split}': rows for split, rows in made.items()},
     }
     recognised = collections.defaultdict(list)
-    for row in itertools.chain.from_iterable(map(read_jsonl, heard)):
+    for row in itertools.chain.from_iterable(map(json_lines.read, heard)):
         said = ctc_text.normalize(row['reference'])
         if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
             recognised[said].append(row['prediction'])
-    for name, rows in files.items():
+    for name, content in files.items():
         if name.endswith('_train'):
-            rows = [
+            content = [
                 {**row, 'heard': spoken} if (spoken := recognised.get(ctc_text.normalize(row['text']))) else row
-                for row in rows
+                for row in content
             ]
-        write_jsonl(out / f'{name}.jsonl', rows)
+        json_lines.write(out / f'{name}.jsonl', content)
     (out / 'held_out.txt').write_text(''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
-    return {name: len(rows) for name, rows in files.items()} | {'held_out': len(held_out)}
+    return {name: len(content) for name, content in files.items()} | {'held_out': len(held_out)}
 
 
 def _is_digit_clip(row: dict) -> bool:

@@ -17,15 +17,15 @@ import io
 import json
 import os
 import pathlib
+from typing import Any
 
-from slm_jax.corpora import text_corpora
-from slm_jax.data import ctc_text
+from slm_jax.data import ctc_text, json_lines
 
 LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix unit.
 EXTRA_IDS = 32
 # Characters of these scripts are too many to learn from the speech at hand.
 UNSPELT = ('ja', 'zh-CN')
-_SPECIAL = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
+_SPECIAL: dict[str, Any] = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
 
 
 def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
@@ -34,7 +34,7 @@ def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
     Characters, as the speech encoder writes: what a small adapter hears stands for the same units that the language
     model reads.
     """
-    rows = text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl'))
+    rows = json_lines.read(pathlib.Path(corpora, 'text_train.jsonl'))
     return _train(
         [row['text'] for row in rows if row['lang'] not in UNSPELT],
         model_type='char',
@@ -50,11 +50,11 @@ def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     """The speech encoder's characters: those of the clips, and those met `seldom` times in text."""
     clips = [
         ctc_text.normalize(row['text'])
-        for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'speech.jsonl'))
+        for row in json_lines.read(pathlib.Path(corpora, 'speech.jsonl'))
         if row['lang'] not in UNSPELT
     ]
     counts = collections.Counter()
-    for row in text_corpora.read_jsonl(pathlib.Path(corpora, 'text_train.jsonl')):
+    for row in json_lines.read(pathlib.Path(corpora, 'text_train.jsonl')):
         if row['lang'] not in UNSPELT:
             counts.update(ctc_text.normalize(row['text']))
     common = sorted(c for c, n in counts.items() if n >= seldom and c != ' ')
@@ -70,7 +70,7 @@ def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     )
 
 
-def _train(lines: list[str], **options) -> bytes:
+def _train(lines: list[str], **options: Any) -> bytes:
     import sentencepiece
 
     model = io.BytesIO()

@@ -1,12 +1,13 @@
 """What a task computes before its cache placeholder, stored once for random access.
 
-    CACHE_DIR/LABEL-SPLIT-FINGERPRINT/
+    CACHE_DIR/LABEL-SPLIT-FINGERPRINT[-STATE]/
         00000.arrayrecord …   records 2i and 2i+1: the features of example i, and its speech
         00000.json …          ids, samples, and what was left out, per shard
         store.json            written last: the store is whole
 
 The name holds a fingerprint of the source and of the steps up to the placeholder, so tasks that
 share those (transcribe and translate one corpus) share a store, and a changed task gets a new one.
+So does a changed manifest, or one of whose recordings changed: the state is that of these files.
 Every shard takes its name when it is finished; a build that was cut goes on after the last of them.
 """
 
@@ -16,25 +17,27 @@ import contextlib
 import dataclasses
 import fcntl
 import functools
+import glob
 import hashlib
 import inspect
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import seqio
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 from array_record.python import array_record_module
 
+from slm_jax.data import notices
 from slm_jax.data.preprocessors import BadExampleError
 
 FORMAT = 1  # part of every fingerprint: raise it when what a step writes changes
 SHARD_EXAMPLES = 1000
+_MOST_FAULTS = 1000  # one after the other; a source that cannot go on fails for ever
 
 
 def default_dir() -> pathlib.Path:
@@ -89,19 +92,29 @@ def _describe_source(task: seqio.Task, split: str) -> object:
 
 
 def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None) -> pathlib.Path:
-    """Where the store of a task's split is, or will be."""
+    """Where the store of a task's split is, or will be.
+
+    Raises:
+        ValueError: no such split, or a manifest that cannot be read.
+    """
     _check_placeholder(task)
+    if split not in task.splits:
+        raise ValueError(
+            f'task {task.name!r} has no split {split!r}; it has {list(task.splits)}. Choose one of these, give '
+            'tasks.manifest.path a file for it where the task is a manifest, or train without evaluation: '
+            '--gin.train.train.eval_loaders={}'
+        )
     steps = list(task.preprocessors[: task._cache_step_idx])
     description = [FORMAT, split, _describe_source(task, split), describe(steps)]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
-    label = task.name
+    label, state = task.name, ''
     if isinstance(task.source, seqio.TfdsDataSource):
         label = task.source.tfds_dataset.name
-    elif hasattr(function := getattr(task.source, '_dataset_fn', None), 'label'):
-        label = function.label(split)
+    elif hasattr(function := getattr(task.source, '_dataset_fn', None), 'state'):
+        label, state = function.label(split), f'-{function.state(split)[:8]}'
     label = re.sub(r'[^\w.-]+', '_', label)
     split = re.sub(r'[^\w.-]+', '_', split)
-    return pathlib.Path(cache_dir or default_dir()) / f'{label}-{split}-{digest.hexdigest()[:12]}'
+    return pathlib.Path(cache_dir or default_dir()) / f'{label}-{split}-{digest.hexdigest()[:12]}{state}'
 
 
 def _check_placeholder(task: seqio.Task) -> None:
@@ -113,11 +126,20 @@ def _check_placeholder(task: seqio.Task) -> None:
 
 
 def fetch_source(task: seqio.Task) -> None:
-    """Downloads what the task reads, where it is a TFDS data set that is not there yet."""
+    """Downloads what the task reads, where it is a TFDS data set that is not there yet.
+
+    Raises:
+        ValueError, OSError: TFDS cannot; says why.
+    """
     if isinstance(task.source, seqio.TfdsDataSource):
-        task.source.tfds_dataset.builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
+        try:
+            task.source.tfds_dataset.builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+        except (ValueError, OSError):
+            raise
+        except Exception as error:
+            raise ValueError(f'{task.name}: TFDS cannot prepare its data ({type(error).__name__}: {error})') from error
 
 
 def open_store(
@@ -138,22 +160,35 @@ def open_store(
         BadExampleError: as said; also where an earlier run skipped examples and this one may not.
         ValueError: no such split, or no example in it.
     """
+    return open_stores([task], split, cache_dir, on_bad_example)[0]
+
+
+def open_stores(
+    tasks: Sequence[seqio.Task],
+    split: str,
+    cache_dir: str | os.PathLike | None = None,
+    on_bad_example: str = 'raise',
+) -> list['Store']:
+    """`open_store` for each of the tasks; those that share a store get the same object."""
     if on_bad_example not in ('raise', 'skip'):
         raise ValueError(f"on_bad_example={on_bad_example!r}: 'raise' or 'skip' was expected")
-    fetch_source(task)
-    if split not in task.splits:
-        raise ValueError(f'task {task.name!r} has no split {split!r}; it has {list(task.splits)}')
-    directory = store_dir(task, split, cache_dir)
-    if not (directory / 'store.json').exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(directory / 'lock', 'w') as lock:  # a second process waits, then finds it built
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (directory / 'store.json').exists():
-                _build(task, split, directory, on_bad_example)
-    store = Store(directory)
-    if store.skipped and on_bad_example == 'raise':
-        raise BadExampleError(_REMEDY.format(store.skipped[0][1]))
-    return store
+    stores: dict[pathlib.Path, Store] = {}
+    result = []
+    for task in tasks:
+        fetch_source(task)
+        directory = store_dir(task, split, cache_dir)
+        if not (directory / 'store.json').exists():
+            directory.mkdir(parents=True, exist_ok=True)
+            with open(directory / 'lock', 'w') as lock:  # a second process waits, then finds it built
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not (directory / 'store.json').exists():
+                    _build(task, split, directory, on_bad_example)
+        if directory not in stores:
+            stores[directory] = Store(directory)
+        result.append(stores[directory])
+        if result[-1].skipped and on_bad_example == 'raise':
+            raise BadExampleError(_REMEDY.format(result[-1].skipped[0][1]))
+    return result
 
 
 _REMEDY = "{}\n(on_bad_example='skip' leaves such examples out, and counts and lists them.)"
@@ -167,6 +202,51 @@ def _source_examples(task: seqio.Task, split: str, skip: int) -> tf.data.Dataset
     return task.preprocess_precache(dataset.skip(skip), seed=0)
 
 
+def _say_what_is_stale(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
+    """Names the stores of what the same files were before."""
+    if hasattr(getattr(task.source, '_dataset_fn', None), 'state'):
+        same = glob.escape(directory.name.rpartition('-')[0]) + '-*'
+        stale = sorted(str(path) for path in directory.parent.glob(same) if path != directory)
+        if stale:
+            notices.say(
+                f'{task.name} {split}: the manifest or its recordings are not what they were. Stores of before, which '
+                f'may be deleted: {", ".join(stale)}'
+            )
+
+
+def _examples(task: seqio.Task, split: str, dataset: tf.data.Dataset, start: int) -> Iterator[tuple[int, dict]]:
+    """(index in the source, example); of what a step could not make, an example with an `error` alone.
+
+    Raises:
+        ValueError: the source itself cannot be read on.
+    """
+    examples, last, faults = dataset.as_numpy_iterator(), start - 1, 0
+    while True:
+        try:
+            example = next(examples)
+        except StopIteration:
+            return
+        except tf.errors.OpError as error:
+            last, faults = last + 1, faults + 1
+            reason = f'{task.name} {split}: example {last} of the source: {reason_of(error)}'
+            ended = isinstance(error, tf.errors.DataLossError) or 'generator_py_func' in error.message
+            if ended or faults > _MOST_FAULTS:
+                raise ValueError(f'{reason}\nThe source cannot be read on: mend it, or fetch it again.') from error
+            yield last, {'id': f'{task.name}/{split}/{last}'.encode(), 'error': reason.encode()}
+        else:
+            last, faults = int(example.pop('source_index', last + 1)), 0
+            yield last, example
+
+
+def reason_of(error: tf.errors.OpError) -> str:
+    """What went wrong in a function that TensorFlow called, or in TensorFlow, without its traceback."""
+    text = re.sub(r'\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:.*?\]', '', error.message).strip()
+    text = text.split('\nTraceback')[0].split('\n')[0]
+    return re.sub(
+        r'^Error in user-defined function passed to \S+ transformation with iterator: \S+: ', '', text
+    ).strip()
+
+
 def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     done = sorted(directory.glob('*.json'))
     start = json.loads(done[-1].read_text())['next_source_index'] if done else 0
@@ -174,26 +254,26 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     spec = {name: [s.dtype.name, s.shape.rank] for name, s in dataset.element_spec.items() if name != 'source_index'}
     if 'source_index' not in dataset.element_spec and start:
         dataset = _source_examples(task, split, 0).skip(sum(len(json.loads(path.read_text())['ids']) for path in done))
-    logging.info('Preparing %s %s in %s', task.name, split, directory)
+    notices.say(f'Preparing {task.name} {split} in {directory}')
+    _say_what_is_stale(task, split, directory)
     shards = len(done)
     bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)
     writer = _ShardWriter(directory, shards)
     last = start - 1
-    for example in dataset.as_numpy_iterator():
-        last = int(example.pop('source_index', last + 1))
-        error = example.get('error', b'').decode()
-        if error and on_bad_example == 'raise':
-            raise BadExampleError(_REMEDY.format(error))
-        writer.add(example, error)
-        bar.update()
-        if len(writer.ids) + len(writer.skipped) == SHARD_EXAMPLES:
-            writer.finish(last + 1)
-            shards += 1
-            writer = _ShardWriter(directory, shards)
+    with contextlib.closing(bar):
+        for last, example in _examples(task, split, dataset, start):
+            error = example.get('error', b'').decode()
+            if error and on_bad_example == 'raise':
+                raise BadExampleError(_REMEDY.format(error))
+            writer.add(example, error)
+            bar.update()
+            if len(writer.ids) + len(writer.skipped) == SHARD_EXAMPLES:
+                writer.finish(last + 1)
+                shards += 1
+                writer = _ShardWriter(directory, shards)
     if writer.ids or writer.skipped:
         writer.finish(last + 1)
         shards += 1
-    bar.close()
     partial = directory / 'store.json.part'
     partial.write_text(json.dumps({'task': task.name, 'split': split, 'shards': shards, 'spec': spec}))
     partial.rename(directory / 'store.json')
@@ -291,9 +371,9 @@ class Store:
         self._starts = np.array(starts)
         self._readers = {}
         if not self.ids:
+            first = f' ({len(self.skipped)} were skipped; the first: {self.skipped[0][1]})' if self.skipped else ''
             raise ValueError(
-                f'{about["task"]}: split {about["split"]!r} holds no usable example '
-                f'({len(self.skipped)} were skipped). See {self.directory}'
+                f'{about["task"]}: split {about["split"]!r} holds no usable example{first}. See {self.directory}'
             )
 
     def __len__(self) -> int:

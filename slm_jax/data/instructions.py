@@ -8,6 +8,8 @@ on these kinds alone reaches the others (SLM, arXiv 2310.00230, section on zero-
 
 import re
 
+from slm_jax.data import ctc_text, languages
+
 TEMPLATES = {
     # The adapter is trained on these.
     'asr': (
@@ -82,9 +84,11 @@ TEMPLATES = {
 }
 SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswith('slot/'))
 NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
+# A known language, and perhaps a word about it: 'swiss german', 'norwegian bokmål'. Not 'the first half of the'.
+_LANGUAGE = rf'(?:\w+ )?(?:{"|".join(map(ctc_text.normalize, languages.NAMES.values()))})(?: \w+)?'
 _TRANSCRIPTION = re.compile(
     '|'.join(
-        re.escape(wording).replace(re.escape('{language}'), r'[\w() -]+')
+        ctc_text.normalize(wording).replace('language', _LANGUAGE)
         for kind in ('asr', 'asr_language')
         for wording in TEMPLATES[kind]
     )
@@ -102,5 +106,8 @@ def instruction(kind: str, number: int, **fields: str) -> str:
 
 
 def transcribes(text: str) -> bool:
-    """Whether `text` asks for a transcript, in one of the wordings above and of any language."""
-    return bool(_TRANSCRIPTION.fullmatch(text))
+    """Whether `text` asks for a transcript, in one of the wordings above and of any language.
+
+    Case, punctuation and spaces do not count.
+    """
+    return bool(_TRANSCRIPTION.fullmatch(ctc_text.normalize(text)))

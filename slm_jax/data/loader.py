@@ -1,29 +1,26 @@
 """From a SeqIO task or mixture to batches: stores (cache.py), a plan (plan.py), and a thread."""
 
-from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
 
 import atexit
 import dataclasses
 import difflib
-import functools
 import hashlib
-import json
+import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import seqio
-from absl import logging
 
 import gin
-from slm_jax.data import cache, feature_converter, preprocessors
+from slm_jax.data import cache, feature_converter, measure, notices, preprocessors
 from slm_jax.data import plan as plan_lib
 
 DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048}
-_FEATURES = ('speech', 'inputs', 'targets')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +32,7 @@ class ExampleInfo:
         instruction, reference: the texts that were encoded as inputs and targets.
         audio: the recording's path, None where the source gave samples.
         seconds: length of the speech.
+        offset: where in the recording it begins, in seconds; None where it is all of it.
     """
 
     id: str
@@ -45,6 +43,7 @@ class ExampleInfo:
     reference: str
     audio: str | None
     seconds: float
+    offset: float | None = None
 
 
 @gin.configurable
@@ -68,9 +67,12 @@ class SpeechTextLoader:
         row_multiple: rows of every batch are a multiple of this: the data-parallel size.
         tokens_per_batch: see `plan.Plan`.
         prefetch: batches made ahead.
+        encoder_seconds: see `plan.Plan`.
         data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
+        ValueError: an argument that cannot be; a split or file that is not there; a task whose targets the tokenizer
+            cannot write.
         preprocessors.BadExampleError: an example that cannot be used, unless these are skipped.
     """
 
@@ -90,7 +92,19 @@ class SpeechTextLoader:
         tokens_per_batch: int | None = None,
         prefetch: int = 4,
         data_dir: str | os.PathLike | None = None,
+        encoder_seconds: float = 0.0,
     ):
+        _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
+        _check('num_buckets', num_buckets, 'a whole number from 1 on')
+        _check('seed', seed, 'a whole number from 0 on', above=-1)
+        _check('num_shards', num_shards, 'a whole number from 1 on')
+        _check('shard_index', shard_index, 'a whole number from 0 on', above=-1)
+        _check('row_multiple', row_multiple, 'a whole number from 1 on')
+        if tokens_per_batch is not None:
+            _check('tokens_per_batch', tokens_per_batch, 'a whole number from 1 on')
+        _check('prefetch', prefetch, 'a whole number from 1 on')
+        _check('encoder_seconds', encoder_seconds, 'a number of seconds from 0 on', float, above=-1e-9)
+        _check_lengths(task_feature_lengths)
         if data_dir:
             seqio.set_tfds_data_dir_override(str(data_dir))
         self._tasks, rates = tasks_and_rates(mixture_or_task_name)
@@ -102,15 +116,14 @@ class SpeechTextLoader:
         if row_multiple % num_shards:
             raise ValueError(f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts')
         self.skipped: list[tuple[str, str]] = []
-        stores, self._stores, self._planned = {}, [], []
-        for task, rate in zip(self._tasks, rates):
-            directory = cache.store_dir(task, split, cache_dir)
-            if directory not in stores:
-                stores[directory] = cache.open_store(task, split, cache_dir, on_bad_example)
-                self.skipped += stores[directory].skipped
-            store = stores[directory]
-            self._stores.append(store)
-            self._planned.append(self._measure(task, store, rate, on_bad_example))
+        self._stores = cache.open_stores(self._tasks, split, cache_dir, on_bad_example)
+        for store in {id(store): store for store in self._stores}.values():
+            self.skipped += store.skipped
+        self._unknown: list[dict[str, np.ndarray]] = []
+        self._planned = [
+            self._measure(task, store, rate, on_bad_example)
+            for task, store, rate in zip(self._tasks, self._stores, rates)
+        ]
         self.plan = plan_lib.Plan(
             self._planned,
             seconds_per_batch,
@@ -119,60 +132,41 @@ class SpeechTextLoader:
             row_multiple,
             tokens_per_batch,
             self._lengths,
+            encoder_seconds=encoder_seconds,
         )
         self.speech_fill = self.plan.speech_fill
-        self._steps = [_postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
+        self._steps = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
         self._seed = seed
         self._waited = self._elapsed = 0.0
-        hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
-        logging.info(
-            '%s %s: %d examples, %.2f h; %d shapes; %.1f%% of the samples sent are speech',
-            self.name,
-            split,
-            sum(len(task.index) for task in self._planned),
-            hours,
-            len(self.plan.buckets),
-            100 * self.speech_fill,
-        )
-        if self.speech_fill < 0.9:
-            logging.warning(
-                'num_buckets=%d leaves %.0f%% of the samples to padding: a larger one, or '
-                "a smaller task_feature_lengths['speech'], leaves less",
-                num_buckets,
-                100 * (1 - self.speech_fill),
-            )
-        self.report_skipped()
+        if shard_index == 0:
+            self._report(num_buckets)
 
-    def report_skipped(self) -> None:
-        """Logs how many examples were skipped, and which."""
-        if self.skipped:
-            logging.warning(
-                '%s %s: %d bad examples skipped:\n%s',
-                self.name,
-                self.split,
-                len(self.skipped),
-                '\n'.join(error for _, error in self.skipped),
+    def _report(self, num_buckets: int) -> None:
+        """Says what there is, and what a person should know of it."""
+        hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
+        count, name = sum(len(task.index) for task in self._planned), f'{self.name} {self.split}'
+        text = f'{name}: {count} examples, {hours:.2f} h; {len(self.plan.buckets)} shapes'
+        if hours:
+            text += f'; {self.speech_fill:.0%} of the samples sent are speech'
+        if self.speech_fill < 0.9:
+            text += f' (more with num_buckets, NUM_BUCKETS, above {num_buckets}, or fewer very long clips)'
+        notices.say(text)
+        letters, lost = (np.concatenate([part[key] for part in self._unknown]) for key in ('letters', 'lost'))
+        if lost.any():
+            shown = np.concatenate([part['shown'] for part in self._unknown])
+            notices.say(
+                f'WARNING: {name}: {(lost > 0).sum()} of {len(lost)} targets hold characters that the tokenizer writes '
+                f'as unknown, {lost.sum() / letters.sum():.1%} of all letters: {", ".join(shown[:3])}. The model can '
+                'neither learn nor write them.'
             )
+        if self.skipped:
+            notices.say(notices.listing(name, [error for _, error in self.skipped]))
 
     # ------------------------------------------------------------------ lengths
 
     def _measure(self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str) -> plan_lib.TaskLengths:
-        """Runs the task's later steps over all texts, in every wording; remembers their lengths."""
-        description = [
-            cache.FORMAT,
-            task.name,
-            cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
-            {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
-        ]
-        digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
-        path = store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
-        if not path.exists():
-            measured = _measure_tokens(task, store)
-            partial = path.with_name(f'{path.stem}.{os.getpid()}.part.npz')
-            np.savez(partial, **measured)
-            os.replace(partial, path)
-        with np.load(path) as file:
-            measured = dict(file)
+        """The lengths of the examples that can be used; the others are skipped, or stop it all."""
+        measured = measure.measure(task, store)
         good = measured['used'].copy()
         lengths = {
             'speech': store.samples,
@@ -180,10 +174,9 @@ class SpeechTextLoader:
             'targets': measured['targets'],
         }
         errors = {int(i): str(e) for i, e in zip(measured['bad'], measured['errors'])}
-        for feature in _FEATURES:
+        for feature in measure.FEATURES:
             for i in np.nonzero(good & (lengths[feature] > self._lengths[feature]))[0]:
-                features = store.features(int(i))
-                name = next(filter(None, map(features.get, ('audio', 'origin', 'id')))).decode()
+                name = measure.name_of(store.features(int(i)))
                 errors.setdefault(
                     int(i),
                     preprocessors.too_long(name, feature, int(lengths[feature][i]), self._lengths[feature]),
@@ -197,8 +190,17 @@ class SpeechTextLoader:
             self.skipped.append((store.ids[i], error))
         index = np.nonzero(good)[0]
         if not len(index):
-            raise ValueError(f'{task.name}: no usable example in split {self.split!r}')
-        return plan_lib.TaskLengths(index, *(lengths[f][index] for f in _FEATURES), rate)
+            first = f'; the first fault: {next(iter(errors.values()))}' if errors else ''
+            raise ValueError(f'{task.name}: no usable example in split {self.split!r}{first}')
+        unknown = {'letters': measured['letters'][index], 'lost': measured['lost'][index], 'shown': measured['shown']}
+        if unknown['lost'].any() and (unknown['lost'] == unknown['letters']).all():
+            raise ValueError(
+                f'{task.name}: the tokenizer writes all {len(index)} targets of split {self.split!r} as unknown: '
+                f'{measured["shown"][0]}. Choose a foundation whose tokenizer has these characters '
+                '(language models: mT5, UMT5, ByT5).'
+            )
+        self._unknown.append(unknown)
+        return plan_lib.TaskLengths(index, *(lengths[f][index] for f in measure.FEATURES), rate)
 
     # ------------------------------------------------------------------ batches
 
@@ -214,7 +216,7 @@ class SpeechTextLoader:
         """`_example`; a wording that is too long for the bucket gives way to a measured one."""
         example = self._example(task, position, seed)
         if any(len(example[name]) > getattr(bucket, name) for name in ('inputs', 'targets')):
-            measured = _seeds(self._stores[task])
+            measured = measure.wordings(self._stores[task])
             example = self._example(task, position, seed % measured)
         return example
 
@@ -268,6 +270,7 @@ class SpeechTextLoader:
             reference=text('targets_pretokenized'),
             audio=text('audio') or None,
             seconds=len(example.get('speech', ())) / 16000,
+            offset=float(text('offset')) if text('offset') else None,
         )
 
     def _ahead(self, items: Iterator) -> Iterator:
@@ -381,74 +384,34 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
     return list(tasks), [float(provider.get_rate(task)) for task in tasks]
 
 
-def _seeds(store: cache.Store) -> int:
-    """How many wordings are measured.
-
-    Speech tasks choose among few templates: all of them. A text task may draw more freely; what it draws later may be
-    longer, see `_fitting`.
-    """
-    return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
-
-
-def _measure_tokens(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
-    """Token lengths, the longest over the measured wordings, of the examples the task keeps."""
-    n = len(store)
-    result = {name: np.zeros(n, np.int64) for name in ('inputs', 'targets')}
-    result['used'] = np.zeros(n, bool)
-    bad = {}
-    empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
-    steps = _postcache(task, store.spec)
-    for i, features in enumerate(store.all_features()):
-        for seed in range(_seeds(store)):
-            example = steps(dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed)))
-            if example is None:
-                break
-            result['used'][i] = True
-            for name in ('inputs', 'targets'):
-                result[name][i] = max(result[name][i], len(example.get(name, ())))
-            if example.get('error'):
-                bad[i] = example['error'].decode()
-                break
-    result['bad'] = np.array(list(bad), np.int64)
-    result['errors'] = np.array(list(bad.values()), np.str_)
-    return result
+# The macros of gin/runs that set an argument.
+_MACROS = {
+    'seconds_per_batch': 'BATCH_SECONDS',
+    'num_buckets': 'NUM_BUCKETS',
+    'seed': 'RANDOM_SEED',
+    'encoder_seconds': 'ENCODER_SECONDS',
+}
 
 
-def _postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
-    """The task's steps after the placeholder, as a function of one example.
+def _check(name: str, value: object, expected: str, kind: type = int, above: float = 0) -> None:
+    """Refuses an argument that is no such number; names it and its macro."""
+    if type(value) not in {int, kind} or not above < value < math.inf:
+        macro = f' ({_MACROS[name]})' if name in _MACROS else ''
+        raise ValueError(f'{name}{macro} is {value!r}; {expected} was expected.')
 
-    Steps that are `preprocessors.ExampleStep`s are called as they are. Any other SeqIO step is run
-    by TensorFlow over a dataset of that one example: right, but milliseconds instead of
-    microseconds.
-    """
-    steps = task.preprocessors[task._cache_step_idx + 1 :]
-    if all(isinstance(step, preprocessors.ExampleStep) for step in steps):
 
-        def call(example):
-            for step in steps:
-                added = step.function({k: example[k] for k in step.reads if k in example}, task.output_features, None)
-                if added is None:
-                    return None
-                example = {**example, **added}
-            return example
-
-        return call
-
-    signature = {name: tf.TensorSpec([None] * rank, dtype) for name, (dtype, rank) in spec.items()}
-    signature |= dict.fromkeys(('template_seed', 'index'), tf.TensorSpec((), tf.int64))
-
-    @functools.partial(tf.function, input_signature=[signature], autograph=False)
-    def run(example):
-        dataset = tf.data.Dataset.from_tensors(example)
-        return task.preprocess_postcache(dataset, sequence_length=None, seed=0).get_single_element()
-
-    def call_tensorflow(example):
-        try:
-            result = run({k: tf.constant(v) for k, v in example.items()})
-        except tf.errors.InvalidArgumentError as error:
-            if 'empty' in str(error):  # a filter left the example out
-                return None
-            raise
-        return {k: v.numpy() for k, v in result.items()}
-
-    return call_tensorflow
+def _check_lengths(lengths: Mapping[str, int] | None) -> None:
+    """Refuses a feature that there is not, and a length that is none."""
+    argument = 'task_feature_lengths (TASK_FEATURE_LENGTHS)'
+    if not isinstance(lengths, (Mapping, type(None))):
+        raise ValueError(f"{argument} is {lengths!r}; {{'speech': samples, 'inputs': tokens, …}} was expected.")
+    for name, length in (lengths or {}).items():
+        if name not in DEFAULT_LENGTHS:
+            near = difflib.get_close_matches(str(name), DEFAULT_LENGTHS, n=1)
+            raise ValueError(
+                f'{argument} has no {name!r}; '
+                + (f'did you mean {near[0]!r}?' if near else f'there are {", ".join(DEFAULT_LENGTHS)}.')
+            )
+        if type(length) is not int or length < 1:
+            unit = 'samples' if name == 'speech' else 'tokens'
+            raise ValueError(f'{argument}: {name!r} is {length!r}; a whole number of {unit} from 1 on was expected.')

@@ -5,24 +5,29 @@
     {"audio_filepath": "a.wav", "duration": 1.5, "text": "…"}           NeMo
     {"key": "utt1", "source": "a.wav", "target": "…"}                   SLAM-LLM
 
-A relative path is relative to the manifest. `lang` may be absent where no task names it;
-`translation` may be a string if `target_lang` is on the line or given to the task. Fields that are
-not known here (`duration`, `speaker`, …) are left alone.
+A relative path is relative to the manifest, `~/` is the home directory. `lang` may be absent where no task names it;
+`translation` may be a string if `target_lang` is on the line or given to the task. With `offset`, and in NeMo's lines,
+`offset` and `duration` (seconds) name a segment of the recording (segments.py); else a `duration` must be the
+recording's own. Fields that are not known here (`speaker`, …) are left alone.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from typing import Any
 
-from slm_jax.data import languages
+from slm_jax.data import json_lines, languages
 
 FIELDS = (
     'id',
     'origin',
     'audio',
+    'offset',
+    'duration',
     'text',
     'lang',
     'translations',
@@ -31,9 +36,10 @@ FIELDS = (
     'target',
     'error',
 )
+AUDIO = ('audio', 'audio_filepath', 'source')
 # field of ours <- names it goes by, best first (ours, NeMo's, SLAM-LLM's)
 _NAMES = {
-    'audio': ('audio', 'audio_filepath', 'source'),
+    'audio': AUDIO,
     'id': ('id', 'key'),
     'text': ('text',),
     'lang': ('lang', 'source_lang'),
@@ -55,51 +61,76 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     understood is yielded with the reason in `error`: whoever reads decides whether to stop.
 
     Raises:
-        ManifestError: the file itself cannot be read, or holds no line.
+        JsonLinesError: the file itself cannot be read, or holds no line.
     """
+    return (example for _, example in rows(path))
+
+
+def rows(path: str | os.PathLike) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """As `read`, each with the line's own object before it; {} where it has none."""
     path = pathlib.Path(path)
-    try:
-        lines = path.read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(
-            f'{path}: cannot be read ({error}). Give the path of a JSONL file in UTF-8 that you may read.'
-        ) from error
-    if not any(line.strip() for line in lines):
-        raise ManifestError(f'{path}: the manifest is empty. Write one JSON object a line.')
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            example = dict.fromkeys(FIELDS, '') | {'origin': f'{path}:{number}'}
-            try:
-                example |= _parse(line, path)
-            except ManifestError as error:
-                example['error'] = f'{path}:{number}: {error}'
-            example['id'] = example['id'] or example['origin']
-            yield example
+    for number, line in json_lines.lines(path):
+        row, example = {}, dict.fromkeys(FIELDS, '') | {'origin': f'{path}:{number}'}
+        try:
+            row = json_lines.parse(line)
+            example |= _fields(row, path.parent)
+        except ValueError as error:
+            example['error'] = f'{path}:{number}: {error}'
+        example['id'] = example['id'] or example['origin']
+        yield row, example
 
 
-def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
+def resolve(path: str, folder: pathlib.Path) -> str:
+    """A path as it stands in a manifest in `folder`, for everybody."""
+    return str(folder / (os.path.expanduser(path) if path.startswith('~/') else path))
+
+
+def seconds(row: Mapping[str, Any], field: str) -> float | None:
+    """A time that a line states, as a number or as text.
+
+    Raises:
+        ManifestError: it is neither, or no time.
+    """
+    value = row.get(field)
+    if value is None:
+        return None
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f'not JSON ({error}). Write one JSON object a line.') from None
-    if not isinstance(row, dict):
-        raise ManifestError(f'a JSON object was expected, this is {line[:40]!r}.')
-    if row.get('offset'):
-        raise ManifestError(
-            'field "offset": segments of a recording are not read. Cut the segment into a file of its own.'
-        )
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ManifestError(f'field "{field}" is {value!r}; seconds were expected, a number that is not negative.')
+    return number
+
+
+def _text(value: Any, field: str) -> str:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = str(value)
+    if not isinstance(value, str):
+        raise ManifestError(f'field "{field}" is {value!r}; a string was expected.')
+    return value
+
+
+def _segment(row: Mapping[str, Any], nemo: bool) -> dict[str, str]:
+    """`offset` and `duration` as text. NeMo's duration is a segment's; 0 is written where it is not known."""
+    offset, duration = seconds(row, 'offset'), seconds(row, 'duration') or None
+    if nemo and duration:
+        offset = offset or 0.0
+    return {name: '' if value is None else repr(value) for name, value in (('offset', offset), ('duration', duration))}
+
+
+def _fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
     fields = {}
     for field, names in _NAMES.items():
-        value = next((row[name] for name in names if row.get(name) is not None), '')
-        if isinstance(value, (int, float)) and field in ('text', 'target', 'id'):
-            value = str(value)
-        if not isinstance(value, str) and not (field == 'translation' and isinstance(value, dict)):
-            raise ManifestError(f'field "{field}" is {value!r}; a string was expected.')
-        fields[field] = value
+        name = next((name for name in names if row.get(name) is not None), field)
+        value = '' if row.get(name) is None else row[name]
+        if field in ('audio', 'lang', 'target_lang') and not isinstance(value, str):
+            raise ManifestError(f'field "{name}" is {value!r}; a string was expected.')
+        fields[field] = value if isinstance(value, dict) and field == 'translation' else _text(value, name)
+        if field == 'audio' and value:
+            fields |= {'audio': resolve(value, folder)} | _segment(row, name == 'audio_filepath')
     if row.get('source') and row.get('key') and not fields['text']:
         fields['text'] = fields['target']  # SLAM-LLM's transcript
-    if fields['audio']:
-        fields['audio'] = str(path.parent / fields['audio'])
     translation = fields.pop('translation')
     if isinstance(translation, str):
         translation = {fields['target_lang']: translation} if translation else {}
@@ -109,7 +140,8 @@ def _parse(line: str, path: pathlib.Path) -> dict[str, str]:
                 f'unknown language {code!r}. Use an ISO 639 code such as "en", or '
                 'add its name to slm_jax/data/languages.py.'
             )
-    fields['translations'] = json.dumps({k: v for k, v in translation.items() if v})
+    texts = {code: _text(text, 'translation') for code, text in translation.items() if text not in (None, '')}
+    fields['translations'] = json.dumps(texts)
     return fields
 
 
@@ -132,13 +164,24 @@ class Source:
         return f'{path.absolute().parent.name}_{path.stem}'
 
     def fingerprint(self, split: str) -> str:
-        """Changes when the file does (what its recordings hold is not looked at)."""
-        path = self.path(split)
-        try:
-            content = path.read_bytes()
-        except OSError:
-            content = b''  # `examples` says what is wrong with it
-        return hashlib.sha256(repr((os.path.abspath(path), self)).encode() + content).hexdigest()
+        """Which file is read, and how."""
+        return hashlib.sha256(repr((os.path.abspath(self.path(split)), self)).encode()).hexdigest()
+
+    def state(self, split: str) -> str:
+        """Changes when the file does, or a recording that it names: in size or time, also when one is gone or back.
+
+        Raises:
+            ValueError, OSError: the file cannot be read.
+        """
+        digest = hashlib.sha256()
+        for example in self.examples(split):
+            try:
+                status = os.stat(example['audio']) if example['audio'] else None
+                found = status and (status.st_size, status.st_mtime_ns)
+            except (OSError, ValueError):  # ValueError: no possible path
+                found = 'missing'
+            digest.update(repr((example, found)).encode())
+        return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +197,7 @@ class ManifestSource(Source):
     langs: tuple[str, ...] = ()
 
     def path(self, split: str) -> pathlib.Path:
-        return pathlib.Path(self.paths[split])
+        return pathlib.Path(self.paths[split]).expanduser()
 
     def examples(self, split: str) -> Iterator[dict[str, str]]:
         for example in read(self.path(split)):

@@ -117,6 +117,8 @@ class Plan:
         row_multiple: every batch has a multiple of so many rows: the data-parallel size.
         tokens_per_batch: limits the rows of short examples; None = 40 per second of audio.
         limits: {'inputs': n, 'targets': n}: token lengths are not rounded up beyond these.
+        encoder_seconds: what the speech encoder computes of a clip at least, however short it is: 30 for Whisper,
+            which fills every clip up. So many seconds of a batch a row counts for then.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Plan:
         limits: dict[str, int] | None = None,
         enough: float = 0.91,
         sample_rate: int = 16000,
+        encoder_seconds: float = 0.0,
     ):
         self._tasks, self._seed = list(tasks), seed
         self._limits = limits or {}
@@ -145,6 +148,7 @@ class Plan:
         self.buckets: list[Bucket] = []
         speech = samples > 0
         tokens = tokens_per_batch or int(40 * seconds_per_batch)
+        encoder_samples = encoder_seconds * sample_rate
         for mask, lengths, count in (
             (~speech, inputs + targets, num_buckets if not speech.any() else num_buckets // 4),
             (speech, samples, num_buckets),
@@ -162,7 +166,7 @@ class Plan:
                 }
                 rows = tokens // max(shape['inputs'] + shape['targets'], 1)
                 if shape['samples']:
-                    rows = min(rows, int(seconds_per_batch * sample_rate // shape['samples']))
+                    rows = min(rows, int(seconds_per_batch * sample_rate // max(shape['samples'], encoder_samples)))
                 rows = max(rows // row_multiple, 1) * row_multiple
                 bucket = Bucket(rows=rows, **shape)
                 if bucket not in self.buckets:  # token lengths may round to the same shape
@@ -189,7 +193,7 @@ class Plan:
     @functools.lru_cache(maxsize=4)
     def _chunk(self, chunk: int) -> list[Batch]:
         """The batches of a chunk, in order."""
-        rows = []
+        drawn_rows = []
         for task, share in enumerate(self._shares):
             size = len(self._tasks[task].index)
             start, stop = (int(share * self._draws * c) for c in (chunk, chunk + 1))
@@ -198,8 +202,8 @@ class Plan:
                 drawn = positions[positions // size == epoch]
                 example = self._permutation(task, epoch)[drawn % size]
                 seeds = self._rng(1, task, epoch).integers(2**31, size=size)[example]
-                rows.append(np.stack([np.full_like(example, task), example, seeds], 1))
-        rows = np.concatenate(rows)
+                drawn_rows.append(np.stack([np.full_like(example, task), example, seeds], 1))
+        rows = np.concatenate(drawn_rows)
         bucket_of = self._bucket[self._offsets[rows[:, 0]] + rows[:, 1]]
         batches = []
         for number, bucket in enumerate(self.buckets):

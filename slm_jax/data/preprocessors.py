@@ -26,7 +26,7 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages
+from slm_jax.data import languages, segments
 from slm_jax.data.manifests import FIELDS
 
 
@@ -73,17 +73,20 @@ def json_object(names: Sequence[str], texts: Sequence[tf.Tensor]) -> tf.Tensor:
 
 
 def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
-    """Reads the file at `audio` into `speech`; without one, `speech` is empty (a text example)."""
+    """Reads the file at `audio`, or its segment, into `speech`; without one, `speech` is empty (a text example)."""
 
-    def read(path: bytes, error: bytes):
+    def read(path: bytes, offset: bytes, duration: bytes, origin: bytes, error: bytes):
         if error or not path:
             return np.zeros(0, np.int16), error
+        name, times = path.decode(), (offset.decode(), duration.decode())
         try:
-            return waveforms.read_waveform(path.decode()), b''
-        except waveforms.AudioError as problem:
-            return np.zeros(0, np.int16), str(problem).encode()
+            return segments.read(name, *times), b''
+        except segments.SegmentError as problem:
+            return _unread(origin.decode(), problem)
+        except Exception as problem:
+            return _unread(name, problem)
 
-    return _with_speech(dataset, read, ('audio', 'error'))
+    return _with_speech(dataset, read, ('audio', 'offset', 'duration', 'origin', 'error'))
 
 
 def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
@@ -94,8 +97,8 @@ def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
         file.name = origin.decode()
         try:
             return waveforms.read_waveform(file), b''
-        except waveforms.AudioError as problem:
-            return np.zeros(0, np.int16), str(problem).encode()
+        except Exception as problem:
+            return _unread(file.name, problem)
 
     return _with_speech(dataset, read, ('content', 'origin'))
 
@@ -105,11 +108,21 @@ def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
 
     def convert(samples: np.ndarray, origin: bytes):
         try:
-            return waveforms.to_int16(samples, rate), b''
-        except waveforms.AudioError as problem:
-            return np.zeros(0, np.int16), origin + b': ' + str(problem).encode()
+            return waveforms.to_int16(samples, rate, origin.decode()), b''
+        except Exception as problem:
+            return _unread(origin.decode(), problem)
 
     return _with_speech(dataset, convert, ('samples', 'origin'))
+
+
+def _unread(name: str, problem: Exception) -> tuple[np.ndarray, bytes]:
+    """No samples, and what is wrong. Whatever a recording does to its reader is a fault of that one example."""
+    text = str(problem)
+    if not isinstance(problem, (waveforms.AudioError, segments.SegmentError)):
+        text = f'cannot be read ({type(problem).__name__}: {text}). Write it again as 16-bit WAV, or remove it.'
+    if not text.startswith(f'{name}: '):
+        text = f'{name}: {text}'
+    return np.zeros(0, np.int16), text.encode(errors='replace')
 
 
 def _with_speech(dataset, function, arguments):
@@ -328,7 +341,7 @@ def too_long(name: str, feature: str, length: int, limit: int) -> str:
         return (
             f'{name}: {length / waveforms.SAMPLE_RATE:.1f} s of speech where '
             f'{limit / waveforms.SAMPLE_RATE:.1f} s are allowed. Raise '
-            "task_feature_lengths['speech'] (in samples), or split the recording."
+            "task_feature_lengths['speech'] (in samples; of evaluate, --max_seconds), or split the recording."
         )
     return (
         f'{name}: {length} tokens of {feature} where {limit} are allowed. Raise '

@@ -48,6 +48,10 @@ class UsmConfig:
     remat_policy: str = 'none'
     dtype: Any = jnp.float32
 
+    def __post_init__(self):
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f'UsmConfig.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
+
 
 class _Dense(nn.Module):
     """Matrix product over the last axis.

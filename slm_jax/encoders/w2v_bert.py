@@ -98,7 +98,7 @@ class _SelfAttention(nn.Module):
                 self.param(name, init, (heads, head_dim), jnp.float32).astype(config.dtype)
                 for name in ('pos_bias_u', 'pos_bias_v')
             )
-            distances = heads_of(_sinusoids(t, d).astype(config.dtype), 'linear_pos', use_bias=False)
+            distances = heads_of(jnp.asarray(_sinusoids(t, d), config.dtype), 'linear_pos', use_bias=False)
             bias = jnp.einsum('bthk,rhk->bhtr', query + place, distances)
             query = query + content
         if bias is not None:

@@ -186,16 +186,12 @@ def score(
     """
     if not predictions:
         raise MetricsError('predictions: there are none to score; is the split empty?')
-    names = {
-        'transcription': normalizer,
-        'translation': translation_normalizer,
-        'slots': normalizer,
-    }
+    names = _names(normalizer, translation_normalizer)
     signatures: dict[str, str] = {}
     pairs = [_pair(prediction, names) for prediction in predictions]
     _refuse_empty(predictions, pairs)
     scores = _score_kinds(predictions, pairs, signatures)
-    result = {
+    result: dict[str, Any] = {
         'normalizers': {kind: names[kind] for kind in scores},
         'signatures': signatures,
         'scores': scores,
@@ -209,6 +205,28 @@ def score(
                 [predictions[i] for i in chosen], [pairs[i] for i in chosen], signatures
             )
     return result
+
+
+def check_reference(example: Prediction, normalizer: str = 'basic', translation_normalizer: str = 'none') -> None:
+    """Refuses an example that `score` would refuse whatever is answered, so that it is not decoded first.
+
+    Raises:
+        MetricsError: its reference is missing, no text, or empty after normalising; the message names it.
+    """
+    reference, name = example.get('reference'), f'example {example.get("id")!r}'
+    if not isinstance(reference, str):
+        raise MetricsError(f'{name}: its reference is {reference!r}; it must be a string.')
+    names = _names(normalizer, translation_normalizer)
+    if not _normalized(example, reference, names).strip():
+        kind = kind_of(example)
+        raise MetricsError(
+            f'{name}: its reference {reference!r} is empty after normalising ({names[kind]}). Give it a text, leave it '
+            f'out (--on_bad_example skip), or score with --{"translation_" * (kind == "translation")}normalizer none.'
+        )
+
+
+def _names(normalizer: str, translation_normalizer: str) -> dict[str, str]:
+    return {'transcription': normalizer, 'translation': translation_normalizer, 'slots': normalizer}
 
 
 def error_rate(prediction: Prediction, normalizer: str = 'basic') -> float:
@@ -250,12 +268,14 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
             raise MetricsError(
                 f'{field}: missing or not text in example {prediction.get("id")!r}; it must be a string.'
             )
+    pair = [_normalized(prediction, prediction[field], names) for field in ('reference', 'prediction')]
+    return pair[0], pair[1]
+
+
+def _normalized(prediction: Prediction, text: str, names: Mapping[str, str]) -> str:
     kind = kind_of(prediction)
-    normalize = normalizers.get(names[kind])
-    pair = normalize(prediction['reference']), normalize(prediction['prediction'])
-    if kind == 'transcription' and is_unspaced(prediction.get('lang')):
-        return ''.join(pair[0].split()), ''.join(pair[1].split())
-    return pair
+    text = normalizers.get(names[kind])(text)
+    return ''.join(text.split()) if kind == 'transcription' and is_unspaced(prediction.get('lang')) else text
 
 
 def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str]]) -> None:

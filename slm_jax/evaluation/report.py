@@ -5,10 +5,12 @@
     schema, created (ISO 8601, UTC), command
     model        {directory, system, step, trained_parameters, …}
     foundations  {part: {name, fingerprint: {structure, content, num_params}}}
-    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio,
-    skipped} decode       {method, beam_size, …} normalizers, signatures, scores, by_task    as
-    `metrics.score` returns them speed        {seconds, audio_seconds_per_second, device} versions
-    {package: version}
+    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio, skipped}
+    decode       {method, beam_size, …, answers_with_ctc}
+    truncated    how many answers reached a limit of their length
+    normalizers, signatures, scores, by_task    as `metrics.score` returns them
+    speed        {seconds, audio_seconds_per_second, device}
+    versions     {package: version}
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_jax.data import json_lines
 from slm_jax.evaluation import examples, metrics, page, plots
 
 SCHEMA = 1
@@ -73,9 +76,7 @@ def write(
     """
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / 'predictions.jsonl').open('w', encoding='utf-8') as stream:
-        for prediction in predictions:
-            stream.write(json.dumps(prediction, ensure_ascii=False) + '\n')
+    json_lines.write(directory / 'predictions.jsonl', predictions)
     text = json.dumps(results, ensure_ascii=False, indent=2)
     (directory / 'results.json').write_text(text + '\n', encoding='utf-8')
     path = directory / 'report.html'
@@ -109,7 +110,7 @@ def render(
         '<header>',
         f'<h1>{page.escape(title)}</h1>',
         f'<p class="soft">{page.escape(_subtitle(results))}</p>',
-        _warning(data),
+        _warning(results),
         page.tiles(_headline(results)),
         '</header>\n<main>',
         *(_scores(kind, scores) for kind, scores in results['scores'].items()),
@@ -152,12 +153,22 @@ def _subtitle(results: Mapping[str, Any]) -> str:
     return ' · '.join(part for part in parts if part)
 
 
-def _warning(data: Mapping[str, Any]) -> str:
-    lines = []
+def cut(results: Mapping[str, Any]) -> str:
+    """How many answers were not ended by the model, and by what."""
+    decode = results.get('decode') or {}
+    limits = [f'{name} {decode[name]:g}' for name in ('max_decode_length', 'max_length_ratio') if decode.get(name)]
+    which = f' ({" or ".join(limits)})' if limits else ''
+    return f'{results["truncated"]:,} answers are cut, they reached a limit{which}: "truncated" in predictions.jsonl.'
+
+
+def _warning(results: Mapping[str, Any]) -> str:
+    data, lines = results['data'], []
     if data.get('shuffle_audio'):
         lines.append('Control run: every example was given the audio of another clip. A model that listens fails here.')
     if data.get('skipped'):
         lines.append(f'{len(data["skipped"])} unreadable examples were left out; results.json lists them.')
+    if results.get('truncated'):
+        lines.append(cut(results))
     return ''.join(f'<p class="warn" role="note">{page.escape(line)}</p>' for line in lines)
 
 
@@ -226,9 +237,10 @@ def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float
     timed = [(p['duration'], e) for p, e in zip(predictions, errors, strict=True) if p.get('duration')]
     if len(timed) < 20:
         return ''
+    seconds, rates = zip(*timed, strict=True)
     title = 'Error rate by length of the clip'
     caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
-    return page.section(title, page.plot(plots.error_by_length(*zip(*timed, strict=True), title), caption))
+    return page.section(title, page.plot(plots.error_by_length(seconds, rates, title), caption))
 
 
 def _facts(results: Mapping[str, Any]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,8 @@ def write(file: pathlib.Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         tensors: by name; what they say of a file is not read.
         metadata: texts, for the header.
     """
-    header, offset = {'__metadata__': dict(metadata)}, 0
+    header: dict[str, Any] = {'__metadata__': dict(metadata)}
+    offset = 0
     for name, tensor in tensors.items():
         stop = offset + math.prod(tensor.shape) * tensor.dtype.itemsize
         header[name] = {

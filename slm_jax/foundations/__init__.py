@@ -21,7 +21,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
-from slm_jax.foundations import added_tokens, verification
+from slm_jax.foundations import added_tokens, tokenizers, verification
 
 CARD = 'card.json'
 PARAMS = 'params'
@@ -39,6 +39,11 @@ class FoundationError(ValueError):
 def known() -> list[str]:
     """Names of the foundations installed with the package."""
     return sorted(path.parent.name for path in pathlib.Path(__file__).parent.glob(f'*/{CARD}'))
+
+
+def installed(directory: pathlib.Path) -> bool:
+    """Whether a foundation or model belongs to the package: then nothing is written into it."""
+    return directory.resolve().parent == pathlib.Path(__file__).resolve().parent
 
 
 def find(name_or_dir: str | os.PathLike) -> pathlib.Path:
@@ -314,19 +319,15 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
         )
 
 
-def vocabulary(name_or_dir: str | os.PathLike):
-    """The foundation's SeqIO vocabulary: SentencePiece, or bytes where the card says so.
+def vocabulary(name_or_dir: str | os.PathLike) -> Any:
+    """The foundation's tokenizer: SentencePiece, or bytes where the card says so (see `tokenizers`).
 
     `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid); `added_tokens` come on top.
     """
-    import seqio
-
-    import slm_jax.data.tensorflow_cpu  # noqa: F401  before seqio, which imports TensorFlow
-
     path = find(name_or_dir)
     said = card(path)
     if said.get('vocabulary') == 'bytes':
-        return seqio.ByteVocabulary(said.get('extra_ids', 0))
+        return tokenizers.Bytes(said.get('extra_ids', 0))
     if not (path / TOKENIZER).is_file():
         raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
     expected = said.get('files', {}).get(TOKENIZER)
@@ -335,5 +336,5 @@ def vocabulary(name_or_dir: str | os.PathLike):
             f'{path / TOKENIZER} has the SHA-256 {sha256}, by its card it is {expected}. It was damaged or changed '
             'after it was made: copy it again from where it came.'
         )
-    found = seqio.SentencePieceVocabulary(str(path / TOKENIZER), extra_ids=said.get('extra_ids', 0))
+    found = tokenizers.SentencePiece(path / TOKENIZER, said.get('extra_ids', 0))
     return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

@@ -42,10 +42,6 @@ class AddedTokens:
         return max(self._vocabulary.vocab_size, 1 + max(self._contents))
 
     @property
-    def pad_id(self) -> int:
-        return self._vocabulary.pad_id
-
-    @property
     def bos_id(self) -> int | None:
         return self._vocabulary.bos_id
 

@@ -112,7 +112,7 @@ def config(directory: Directory, arrays: dict[str, foundations.Blocks]) -> t5.T5
             for stack in ('encoder', 'decoder')
         )
     said = directory.config['T5Config']
-    told = {
+    told: dict[str, Any] = {
         'vocab_size': vocab_size, 'emb_dim': emb_dim, 'num_heads': num_heads, 'head_dim': head_dim, 'mlp_dim': mlp_dim,
         'num_encoder_layers': encoder_layers, 'num_decoder_layers': decoder_layers, 'param_scan_axis': 1,
         'logits_via_embedding': 'decoder/logits_dense/kernel' not in arrays,
@@ -241,7 +241,7 @@ def _stored(path: pathlib.Path, name: str, spec: dict[str, Any]) -> foundations.
         ).result()
     except (ValueError, OSError) as error:
         raise CheckpointError(f'{place} is damaged ({error}). Fetch it again.') from error
-    chunk = store.chunk_layout.read_chunk.shape
+    chunk = tuple(int(part or 0) for part in store.chunk_layout.read_chunk.shape or ())
     if (
         store.shape != shape
         or not math.prod(shape)

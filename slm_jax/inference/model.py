@@ -3,15 +3,20 @@
 import contextlib
 import copy
 import dataclasses
+import math
 import os
 import pathlib
+import re
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.inference import traces
+
 DEFAULT_MAX_SECONDS = 30.0
+_EOS = 1
 
 # How a foundation alone is put to work, over the model file that bears its name.
 _FOUNDATION_GIN = {
@@ -30,6 +35,8 @@ text_to_text.TextToText.llm = @t5.T5()
 MODEL = @text_to_text.TextToText()
 """,
 }
+# Modules that only training reads of; they take seconds to import, and TensorFlow.
+_TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|cache|preprocessors)|training\.optimizers)(\..+)?')
 # What may be said of every model, before its own configuration.
 _FIRST_GIN = """
 from __gin__ import dynamic_registration
@@ -42,6 +49,13 @@ train.train.frozen_dtype = %FROZEN_DTYPE
 
 class ModelError(ValueError):
     """A directory that no model can be made of; the message names it and the remedy."""
+
+
+class Answer(NamedTuple):
+    """What a model says to a query; `cut` is the field of `DecodeConfig` that did not let it end, '' if it did."""
+
+    text: str
+    cut: str = ''
 
 
 @dataclasses.dataclass
@@ -57,7 +71,8 @@ class Model:
         foundations: {part: {'name', 'fingerprint'}} of what was not in the checkpoint.
         decode: how to generate.
         vocabulary: of the outputs.
-        max_seconds: longest audio that training let through.
+        max_seconds: longest audio that training let through, if the speech encoder takes it.
+        computed_seconds: audio that the speech encoder computes at least, however short a clip is.
         mesh: of the devices.
     """
 
@@ -70,23 +85,43 @@ class Model:
     decode: Any
     vocabulary: Any
     max_seconds: float
+    computed_seconds: float
     mesh: Any
     _partitioner: Any
 
     def __post_init__(self):
-        import jax
-
-        from slm_jax.training import partitioning
-
-        def predict(params, batch):
-            return self.system.predict(params, batch, self.decode)
-
-        self._predict = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+        self._programs = {}
 
     @property
     def text_vocabulary(self) -> Any:
         """Vocabulary of instructions and texts; None for a system that reads none."""
         return self.vocabulary if 'llm' in self.params else None
+
+    @property
+    def hears(self) -> bool:
+        """Whether recordings can be put to it; a language model alone reads texts."""
+        return 'speech_encoder' in self.params
+
+    @property
+    def encoder_seconds(self) -> float | None:
+        """Longest audio that the speech encoder takes at once; None: any."""
+        return _encoder_seconds(self.system)
+
+    def let_through(self, asked: float | None) -> float:
+        """Longest audio to put to it at once: what is asked for (`--max_seconds`), or `max_seconds`.
+
+        Raises:
+            ValueError: the speech encoder does not take so much.
+        """
+        most = self.encoder_seconds
+        if asked is not None and not 0 < asked <= (most or math.inf):
+            raise ValueError(
+                f'--max_seconds {asked:g}: '
+                + (f'the speech encoder of {self.directory.name} takes {most:g} s at once. ' if most else '')
+                + f'Give a number above 0{f" and up to {most:g}" if most else ""}; `slm-jax infer --chunk_seconds` '
+                'cuts longer audio at its pauses.'
+            )
+        return self.max_seconds if asked is None else asked
 
     @property
     def text_first(self) -> bool:
@@ -98,13 +133,34 @@ class Model:
         """What the number of rows of a batch must be a multiple of."""
         return self.mesh.shape['data'] * self.mesh.shape['fsdp']
 
-    def texts(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+    def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape."""
         from slm_jax.training import partitioning
 
+        given = partitioning.shard_batch(dict(batch), self.mesh)
+        shapes = str({name: array.shape for name, array in given.items()})
+        if shapes not in self._programs:
+            self._programs[shapes] = self._program(given)
         with self._partitioner.tracing(self.mesh):
-            tokens = self._predict(self.params, partitioning.shard_batch(dict(batch), self.mesh))
-        return [self.vocabulary.decode(row[row != 0].tolist()) for row in np.asarray(tokens)]
+            tokens = self._programs[shapes](self.params, given)
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in np.asarray(tokens)]
+
+    def _program(self, batch: Mapping[str, Any]) -> Callable:
+        import jax
+
+        from slm_jax.training import partitioning
+
+        def predict(params, batch):
+            return self.system.predict(params, batch, self.decode)
+
+        if self.mesh.size == 1:
+            return traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
+        return jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+
+    def _cut(self, row: np.ndarray) -> str:
+        if self.text_vocabulary is None or _EOS in row:  # CTC writes no end
+            return ''
+        return 'max_length_ratio' if self.decode.max_length_ratio and row[-1] == 0 else 'max_decode_length'
 
 
 def compilation_cache() -> None:
@@ -144,8 +200,6 @@ def load(
         ValueError: not found, a damaged or foreign foundation, or a configuration that does not
             fit; names what and the remedy.
     """
-    from slm_jax.data import tensorflow_cpu  # isort: skip  # noqa: F401  quiet, off the GPU
-
     from slm_jax import configuration, decoding
     from slm_jax import foundations as foundations_lib
     from slm_jax.training import checkpoints, origins, partitioning
@@ -162,6 +216,7 @@ def load(
         if not trained_dir.is_dir():
             newest = checkpoints.newest(directory).name
             raise ModelError(f'{directory}: no checkpoint of step {step}; the newest is {newest}.')
+        checkpoints.check_files(trained_dir)
         own_step, trained_dir = int(trained_dir.name), trained_dir / checkpoints.TRAINABLE
     if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
         gin_files = [str(directory / foundations_lib.MODEL_FILE)]
@@ -170,7 +225,7 @@ def load(
 
     partitioner = partitioning.Partitioner(**(mesh or {}))
     devices = partitioner.mesh()
-    boxed = abstract_params(system)
+    boxed = traces.abstract_params(system)
     shardings = partitioner.shardings(boxed, devices)
     trained = foundations_lib.stored_tree(trained_dir) if trained_dir else {}
     trained_paths = _check_trained(trained, state_lib.unboxed(boxed), trained_dir)
@@ -201,7 +256,8 @@ def load(
         foundations=used,
         decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
         vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
-        max_seconds=_max_seconds(),
+        max_seconds=min(_max_seconds(), _encoder_seconds(system) or math.inf),
+        computed_seconds=query('%ENCODER_SECONDS') or 0.0,
         mesh=devices,
         _partitioner=partitioner,
     )
@@ -223,13 +279,20 @@ def _check_trained(trained: Any, params: Any, directory: pathlib.Path | None) ->
     return set(leaves)
 
 
-def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Sequence[str]) -> None:
+def configure(
+    card: Mapping[str, Any], gin_files: Sequence[str], bindings: Sequence[str], training: bool = False
+) -> None:
     """Parses the configuration of a model's or foundation's card, then what the user adds.
+
+    Args:
+        card: as `foundations.card` gives it.
+        gin_files, bindings: see `load`.
+        training: whether to parse what only training reads of, too: its tasks are registered by that.
 
     Raises:
         ValueError: the configuration does not parse, or a foundation has no model file.
     """
-    from slm_jax import configuration
+    from slm_jax import configuration, foundations
 
     files, last = list(gin_files), ''
     if 'config' not in card:
@@ -254,11 +317,50 @@ def configure(card: Mapping[str, Any], gin_files: Sequence[str], bindings: Seque
             path.write_text(text, encoding='utf-8')
             return str(path)
 
-        first = [
-            written('first.gin', _FIRST_GIN),
-            written('card.gin', card.get('config', '')),
-        ]
-        configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
+        config = card.get('config', '')
+        first = [written('first.gin', _FIRST_GIN), written('card.gin', config if training else _for_answering(config))]
+        try:
+            configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
+        except configuration.ConfigurationError as error:
+            if first[1] not in str(error):
+                raise
+            made_by = (card.get('versions') or {}).get('slm_jax', 'an unknown version')
+            raise ModelError(
+                f'the configuration in the card of {card.get("name")!r} does not fit this version of slm_jax (it was '
+                f'written by {made_by}): {str(error).replace(first[1], foundations.CARD)}\nInstall that version, or '
+                "mend the line in the card's `config`."
+            ) from error
+
+
+def _for_answering(config: str) -> str:
+    """A card's gin text without the statements on modules that only training reads of, and those that refer to them."""
+    from gin import config_parser
+
+    class Named(config_parser.ParserDelegate):
+        def configurable_reference(self, scoped_configurable_name, evaluate):
+            named.add(scoped_configurable_name.rpartition('/')[2].split('.')[0])
+
+        def macro(self, macro_name):
+            named.add(macro_name)
+
+    named: set[str] = set()  # by the statement that is being parsed
+    left_out: set[str] = set()
+    starts, kept = [], []
+    for statement in config_parser.ConfigParser(config, Named()):
+        if isinstance(statement, config_parser.ImportStatement):
+            named = {statement.bound_name()}
+            if _TRAINING_ONLY.fullmatch(statement.module):
+                left_out |= named
+        elif named & left_out and not statement.arg_name:  # a macro
+            left_out.add(statement.selector)
+        else:
+            named.add(statement.selector.split('.')[0])
+        starts.append(statement.location.line_num - 1)
+        kept.append(not named & left_out)
+        named = set()
+    lines = config.splitlines(keepends=True)
+    parts = zip(starts, [*starts[1:], len(lines)], kept, strict=True)
+    return ''.join(line for start, end, keep in parts if keep for line in lines[start:end])
 
 
 def configured_system() -> Any:
@@ -274,28 +376,6 @@ def configured_system() -> Any:
     raise ModelError('the configuration names no system; bind one, as in MODEL = @slm.SLM().')
 
 
-def abstract_params(system: Any) -> dict[str, Any]:
-    """Shapes of the system's parameters, boxed with their axes' names; nothing is allocated."""
-    import jax
-    import jax.numpy as jnp
-
-    def init(rng):
-        tokens = jnp.zeros((1, 8), jnp.int32)
-        return system.init(
-            rng,
-            {
-                'speech_samples': jnp.zeros((1, 16000), jnp.int16),
-                'speech_lengths': jnp.full((1,), 16000, jnp.int32),
-                'encoder_input_tokens': tokens,
-                'decoder_input_tokens': tokens,
-                'decoder_target_tokens': tokens,
-                'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
-            },
-        )
-
-    return jax.eval_shape(init, jax.random.key(0))
-
-
 def query(key: str) -> Any:
     """A macro or parameter of the parsed configuration; None if it is not set."""
     import gin
@@ -305,6 +385,10 @@ def query(key: str) -> Any:
     except ValueError:
         return None
     return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
+
+
+def _encoder_seconds(system: Any) -> float | None:
+    return getattr(system, 'max_seconds', None)
 
 
 def _max_seconds() -> float:

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
+import math
 import os
-import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -61,6 +61,8 @@ def batched(
     seconds_per_batch: float = 60.0,
     row_multiple: int = 1,
     fine: bool = False,
+    longest: float | None = None,
+    computed: float = 0.0,
 ) -> Iterator[tuple[list[tuple[int, Query]], dict[str, np.ndarray]]]:
     """Groups queries of like length; only what makes up unfinished batches is held in memory.
 
@@ -69,6 +71,8 @@ def batched(
         seconds_per_batch: seconds of padded audio in a batch.
         row_multiple: rows of every batch are a multiple of it: the data-parallel size.
         fine: see `seconds_bound`; pays where there are thousands.
+        longest: seconds that the speech encoder takes at once; no query is padded beyond.
+        computed: seconds that it computes at least, however short a clip is; rows are counted by that.
 
     Yields:
         (the batch's queries with their places in `queries`, the batch). A shape occurs with one
@@ -79,14 +83,15 @@ def batched(
 
     def rows_of(shape):
         bound, tokens = shape
-        rows = seconds_per_batch / bound if bound else _MAX_ROWS
+        rows = seconds_per_batch / max(bound, computed) if bound else _MAX_ROWS
         rows = min(rows, _TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
         return max(int(rows) // row_multiple, 1) * row_multiple
 
     for position, query in enumerate(queries):
         samples = 0 if query.samples is None else len(query.samples)
         tokens = -(-max(len(query.tokens), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
-        shape = seconds_bound(samples / SAMPLE_RATE, fine), tokens
+        bound = seconds_bound(samples / SAMPLE_RATE, fine)
+        shape = bound if longest is None else min(bound, longest), tokens
         group = waiting.setdefault(shape, [])
         group.append((position, query))
         if len(group) == rows_of(shape):
@@ -102,7 +107,7 @@ def batched(
 
 def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: int) -> dict[str, np.ndarray]:
     bound, tokens = shape
-    batch = {
+    batch: dict[str, np.ndarray] = {
         'speech_samples': np.zeros((rows, round(bound * SAMPLE_RATE)), np.int16),
         'speech_lengths': np.zeros(rows, np.int32),
         'encoder_input_tokens': np.zeros((rows, tokens), np.int32),
@@ -119,6 +124,21 @@ def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: i
         batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
         batch['transcribed'][row] = query.transcribed
     return batch
+
+
+def checked(
+    queries: Iterable[Query], check: Callable[[Query], None], on_bad: Callable[[str], None] | None
+) -> Iterator[Query]:
+    """The queries that `check` raises no ValueError for; `on_bad` as in `from_manifest`."""
+    for query in queries:
+        try:
+            check(query)
+        except ValueError as error:
+            if on_bad is None:
+                raise
+            on_bad(str(error))
+        else:
+            yield query
 
 
 def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
@@ -176,6 +196,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     reference=info.reference or vocabulary.decode(targets[targets != 0].tolist()),
                     duration=round(info.seconds, 3),
                     audio=info.audio,
+                    offset=info.offset,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
             )
@@ -196,36 +217,38 @@ def with_texts(
         ValueError: an id has no text.
     """
     for query in queries:
-        identity = query.info.get('id')
-        if identity not in texts:
-            raise ValueError(
-                f'text_from: no text for example {identity!r}. Evaluate the first half of the cascade on the same data.'
-            )
-        text = tuple(vocabulary.encode(texts[identity]))
+        text = tuple(vocabulary.encode(text_of(query, texts)))
         tokens = (*text, *query.tokens) if text_first else (*query.tokens[:-1], *text, _EOS)
         yield dataclasses.replace(query, tokens=tokens, samples=None)
 
 
+def text_of(query: Query, texts: Mapping[str, str]) -> str:
+    """The text that `texts` has for a query; a ValueError where there is none."""
+    identity = query.info.get('id', '')
+    if identity not in texts:
+        raise ValueError(
+            f'text_from: no text for example {identity!r}. Evaluate the first half of the cascade on the same data.'
+        )
+    return texts[identity]
+
+
 def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a JSONL file, as dictionaries.
+    """The lines of a predictions.jsonl, `duration` as a number.
 
     Raises:
-        ValueError: unreadable, or a line is no JSON object; names file and line.
+        ValueError: unreadable, empty, or a line is no JSON object; names file and line.
     """
-    try:
-        text = pathlib.Path(path).read_text(encoding='utf-8-sig')
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f'{path}: cannot be read ({error}). Give a JSONL file in UTF-8.') from error
+    from slm_jax.data import json_lines, manifests
+
     rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f'{path}:{number}: not JSON ({error}).') from None
-            if not isinstance(row, dict):
-                raise ValueError(f'{path}:{number}: a JSON object was expected.')
-            rows.append(row)
+    for number, line in json_lines.lines(path):
+        try:
+            row = json_lines.parse(line)
+            if 'duration' in row:
+                row['duration'] = manifests.seconds(row, 'duration')
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from None
+        rows.append(row)
     return rows
 
 
@@ -237,7 +260,7 @@ def texts_by_id(path: str | os.PathLike, field: str = 'prediction') -> dict[str,
     """
     texts: dict[str, str] = {}
     for row in read_lines(path):
-        identity, text = row.get('id'), row.get(field)
+        identity, text = str(row.get('id')), row.get(field)
         if not isinstance(text, str):
             raise ValueError(f'{path}: example {identity!r} has no text in its field {field!r}.')
         if texts.setdefault(identity, text) != text:
@@ -273,6 +296,8 @@ def from_manifest(
     text_first: bool = True,
     on_bad: Callable[[str], None] | None = None,
     task: str = '',
+    longest: float | None = None,
+    listen: bool = True,
 ) -> Iterator[Query]:
     """Every question put to every line of a manifest (see `slm_jax.data.manifests`).
 
@@ -284,24 +309,25 @@ def from_manifest(
         text_first: see `with_texts`.
         on_bad: is told what is wrong with a line, which is then left out; None: it is raised.
         task: name of it all, for lines that name none.
+        longest: see `check_length`.
+        listen: False: recordings are not read, and the queries have none, to check all else first.
 
     Raises:
         ValueError: a line cannot be used; names file, line, field and remedy.
     """
-    from slm_jax.audio import waveforms
-    from slm_jax.data import manifests
+    from slm_jax.data import manifests, segments
 
-    for raw, line in zip(read_lines(path), manifests.read(path), strict=True):
+    for raw, line in manifests.rows(path):
         try:
             if line['error']:
                 raise ValueError(line['error'])
             listens = not all(question.text_field for question in questions)
             samples = None
-            if listens:
-                if not line['audio']:
-                    raise ValueError(f'{line["origin"]}: field "audio" is missing.')
-                samples = waveforms.read_waveform(line['audio'])
-                check_length(line['audio'], samples, max_seconds)
+            if listens and not line['audio']:
+                raise ValueError(f'{line["origin"]}: field "audio" is missing.')
+            if listens and listen:
+                samples = segments.read(line['audio'], line['offset'], line['duration'])
+                check_length(line['audio'], samples, max_seconds, longest)
             raw = {'task': task, **raw}
             asked = [_ask(q, raw, line, samples, vocabulary, text_first) for q in questions]
         except ValueError as error:
@@ -312,17 +338,25 @@ def from_manifest(
             yield from asked
 
 
-def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float) -> None:
+def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float, longest: float | None = None) -> None:
     """Refuses a recording that is longer than a model takes at once: nothing is ever cut unasked.
+
+    Args:
+        name: of the recording.
+        samples: of the recording.
+        max_seconds: the most that is let through.
+        longest: seconds that the speech encoder takes at once, whatever is let through; None: any.
 
     Raises:
         ValueError: says how long it is and what to do.
     """
-    if len(samples) > max_seconds * SAMPLE_RATE:
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds > max_seconds:
+        whole = longest is None or seconds <= longest
         raise ValueError(
-            f'{name}: {len(samples) / SAMPLE_RATE:.1f} s is longer than the {max_seconds:g} s that '
-            'this model takes at once. `slm-jax infer --chunk_seconds 20` cuts it at pauses; '
-            '--max_seconds lets longer audio through as it is.'
+            f'{name}: {round(seconds, 2):g} s is longer than the {max_seconds:g} s that this model takes at once. '
+            f'`slm-jax infer --chunk_seconds {math.floor(100 * max_seconds) / 100:g}` cuts it at pauses'
+            + (f'; --max_seconds {math.ceil(seconds)} lets it through as it is.' if whole else '.')
         )
 
 
@@ -338,7 +372,7 @@ def _ask(
 
     target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang)
-    said = ()
+    said: tuple[str, ...] = ()
     if question.text_field:
         text = _field(raw, question.text_field)
         if not isinstance(text, str):
@@ -358,6 +392,7 @@ def _ask(
             reference=_reference(question, raw, line, target_lang),
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and os.path.abspath(line['audio']),
+            offset=float(line['offset']) if line['offset'] else None,
         ),
         transcribed=instructions.transcribes(instruction),
     )
@@ -422,5 +457,5 @@ def wording(instruction: str, lang: str, target_lang: str) -> str:
 
 
 def _present(**fields: Any) -> dict[str, Any]:
-    """The fields that say something; the id and the reference always stay."""
-    return {k: v for k, v in fields.items() if v or k in ('id', 'reference')}
+    """The fields that say something; the id and the reference always stay, and an offset of 0."""
+    return {k: v for k, v in fields.items() if v or k in ('id', 'reference') or (k == 'offset' and v is not None)}

@@ -20,7 +20,7 @@ def relative_position_bucket(
     Computed in numpy because positions are known when a program is traced.
     """
     distance = -relative_position
-    num_buckets, first = _NUM_BUCKETS, 0
+    num_buckets, first = _NUM_BUCKETS, np.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
         first = np.where(distance < 0, num_buckets, 0)

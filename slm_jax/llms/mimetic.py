@@ -21,7 +21,7 @@ def arrange(params: Any, config: T5Config) -> Any:
     """
     values = nn.unbox(params)
     encoder, decoder = values['encoder'], values['decoder']
-    for stack, ahead in ((encoder, (1, 2)), (decoder, ())):
+    for stack, further in ((encoder, (1, 2)), (decoder, ())):
         bias = np.zeros(stack['relpos_bias']['rel_embedding'].shape, np.float32)
 
         def buckets(offsets, bidirectional=stack is encoder):
@@ -31,7 +31,7 @@ def arrange(params: Any, config: T5Config) -> Any:
         for head, decay in enumerate((4, 16, 64), 3):
             bias[head] = -12.0  # what lies ahead
             bias[head, buckets(-distances)] = np.maximum(-distances / decay, -12.0)
-        for head, offset in [*enumerate((-1, -2, -3)), *enumerate(ahead, 6)]:
+        for head, offset in [*enumerate((-1, -2, -3)), *enumerate(further, 6)]:
             bias[head, buckets([offset])] = 8.0
         stack['relpos_bias']['rel_embedding'] = jnp.asarray(bias)
 

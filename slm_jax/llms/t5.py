@@ -63,6 +63,8 @@ class T5Config:
     def __post_init__(self):
         if self.remat_policy not in _REMAT_POLICIES:
             raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.')
+        if not 0 <= self.dropout_rate < 1:
+            raise ValueError(f'T5Config.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
             raise ValueError('T5Config.mimetic_attention is for scan_layers = False and 8 heads or more.')
 

@@ -17,7 +17,10 @@ Metrics = dict[str, tuple[Float[Array, ''], Float[Array, '']]]
 
 
 class System(Protocol):
-    """What a program needs of a model."""
+    """What a program needs of a model.
+
+    One whose speech encoder takes only so much audio at once says so: `max_seconds`.
+    """
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters, boxed with the logical names of their axes."""

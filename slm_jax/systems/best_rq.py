@@ -1,6 +1,7 @@
 """BEST-RQ pretraining of the speech encoder (arXiv 2202.01855, as in USM 2303.01037)."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,9 +21,14 @@ class BestRq:
     Parameters: `speech_encoder` = {'encoder': …}, so that CTC goes on from them, and `best_rq`, the softmaxes.
     """
 
-    frontend: object
+    frontend: Any
     encoder: nn.Module
     config: BestRqConfig
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Longest audio that it takes at once; None: any."""
+        return self.frontend.max_seconds
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""

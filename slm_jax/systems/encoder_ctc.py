@@ -24,6 +24,11 @@ class EncoderCtc:
                 '(SpeechEncoder.ctc_vocab_size), or an adapter to a language model.'
             )
 
+    @property
+    def max_seconds(self) -> float | None:
+        """Longest audio that it takes at once; None: any."""
+        return self.speech_encoder.max_seconds
+
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""
         variables = self.speech_encoder.init(rng, batch['speech_samples'], batch['speech_lengths'])

@@ -17,6 +17,11 @@ class SpeechEncoder(nn.Module):
     ctc_vocab_size: int | None = None
     augmentation: SpecAugmentConfig | None = None
 
+    @property
+    def max_seconds(self) -> float | None:
+        """Longest audio that it takes at once; None: any."""
+        return self.frontend.max_seconds
+
     def setup(self):
         if self.ctc_vocab_size is not None:
             self.ctc = CtcHead(self.ctc_vocab_size)

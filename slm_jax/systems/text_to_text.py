@@ -13,6 +13,8 @@ from slm_jax import decoding
 from slm_jax.llms import mimetic, t5
 from slm_jax.systems import Batch, Metrics, Params
 
+_EOS = 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TextToText:
@@ -70,14 +72,17 @@ def generate(
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
 ) -> Int[Array, 'b l']:
-    """Tokens that `llm` writes after reading `encoded`; rows without any input stay idle.
+    """Tokens that `llm` writes after reading `encoded`; a row without any input has the end token at once.
 
+    What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
     step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length, decode.beams)
     axis = llm.config.cache_batch_axis
     if ctc is not None:
         step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
+    active = jnp.any(mask, axis=1)
+    lengths = jnp.full(len(mask), decode.max_decode_length + 1)
     if decode.max_length_ratio is not None:
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
         step, cache = decoding.limited(step, cache, lengths)
@@ -87,9 +92,11 @@ def generate(
         encoded.shape[0],
         decode,
         cache_batch_axis=axis,
-        active=jnp.any(mask, axis=1),
+        active=active,
     )
-    return tokens
+    place = jnp.arange(tokens.shape[1])
+    tokens = jnp.where((tokens == _EOS) & (place >= lengths[:, None] - 1), 0, tokens)  # `limited` put it there
+    return jnp.where(active[:, None], tokens, jnp.where(place == 0, _EOS, 0))
 
 
 def token_loss(

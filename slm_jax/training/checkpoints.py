@@ -2,7 +2,8 @@
 
 A model directory holds `card.json` (what the model is, which foundations it needs, how well it does),
 `checkpoints/<step>/` (`trainable`: the trained parameters; `optimizer`: the optimizer's state, the step and the
-random key; `card`) and the logs of its training. It never holds a frozen parameter.
+random key; `card`; `files.json`: size and CRC-32 of every file, since neither Orbax nor Zstandard sees each flipped
+bit) and the logs of its training. It never holds a frozen parameter.
 """
 
 import importlib.metadata
@@ -10,7 +11,9 @@ import json
 import os
 import pathlib
 import platform
-from collections.abc import Mapping
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +29,8 @@ TRAINABLE = 'trainable'
 _DIRECTORY = 'checkpoints'
 _OPTIMIZER = 'optimizer'
 _CARD = 'card'
+_FILES = 'files.json'
+_OURS = re.compile(r'\.?card\.json|checkpoints|losses\.jsonl|events\.out\..*|bad_batch_\d+\.npz')
 
 
 class CheckpointError(ValueError):
@@ -50,14 +55,119 @@ def newest(model_dir: str | os.PathLike) -> pathlib.Path:
     Raises:
         CheckpointError: there is none.
     """
-    directory = pathlib.Path(model_dir) / _DIRECTORY
-    # Orbax renames a checkpoint to its number once all of it is on disk.
-    steps = [int(path.name) for path in directory.glob('*') if path.name.isdigit()]
-    if not steps:
+    found = _all(model_dir)
+    if not found:
         raise CheckpointError(
             f'{model_dir} has no checkpoint in {_DIRECTORY}/: train it first, or give another directory.'
         )
-    return directory.absolute() / str(max(steps))
+    return found[0]
+
+
+def _all(model_dir: str | os.PathLike) -> list[pathlib.Path]:
+    """Directories of the checkpoints, the newest first."""
+    directory = pathlib.Path(model_dir).absolute() / _DIRECTORY
+    # Orbax renames a checkpoint to its number once all of it is on disk.
+    return sorted((path for path in directory.glob('*') if path.name.isdigit()), key=lambda path: -int(path.name))
+
+
+def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> str | None:
+    """What is wrong with the first file of a checkpoint that is not as it was written; None: nothing.
+
+    A checkpoint of an older version, without `files.json`, counts as whole.
+
+    Args:
+        checkpoint: its directory.
+        items: only files of these; none: of all.
+    """
+    if not (checkpoint / _FILES).exists():
+        return None
+    try:
+        read = json.loads((checkpoint / _FILES).read_text(encoding='utf-8'))
+        written = {name: (int(size), int(crc32)) for name, (size, crc32) in read.items()}
+    except (ValueError, TypeError, AttributeError):
+        return f'{checkpoint / _FILES} is damaged'
+    for name, (size, crc32) in written.items():
+        file = checkpoint / name
+        if items and name.split('/')[0] not in items:
+            continue
+        if not file.is_file():
+            return f'{file} is missing'
+        if file.stat().st_size != size:
+            return f'{file} is damaged: it has {file.stat().st_size:,} bytes where {size:,} were written'
+        if _crc32(file) != crc32:
+            return f'{file} is damaged: its content is not what was written'
+    return None
+
+
+def check_files(checkpoint: pathlib.Path) -> None:
+    """Refuses to read from a damaged checkpoint what answering needs.
+
+    Raises:
+        CheckpointError: names the file, and the newest checkpoint that is whole.
+    """
+    items = (TRAINABLE, _CARD)
+    if problem := damage(checkpoint, items):
+        whole = next((other for other in _all(checkpoint.parents[1]) if not damage(other, items)), None)
+        if whole is None:
+            raise CheckpointError(f'{problem}. No checkpoint of {checkpoint.parents[1]} is whole: restore the file.')
+        raise CheckpointError(
+            f'{problem}. Step {whole.name} is whole: give --step {whole.name}, or train on from there by the command '
+            'that made it.'
+        )
+
+
+def _crc32(file: pathlib.Path) -> int:
+    result = 0
+    with file.open('rb') as stream:
+        while block := stream.read(2**20):
+            result = zlib.crc32(block, result)
+    return result
+
+
+def _refuse_foreign(model_dir: pathlib.Path) -> None:
+    """A directory that holds something else than a training is not written into."""
+    remedy = 'Give a directory that is empty or not there yet, or one that this training made.'
+    if pathlib.Path(foundations_lib.__file__).parent in model_dir.resolve().parents:
+        raise CheckpointError(f'train.model_dir is {model_dir}, which is installed with the package. {remedy}')
+    if (model_dir / foundations_lib.CARD).is_file():
+        card = foundations_lib.card(model_dir)
+        if card.get('kind') != KIND:
+            what = f'the foundation {card.get("name")!r} (kind {card.get("kind")!r})'
+            raise CheckpointError(f'train.model_dir is {model_dir}, which holds {what}. {remedy}')
+    elif model_dir.is_dir():
+        for path in sorted(model_dir.iterdir()):
+            if not _OURS.fullmatch(path.name):
+                raise CheckpointError(f'train.model_dir is {model_dir}, which holds no training: {path.name}. {remedy}')
+    elif model_dir.exists():
+        raise CheckpointError(f'train.model_dir is {model_dir}, which is a file. {remedy}')
+
+
+def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> None:
+    """Renames damaged checkpoints that are newer than the newest whole one.
+
+    Raises:
+        CheckpointError: there are some, and none is whole.
+    """
+    damaged = []
+    for checkpoint in _all(model_dir):
+        problem = damage(checkpoint)
+        if problem is None:
+            break
+        damaged.append((checkpoint, problem))
+    else:
+        if damaged:
+            raise CheckpointError(
+                f'{damaged[0][1]}. No checkpoint of {model_dir} is whole: restore the file, or train anew in another '
+                'model directory.'
+            )
+    for path, problem in damaged:
+        names = (path.with_name(f'{path.name}.damaged{suffix}') for suffix in ('', *map('.{}'.format, range(2, 10))))
+        aside = next(name for name in names if not name.exists())
+        path.rename(aside)
+        say(
+            f'WARNING: {problem}. The checkpoint is set aside as {aside.name}; training goes on from step '
+            f'{checkpoint.name}, which is whole.'
+        )
 
 
 def check_foundations(model_dir: str | os.PathLike, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
@@ -89,15 +199,34 @@ def check_foundations(model_dir: str | os.PathLike, saved: Mapping[str, Any], gi
 class Checkpoints:
     """The checkpoints of one model directory, for training."""
 
-    def __init__(self, model_dir: str | os.PathLike, max_to_keep: int = 2, best_metric: str | None = None):
+    def __init__(
+        self,
+        model_dir: str | os.PathLike,
+        max_to_keep: int = 2,
+        best_metric: str | None = None,
+        say: Callable[[str], None] = print,
+    ):
         """Opens the directory, and removes what a killed process left half-written.
 
         Args:
             model_dir: created if need be.
             max_to_keep: newest checkpoints kept.
             best_metric: an evaluation result such as 'dev/loss'; the checkpoint where it is lowest is kept too.
+            say: is told of damaged checkpoints.
+
+        Raises:
+            CheckpointError: the directory holds something else, or damaged checkpoints and no whole one. Damaged ones
+                that are newer than a whole one are renamed.
         """
         self.model_dir = pathlib.Path(model_dir).expanduser().absolute()
+        _refuse_foreign(self.model_dir)
+        if jax.process_index() == 0:
+            _set_damaged_aside(self.model_dir, say)
+        if jax.process_count() > 1:
+            from jax.experimental import multihost_utils
+
+            multihost_utils.sync_global_devices('slm_jax checkpoints')
+        self._saving = -1
         keep = [checkpoint_managers.LatestN(max_to_keep)]
         if best_metric:
             keep.append(
@@ -115,6 +244,7 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._record_files),
             ),
         )
 
@@ -133,6 +263,8 @@ class Checkpoints:
             {k: v for k, v in evaluation.items() if isinstance(v, float)} if self._best_metric in evaluation else None
         )
         optimizer = {'opt_state': state.opt_state, 'step': state.step, 'rng': jax.random.key_data(rng)}
+        self._manager.wait_until_finished()
+        self._saving = step
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -145,6 +277,15 @@ class Checkpoints:
             metrics=metrics,
         )
         self.write_card(card)
+
+    def _record_files(self) -> None:
+        """Writes down what a checkpoint consists of: all of it is on disk, and Orbax is about to give it its number."""
+        if jax.process_index() == 0:
+            (directory,) = (self.model_dir / _DIRECTORY).glob(f'{self._saving}.orbax-checkpoint-tmp*')
+            # Those of the items. What notes times and places of the commit changes yet, and is not read.
+            files = [p for p in sorted(directory.glob('*/**/*')) if p.is_file() and p.name != 'commit_success.txt']
+            record = {str(path.relative_to(directory)): (path.stat().st_size, _crc32(path)) for path in files}
+            (directory / _FILES).write_text(json.dumps(record), encoding='utf-8')
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Puts the card where a person and `foundations.find` look for it; keeps what `evaluate` wrote into it."""
@@ -223,11 +364,12 @@ def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) ->
         (nested dictionary with the system's paths, card). The card's `foundations` name what else the model needs.
 
     Raises:
-        CheckpointError: there is no such checkpoint.
+        CheckpointError: there is no such checkpoint, or it is damaged.
     """
     directory = newest(model_dir) if step is None else pathlib.Path(model_dir).absolute() / _DIRECTORY / str(step)
     if not directory.is_dir():
         raise CheckpointError(f'{directory} is not there: the newest checkpoint is {newest(model_dir)}.')
+    check_files(directory)
     params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         return params, checkpointer.restore(directory / _CARD)

@@ -9,6 +9,8 @@ import optax
 
 from slm_jax.training.state import merge, split
 
+_DECAYS = ('constant', 'rsqrt', 'cosine', 'linear')
+
 
 def schedule(
     peak: float,
@@ -26,9 +28,24 @@ def schedule(
             `total_steps`.
         total_steps: steps in all; needed by 'cosine' and 'linear'.
         final: learning rate at the end of 'cosine' and 'linear'.
+
+    Raises:
+        ValueError: a value out of range.
     """
-    if decay in ('cosine', 'linear') and (total_steps is None or total_steps <= warmup_steps):
-        raise ValueError(f'schedule: decay={decay!r} needs total_steps > warmup_steps, got {total_steps}.')
+    if not peak > 0:
+        raise ValueError(f'schedule.peak is {peak!r}; it must be above 0.')
+    if not 0 <= final:
+        raise ValueError(f'schedule.final is {final!r}; it must be at least 0.')
+    if warmup_steps < 0:
+        raise ValueError(f'schedule.warmup_steps is {warmup_steps!r}; it must be at least 0.')
+    if decay not in _DECAYS:
+        raise ValueError(f'schedule.decay is {decay!r}; it must be one of {_DECAYS}.')
+    steps = (total_steps or 0) - warmup_steps  # of the decay
+    if decay in ('cosine', 'linear') and steps <= 0:
+        raise ValueError(
+            f'schedule.warmup_steps is {warmup_steps}; with decay {decay!r} it must be less than '
+            f'schedule.total_steps, which is {total_steps}.'
+        )
     if decay == 'constant':
         after = optax.constant_schedule(peak)
     elif decay == 'rsqrt':
@@ -37,11 +54,9 @@ def schedule(
         def after(step):
             return peak * (start / (start + step)) ** 0.5
     elif decay == 'cosine':
-        after = optax.cosine_decay_schedule(peak, total_steps - warmup_steps, alpha=final / peak)
-    elif decay == 'linear':
-        after = optax.linear_schedule(peak, final, total_steps - warmup_steps)
+        after = optax.cosine_decay_schedule(peak, steps, alpha=final / peak)
     else:
-        raise ValueError(f"schedule: decay={decay!r} is none of 'constant', 'rsqrt', 'cosine', 'linear'.")
+        after = optax.linear_schedule(peak, final, steps)
     if not warmup_steps:
         return after
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup_steps), after], [warmup_steps])
@@ -60,6 +75,16 @@ def adamw(
 
     `rate_factors` multiply the learning rate of parameters: {regular expression of the whole path: factor}.
     """
+    _check('adamw', learning_rate, clip_norm)
+    for field, valid, remedy in (
+        ('b1', 0 <= b1 < 1, 'in [0, 1)'),
+        ('b2', 0 <= b2 < 1, 'in [0, 1)'),
+        ('eps', eps > 0, 'above 0'),
+        ('weight_decay', weight_decay >= 0, 'at least 0'),
+        ('rate_factors', all(factor >= 0 for factor in (rate_factors or {}).values()), 'at least 0 each'),
+    ):
+        if not valid:
+            raise ValueError(f'adamw.{field} is {locals()[field]!r}; it must be {remedy}.')
 
     def decays(params):
         # By name, not by rank: stacked layers give a scale a second axis.
@@ -88,6 +113,7 @@ def adafactor(
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
     """Adafactor (arXiv 1804.04235) with T5's settings: no momentum, updates clipped by block."""
+    _check('adafactor', learning_rate, clip_norm)
     factored = optax.adafactor(
         learning_rate,
         min_dim_size_to_factor=min_dim_size_to_factor,
@@ -95,6 +121,13 @@ def adafactor(
         multiply_by_parameter_scale=multiply_by_parameter_scale,
     )
     return _clipped(factored, clip_norm)
+
+
+def _check(name: str, learning_rate: float | optax.Schedule, clip_norm: float | None) -> None:
+    if not callable(learning_rate) and not learning_rate > 0:
+        raise ValueError(f'{name}.learning_rate is {learning_rate!r}; it must be above 0.')
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f'{name}.clip_norm is {clip_norm!r}; it must be above 0, or None.')
 
 
 def _clipped(optimizer: optax.GradientTransformation, clip_norm: float | None) -> optax.GradientTransformation:

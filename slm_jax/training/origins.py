@@ -59,7 +59,9 @@ def find(foundations: Mapping[str, str]) -> list[Origin]:
         path = foundations_lib.find(name)
         card = foundations_lib.card(path)
         if card.get('kind') == checkpoints.KIND:
-            directory = checkpoints.newest(path) / checkpoints.TRAINABLE
+            checkpoint = checkpoints.newest(path)
+            checkpoints.check_files(checkpoint)
+            directory = checkpoint / checkpoints.TRAINABLE
             leaves = flatten(foundations_lib.stored_tree(directory))
             stored = {path: leaf for path, leaf in leaves.items() if path.startswith(f'{subtree}/')}
             paths = {path: path for path in stored}
@@ -88,12 +90,18 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
         Paths that are freshly initialised: trainable, and given by no origin.
 
     Raises:
-        FoundationError: a frozen parameter comes from nowhere, a shape differs, or the system leaves out a part of
-            what an origin has.
+        FoundationError: a frozen parameter comes from nowhere, a shape differs, an origin gives nothing that the
+            system has, or the system leaves out a part of what an origin has.
     """
     expected = flatten(trainable) | flatten(frozen)
     given = {}
     for origin in origins:
+        if not origin.stored.keys() & expected.keys():
+            parts = sorted({path.split('/')[0] for path in expected})
+            known = f'gives none of its parameters: {parts}.'
+            if origin.subtree.split('/')[0] not in parts:
+                known = f'is given for a part that the system does not have. It has {parts}.'
+            raise FoundationError(f'train.foundations[{origin.subtree!r}]: {origin.name!r} {known}')
         for path, leaf in origin.stored.items():
             if path in given:
                 raise FoundationError(f'foundations: {origin.name!r} and {given[path]!r} both give {path}.')
@@ -104,12 +112,6 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
                     f'{expected[path].shape} in the system. Use the model file that the foundation was made with.'
                 )
         left = [path for path in origin.stored if path not in expected and not path.startswith(_HEADS)]
-        if len(left) == len(origin.stored):
-            parts = sorted({path.split('/')[0] for path in expected})
-            raise FoundationError(
-                f'foundations: {origin.subtree!r} = {origin.name!r} is of no use to a system of {parts}. Leave it out '
-                'of FOUNDATIONS, or correct the name of the part.'
-            )
         if left:
             raise FoundationError(
                 f'{origin.subtree} = {origin.name!r}: {len(left)} of its {len(origin.stored)} parameters have no place '
@@ -207,10 +209,16 @@ def hold(frozen: Params, boxed: Params, dtype: Any = None) -> Params:
     """
     if dtype is None:
         dtype = jnp.float32 if jax.local_devices()[0].platform == 'cpu' else jnp.bfloat16
-    if jnp.issubdtype(dtype, jnp.floating):
-        return cast(frozen, dtype)
-    if jnp.dtype(dtype) != jnp.int8:
-        raise ValueError(f'frozen_dtype is {dtype!r}; frozen parameters are held in a floating-point type or in int8.')
+    try:
+        known = jnp.dtype(dtype)
+    except TypeError:
+        known = None
+    if known is not None and jnp.issubdtype(known, jnp.floating) and known.itemsize <= 4:
+        return cast(frozen, known)
+    if known != jnp.int8:
+        raise ValueError(
+            f'train.frozen_dtype is {dtype!r}; frozen parameters are held in float32, bfloat16, float16 or int8.'
+        )
     boxes = flatten(boxed)
     return unflatten(
         {

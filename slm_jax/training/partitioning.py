@@ -47,6 +47,12 @@ class Partitioner:
     model: int = 1
     rules: Rules = LOGICAL_AXIS_RULES
 
+    def __post_init__(self):
+        for field in ('data', 'fsdp', 'model'):
+            size = getattr(self, field)
+            if size != -1 and size < 1:
+                raise ValueError(f'Partitioner.{field} is {size}; it must be at least 1, or -1 for all that remain.')
+
     def mesh(self, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
         """The mesh (data, fsdp, model) over `devices` (all there are, if None).
 
@@ -66,7 +72,9 @@ class Partitioner:
         axis_types = (jax.sharding.AxisType.Auto,) * 3
         return jax.make_mesh(sizes, ('data', 'fsdp', 'model'), axis_types, devices=devices)
 
-    def shardings(self, boxed: Any, mesh: jax.sharding.Mesh, notes: set[str] | None = None) -> Any:
+    def shardings(
+        self, boxed: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, notes: set[str] | None = None
+    ) -> Any:
         """Shardings of an abstract tree whose leaves are boxed with logical axes; without a box: on every device.
 
         An axis whose length the devices do not divide stays whole on each of them; `notes` gets a line about it.

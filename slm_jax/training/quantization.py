@@ -66,14 +66,13 @@ def abstract(path: str, leaf: jax.ShapeDtypeStruct, names: Sequence[str | None])
         return leaf
     shared = _input_axes(names)
     spec = (None if axis in shared else place for axis, place in enumerate(leaf.sharding.spec))
-    return Quantized(
-        values=jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding),
-        scale=jax.ShapeDtypeStruct(
-            tuple(1 if axis in shared else length for axis, length in enumerate(leaf.shape)),
-            jnp.float32,
-            sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec)),
-        ),
+    values: Any = jax.ShapeDtypeStruct(leaf.shape, jnp.int8, sharding=leaf.sharding)
+    scale: Any = jax.ShapeDtypeStruct(
+        tuple(1 if axis in shared else length for axis, length in enumerate(leaf.shape)),
+        jnp.float32,
+        sharding=NamedSharding(leaf.sharding.mesh, PartitionSpec(*spec)),
     )
+    return Quantized(values, scale)
 
 
 def _input_axes(names: Sequence[str | None]) -> tuple[int, ...]:

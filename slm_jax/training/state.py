@@ -33,7 +33,7 @@ class TrainState:
     opt_state: Any
 
 
-def split(params: Params, patterns: Sequence[str], option: str = 'trainable') -> tuple[Params, Params]:
+def split(params: Params, patterns: Sequence[str], option: str = 'train.trainable') -> tuple[Params, Params]:
     """Splits a parameter tree into (what the patterns match, the rest): what is trained, what is frozen.
 
     Args:
@@ -42,14 +42,17 @@ def split(params: Params, patterns: Sequence[str], option: str = 'trainable') ->
         option: where the patterns were given, for the error.
 
     Raises:
-        ValueError: a pattern matches no leaf; names the nearest paths.
+        ValueError: a pattern is no regular expression, or matches no leaf; names the nearest paths.
     """
     if isinstance(patterns, str):
         patterns = (patterns,)
     leaves = flatten(params)
     matched = set()
     for pattern in patterns:
-        matches = {path for path in leaves if re.fullmatch(pattern, path)}
+        try:
+            matches = {path for path in leaves if re.fullmatch(pattern, path)}
+        except re.error as error:
+            raise ValueError(f'{option}: {pattern!r} is no regular expression: {error}.') from error
         if not matches:
             near = difflib.get_close_matches(pattern, leaves, n=3, cutoff=0.0)
             raise ValueError(

@@ -61,6 +61,11 @@ def test_whisper_ends_with_silence_or_with_the_window(length):
     np.testing.assert_array_equal(repeated, whole)
 
 
+def test_what_is_taken_at_once_is_stated():
+    assert UsmFrontend().max_seconds is W2vBertFrontend().max_seconds is None
+    assert WhisperFrontend(128).max_seconds == 30.0
+
+
 def test_whisper_refuses_to_cut():
     with pytest.raises(ValueError, match='30 s'):
         WhisperFrontend()(np.zeros((1, 480_001), np.int16), np.array([480_001]))

@@ -4,6 +4,7 @@ import polib
 import pytest
 
 from slm_jax.corpora import messages, splits, text_corpora
+from slm_jax.data import json_lines
 
 
 @pytest.mark.parametrize(
@@ -57,16 +58,14 @@ def test_corpora_take_familiar_messages_and_leave_out_what_is_held_out(tmp_path)
     said = {'train': 'Please enter the number of the call.', 'validation': 'Hold on.', 'test': 'End the call'}
     for split in splits.SPLITS:
         row = {'audio': f'{split}.wav', 'text': said[split], 'lang': 'en', 'duration': 1.0}
-        text_corpora.write_jsonl(tmp_path / f'{split}.jsonl', [row])
+        json_lines.write(tmp_path / f'{split}.jsonl', [row])
     kept = ['Enter the call', 'Enter the number', 'Please call', 'Call the number']
     _catalogues(tmp_path / 'locale', [*kept, 'End the call', 'Defragment all volumes'])
     text_corpora.build(tmp_path / 'out', [str(tmp_path)], program_messages=str(tmp_path / 'locale'), num_numerals=1)
 
     def taken(name):
         rows = [
-            row
-            for split in ('train', 'validation')
-            for row in text_corpora.read_jsonl(tmp_path / f'out/{name}_{split}.jsonl')
+            row for split in ('train', 'validation') for row in json_lines.read(tmp_path / f'out/{name}_{split}.jsonl')
         ]
         return [row for row in rows if row['source'] == 'messages']
 

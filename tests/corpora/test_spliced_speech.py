@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax.corpora import spliced_speech, text_corpora
+from slm_jax.corpora import spliced_speech
+from slm_jax.data import json_lines
 
 _PIECES = ['<pad>', '</s>', '<unk>', '▁', 'o', 'n', 'e', 't', 'w']
 _FRAME = 640  # samples
@@ -97,7 +98,7 @@ def test_as_few_pieces_as_it_takes():
 def test_a_corpus_is_written_from_recordings(tmp_path):
     clips = {'en': [_clip('one two')]}
     hours = spliced_speech.write(clips, tmp_path / 'out', 0.005, texts={'en': ['two one', 'three']})
-    rows = text_corpora.read_jsonl(tmp_path / 'out/manifest.jsonl')
+    rows = json_lines.read(tmp_path / 'out/manifest.jsonl')
     assert sum(row['duration'] for row in rows) / 3600 == pytest.approx(hours['en'])
     assert {'two one'} <= {row['text'] for row in rows}
     for row in rows:

@@ -1,6 +1,7 @@
 """Corpora of the tiny foundations: what is held out stays out, and what an encoder heard goes with what was said."""
 
 from slm_jax.corpora import splits, text_corpora
+from slm_jax.data import json_lines
 
 
 def test_held_out_sentences_are_nowhere_and_hearsay_is_for_training(tmp_path):
@@ -10,7 +11,7 @@ def test_held_out_sentences_are_nowhere_and_hearsay_is_for_training(tmp_path):
             {'audio': f'{split}{number}.wav', 'text': text, 'lang': 'en', 'duration': 1.0}
             for number, text in enumerate([*said[split], *(['Press two.'] if split == 'train' else [])])
         ]
-        text_corpora.write_jsonl(tmp_path / f'{split}.jsonl', rows)
+        json_lines.write(tmp_path / f'{split}.jsonl', rows)
     heard = tmp_path / 'predictions.jsonl'
     spoken = [
         ('Press one.', 'pres on'),
@@ -19,13 +20,11 @@ def test_held_out_sentences_are_nowhere_and_hearsay_is_for_training(tmp_path):
         ('Press one.', 'tread softly'),
         ('Hold on.', 'hol don'),
     ]
-    text_corpora.write_jsonl(heard, [{'reference': text, 'prediction': written} for text, written in spoken])
+    json_lines.write(heard, [{'reference': text, 'prediction': written} for text, written in spoken])
     counts = text_corpora.build(tmp_path / 'out', [str(tmp_path)], num_numerals=10, heard=[heard])
 
     rows = {
-        split: [
-            row for row in text_corpora.read_jsonl(tmp_path / f'out/text_{split}.jsonl') if row['source'] != 'numerals'
-        ]
+        split: [row for row in json_lines.read(tmp_path / f'out/text_{split}.jsonl') if row['source'] != 'numerals']
         for split in ('train', 'validation')
     }
     assert [(row['text'], row.get('heard')) for row in rows['train']] == [

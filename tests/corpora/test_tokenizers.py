@@ -3,10 +3,10 @@
 import json
 
 import pytest
-import seqio
 
-from slm_jax.corpora import text_corpora, tokenizers
-from slm_jax.data import ctc_text, vocabularies
+from slm_jax.corpora import tokenizers
+from slm_jax.data import ctc_text, json_lines, vocabularies
+from slm_jax.foundations.tokenizers import Bytes, SentencePiece
 
 LINES = [
     'Please hold the line.',
@@ -20,27 +20,27 @@ LINES = [
 def models(tmp_path_factory):
     """Directory with both tokenizers, made of a small corpus."""
     corpora, out = tmp_path_factory.mktemp('corpora'), tmp_path_factory.mktemp('tokenizers')
-    text_corpora.write_jsonl(
+    json_lines.write(
         corpora / 'text_train.jsonl',
         [{'text': line, 'lang': 'en', 'source': 'x'} for line in LINES],
     )
-    text_corpora.write_jsonl(corpora / 'speech.jsonl', [{'text': line, 'lang': 'en'} for line in LINES])
+    json_lines.write(corpora / 'speech.jsonl', [{'text': line, 'lang': 'en'} for line in LINES])
     tokenizers.main([str(corpora), str(out)])
     return out
 
 
 def test_the_llm_reads_characters_and_any_text_comes_back(models):
     card = json.loads((models / 't5_tiny/card.json').read_text())
-    vocabulary = seqio.SentencePieceVocabulary(str(models / 't5_tiny/tokenizer.model'), extra_ids=card['extra_ids'])
+    vocabulary = SentencePiece(models / 't5_tiny/tokenizer.model', card['extra_ids'])
     assert len(vocabulary.encode('hold')) == len('▁hold')
     for text in (*LINES, '数 and ß and 🙂'):
         assert vocabulary.decode(vocabulary.encode(text)) == text.replace('…', '...')
-    assert (vocabulary.pad_id, vocabulary.eos_id, vocabulary.unk_id) == (0, 1, 2)
+    assert (vocabulary.eos_id, vocabulary.unk_id) == (1, 2)
 
 
 def test_labels_and_tokens_stand_for_the_same_characters(models, monkeypatch):
     loaded = {
-        part: seqio.SentencePieceVocabulary(str(models / name / 'tokenizer.model'), extra_ids=extra)
+        part: SentencePiece(models / name / 'tokenizer.model', extra)
         for part, name, extra in (('llm', 't5_tiny', 32), ('speech_encoder', 'usm_tiny', 0))
     }
     monkeypatch.setattr(vocabularies, 'names', lambda: {'llm': 'llm', 'speech_encoder': 'speech_encoder'})
@@ -58,5 +58,5 @@ def test_labels_and_tokens_stand_for_the_same_characters(models, monkeypatch):
     assert len(heard) == loaded['llm'].vocab_size - 32 and written[0] == heard[tokens[0]] < 0
     assert [abs(label) for label in written[1:] if label] == labels  # its comma and its large letter notwithstanding
 
-    monkeypatch.setitem(loaded, 'llm', seqio.ByteVocabulary())
+    monkeypatch.setitem(loaded, 'llm', Bytes())
     assert vocabularies.token_labels() is None

@@ -108,9 +108,126 @@ def test_skipped_examples_are_listed_and_not_forgotten(manifest, tmp_path):
         cache.open_store(asr, 'train', tmp_path / 'cache')
 
 
+def test_a_recording_replaced_or_back_again_is_read(manifest, tmp_path, capsys):
+    asr, clip = task(manifest), manifest.parent / 'clip04.wav'
+
+    def store():
+        return cache.open_store(asr, 'train', tmp_path / 'cache', on_bad_example='skip')
+
+    first = store()
+    content = clip.read_bytes()
+    clip.unlink()
+    gone = store()
+    assert len(gone) == 23 and str(first.directory) in capsys.readouterr().err, 'which store is stale is said'
+    clip.write_bytes(content)
+    assert len(store()) == 24 and store().skipped == []
+    samples = soundfile.read(clip, dtype='int16')[0][::-1]
+    soundfile.write(clip, samples, 16000)
+    np.testing.assert_array_equal(store().speech(4), samples)
+    now = store().directory
+    manifest.write_text(manifest.read_text())
+    assert store().directory == now
+
+
+@pytest.mark.parametrize(
+    'content, said',
+    [
+        (None, 'cannot be read (No such file or directory)'),
+        (b'', 'the file is empty'),
+        ('folder', 'cannot be read (Is a directory)'),
+        ('{"audio": "a.wav"}'.encode('utf-16'), 'is in UTF-16'),
+    ],
+)
+def test_a_manifest_that_is_none_is_said_in_one_line(tmp_path, content, said):
+    path = tmp_path / 'm.jsonl'
+    if content == 'folder':
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        cache.open_store(task(path, name='none'), 'train', tmp_path / 'cache')
+    assert str(caught.value).startswith(f'{path}: ') and said in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_whatever_a_file_does_to_its_reader_is_the_fault_of_that_file(manifest, tmp_path, monkeypatch):
+    read = waveforms.read_waveform
+
+    def reader(path):
+        if path.endswith('clip07.wav'):
+            raise ZeroDivisionError('odd header')
+        return read(path)
+
+    monkeypatch.setattr(waveforms, 'read_waveform', reader)
+    with pytest.raises(preprocessors.BadExampleError, match=r'clip07.wav: cannot be .*ZeroDivisionError: odd header'):
+        cache.open_store(task(manifest), 'train', tmp_path / 'cache')
+    store = cache.open_store(task(manifest), 'train', tmp_path / 'cache', on_bad_example='skip')
+    assert len(store) == 23 and len(store.skipped) == 1
+
+
+def test_segments_are_stored(tmp_path, write_wav):
+    samples = write_wav(tmp_path / 'long.wav', 10.0)
+    lines = [
+        {'audio_filepath': 'long.wav', 'offset': 0, 'duration': 2.0, 'text': 'a'},
+        {'audio_filepath': 'long.wav', 'offset': 4.5, 'duration': '2.0', 'text': 'b'},
+        {'audio_filepath': 'long.wav', 'offset': 9.0, 'duration': 2.0, 'text': 'c'},
+    ]
+    path = tmp_path / 'm.jsonl'
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    store = cache.open_store(task(path, name='segments'), 'train', tmp_path / 'cache', on_bad_example='skip')
+    np.testing.assert_array_equal(store.speech(0), samples[:32000])
+    np.testing.assert_array_equal(store.speech(1), samples[72000:104000])
+    assert store.ids == [f'{path}:1', f'{path}:2']
+    assert store.skipped[0][1].startswith(f'{path}:3: {tmp_path}/long.wav: a segment of 2 s from 9 s on')
+
+
+def failing(kind: str):
+    """A task whose source or step fails at the second of four examples."""
+
+    def generate():
+        for number in range(4):
+            if kind == 'source' and number == 1:
+                raise KeyError('gone')
+            yield {'id': str(number).encode()}
+
+    def dataset_fn(split, shuffle_files, seed=None):
+        signature = {'id': preprocessors.tf.TensorSpec((), preprocessors.tf.string)}
+        return preprocessors.tf.data.Dataset.from_generator(generate, output_signature=signature)
+
+    def step(example, *unused):
+        if kind == 'step' and example['id'] == b'1':
+            raise KeyError('lang')
+        return {'lang': b'en'}
+
+    return seqio.TaskRegistry.add(
+        f'failing_{kind}',
+        source=seqio.FunctionDataSource(dataset_fn, splits=['train']),
+        preprocessors=[
+            preprocessors.ExampleStep(step, reads=('id',), adds={'lang': (preprocessors.tf.string, 0)}),
+            seqio.CacheDatasetPlaceholder(),
+        ],
+        output_features={},
+    )
+
+
+def test_a_step_that_fails_is_one_bad_example(tmp_path):
+    asr = failing('step')
+    with pytest.raises(preprocessors.BadExampleError) as caught:
+        cache.open_store(asr, 'train', tmp_path)
+    assert "failing_step train: example 1 of the source: KeyError: 'lang'" in str(caught.value)
+    assert 'Traceback' not in str(caught.value)
+    store = cache.open_store(asr, 'train', tmp_path, on_bad_example='skip')
+    assert store.ids == ['0', '2', '3'] and store.skipped[0][0] == 'failing_step/train/1'
+
+
+def test_a_source_that_fails_is_no_bad_example(tmp_path):
+    with pytest.raises(ValueError, match="example 1 of the source: KeyError: 'gone'\nThe source cannot be read on"):
+        cache.open_store(failing('source'), 'train', tmp_path, on_bad_example='skip')
+
+
 def test_wrong_names_are_said(manifest, tmp_path):
     asr = task({'train': manifest}, name='only_train')
-    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\]"):
+    with pytest.raises(ValueError, match=r"no split 'test'; it has \['train'\].*tasks.manifest.path.*eval_loaders="):
         cache.open_store(asr, 'test', tmp_path)
     with pytest.raises(ValueError, match='on_bad_example'):
         cache.open_store(asr, 'train', tmp_path, on_bad_example='ignore')

@@ -17,6 +17,7 @@ a.mp3\tHe says "hello\ttrain\ts1
 b.mp3\tGoodbye.\tdev\ts2
 c.mp3\tThanks.\ttrain_covost\ts3
 e.mp3\tYes.\ttest\ts5
+f.mp3\tGone.\ttest\ts6
 """
 
 
@@ -34,13 +35,14 @@ def prepare(tmp_path):
     return builder
 
 
-def test_builder(table, tmp_path):
+def test_builder(table, tmp_path, capsys):
     clips = tmp_path / 'manual/fr/clips'
     clips.mkdir(parents=True)
     (clips.parent / 'validated.tsv').write_text(VALIDATED, encoding='utf-8')
     for name in 'abcde':
         (clips / f'{name}.mp3').write_bytes(name.encode())
     builder = prepare(tmp_path)
+    assert 'covost2/fr_en test: 1 of 2 translated clips are left out' in capsys.readouterr().err
     found = {
         split: sorted(
             (e['id'], e['audio'], e['text'].decode(), e['translation'].decode(), e['client_id'])
@@ -60,7 +62,7 @@ def test_builder(table, tmp_path):
 
 def test_the_manual_download_is_asked_for(table, tmp_path):
     (tmp_path / 'manual/de').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='(?s)fr holds no validated.tsv.*commonvoice'):
+    with pytest.raises(FileNotFoundError, match='(?s)fr holds no validated.tsv.*datacollective'):
         prepare(tmp_path)
 
 

@@ -179,9 +179,9 @@ def test_speech_beside_text_only_examples(make):
 
 
 def preprocessors_features():
-    from slm_jax.data import vocabularies
+    from slm_jax.data import output_features
 
-    return {k: f for k, f in vocabularies.output_features().items() if k != 'speech'}
+    return {k: f for k, f in output_features.output_features().items() if k != 'speech'}
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,59 @@ def test_bad_examples_stop_or_are_listed(make, manifest, change, limits, said):
     kept = sum(info is not None for _, infos in loader.examples() for info in infos)
     assert kept + len(loader.skipped) == 24
     assert len(loader.skipped) == (1 if change else sum(json.loads(line)['duration'] > 2 for line in lines))
+
+
+def test_a_step_that_fails_names_its_example(make, manifest, monkeypatch):
+    tokenize = preprocessors._tokenize
+
+    def fails(example, *rest):
+        if example['targets'] == b'number 7':
+            raise KeyError('seven')
+        return tokenize(example, *rest)
+
+    step = preprocessors.ExampleStep(fails, preprocessors.tokenize.reads, preprocessors.tokenize.adds)
+    monkeypatch.setattr(preprocessors, 'tokenize', step)
+    registry.manifest('fails', manifest, 'instruct')
+    with pytest.raises(preprocessors.BadExampleError, match=r"clip07.wav: a step .* fails \(KeyError: 'seven'"):
+        make('fails')
+    assert len(make('fails', on_bad_example='skip').skipped) == 1
+
+
+def test_rows_count_as_what_the_encoder_computes(make):
+    assert {bucket.rows for bucket in make(encoder_seconds=4.0).plan.buckets} == {2}
+    assert max(bucket.rows for bucket in make().plan.buckets) > 2
+
+
+def test_what_is_skipped_is_listed(make, manifest, capsys):
+    loader = make(task_feature_lengths={'speech': 16000}, on_bad_example='skip')
+    said, count = capsys.readouterr().err, len(loader.skipped)
+    assert 'm_asr train: ' in said and f'm_asr train: {count} bad examples skipped:' in said
+    assert said.count('s of speech where 1.0 s are allowed') == min(count, 20)
+    make(task_feature_lengths={'speech': 16000}, on_bad_example='skip', num_shards=2, shard_index=1, row_multiple=2)
+    assert 'skipped' not in capsys.readouterr().err, 'the first host speaks for all'
+
+
+@pytest.mark.parametrize(
+    'arguments, said',
+    [
+        ({'seconds_per_batch': 0}, r'seconds_per_batch \(BATCH_SECONDS\) is 0; a number of seconds above 0'),
+        ({'seconds_per_batch': 'abc'}, r"seconds_per_batch \(BATCH_SECONDS\) is 'abc'"),
+        ({'seconds_per_batch': float('nan')}, 'BATCH_SECONDS'),
+        ({'num_buckets': 0}, r'num_buckets \(NUM_BUCKETS\) is 0; a whole number from 1 on'),
+        ({'num_buckets': 2.5}, r'num_buckets \(NUM_BUCKETS\) is 2.5'),
+        ({'num_buckets': True}, 'NUM_BUCKETS'),
+        ({'seed': -1}, r'seed \(RANDOM_SEED\) is -1'),
+        ({'encoder_seconds': -1.0}, r'encoder_seconds \(ENCODER_SECONDS\) is -1.0'),
+        ({'tokens_per_batch': 0}, 'tokens_per_batch is 0'),
+        ({'task_feature_lengths': {'spech': 1}}, r"\(TASK_FEATURE_LENGTHS\) has no 'spech'; did you mean 'speech'"),
+        ({'task_feature_lengths': {'speech': 0}}, r"\(TASK_FEATURE_LENGTHS\): 'speech' is 0; .* samples from 1 on"),
+        ({'task_feature_lengths': {'targets': 6.4}}, "'targets' is 6.4; a whole number of tokens"),
+        ({'task_feature_lengths': 16000}, r'\(TASK_FEATURE_LENGTHS\) is 16000'),
+    ],
+)
+def test_arguments_that_cannot_be_name_their_macro(make, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        make(**arguments)
 
 
 def test_an_error_in_the_thread_reaches_the_consumer(make, monkeypatch):

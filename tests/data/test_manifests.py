@@ -37,6 +37,7 @@ def test_our_fields(tmp_path):
         'audio': f'{tmp_path}/a/b.wav',
         'text': 'Ciao.',
         'lang': 'it',
+        'duration': '1.0',
         'translations': '{"en": "Hi."}',
         'instruction': 'Which word?',
         'target': 'ciao',
@@ -74,7 +75,11 @@ def test_translation_as_a_string_and_numbers_as_text(tmp_path):
         ({'audio': 'a', 'text': ['x']}, '"text"'),
         ({'audio': 'a', 'lang': 'xx'}, "unknown language 'xx'"),
         ({'audio': 'a', 'translation': {'qqq': 'x'}}, "unknown language 'qqq'"),
-        ({'audio': 'a', 'offset': 3.0}, '"offset"'),
+        ({'audio': 'a', 'offset': -3.0}, '"offset" is -3.0'),
+        ({'audio': 'a', 'duration': 'long'}, '"duration" is \'long\''),
+        ({'audio': 'a', 'duration': True}, '"duration" is True'),
+        ({'audio': 'a', 'translation': {'de': ['x']}}, '"translation"'),
+        ('{"audio": "a", "text": "\\ud83d"}', 'half a character'),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, row, said):
@@ -84,16 +89,55 @@ def test_a_bad_line_is_named(tmp_path, row, said):
 
 
 def test_unreadable_or_empty_manifest(tmp_path):
-    with pytest.raises(manifests.ManifestError, match='nowhere.jsonl: cannot be read'):
+    with pytest.raises(ValueError, match='nowhere.jsonl: cannot be read'):
         list(manifests.read(tmp_path / 'nowhere.jsonl'))
-    with pytest.raises(manifests.ManifestError, match='empty'):
+    with pytest.raises(ValueError, match='empty'):
         read(tmp_path, '', '')
 
 
 def test_a_source_gives_the_chosen_languages(manifest):
     source = manifests.ManifestSource({'train': str(manifest)}, ('fr',))
     assert [e['lang'] for e in source.examples('train')] == ['fr'] * 8
-    before = source.fingerprint('train')
-    manifest.write_text(manifest.read_text() + '\n')
-    assert source.fingerprint('train') != before
     assert source.fingerprint('train') != manifests.ManifestSource({'train': str(manifest)}, ()).fingerprint('train')
+
+
+def test_the_state_is_that_of_the_lines_and_of_the_recordings(manifest):
+    def state(*langs):
+        return manifests.ManifestSource({'train': str(manifest)}, langs).state('train')
+
+    before, clip = state(), manifest.parent / 'clip01.wav'
+    manifest.write_text(manifest.read_text() + '\n')
+    assert state() == before, 'nothing that is read has changed'
+    french = state('fr')
+    content = clip.read_bytes()
+    clip.unlink()
+    gone = state()
+    clip.write_bytes(content[:-2])
+    assert len({before, gone, state()}) == 3
+    assert state('fr') == french, 'clip01 is English'
+
+
+def test_times_as_text_and_segments_of_nemo(tmp_path):
+    rows = [
+        {'audio': 'a.wav', 'duration': '1.5'},
+        {'audio_filepath': 'a.wav', 'duration': 1.5},
+        {'audio_filepath': 'a.wav', 'offset': '2', 'duration': 1.5},
+        {'audio': 'a.wav', 'offset': 0},
+        {'audio_filepath': 'a.wav', 'duration': 0},
+    ]
+    found = read(tmp_path, *rows)
+    assert [(e['offset'], e['duration']) for e in found] == [
+        ('', '1.5'),
+        ('0.0', '1.5'),
+        ('2.0', '1.5'),
+        ('0.0', ''),
+        ('', ''),
+    ]
+    assert len({e['id'] for e in found}) == 5
+
+
+def test_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    (example,) = read(tmp_path, {'audio': '~/a.wav'})
+    assert example['audio'] == '/home/me/a.wav'
+    assert str(manifests.ManifestSource({'train': '~/m.jsonl'}).path('train')) == '/home/me/m.jsonl'

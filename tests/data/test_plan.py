@@ -131,6 +131,16 @@ def test_text_only_examples_have_buckets_of_their_own():
     assert len(set(alone.buckets)) == len(alone.buckets)
 
 
+def test_rows_count_as_what_the_encoder_computes():
+    """Whisper's computes 30 s of each clip."""
+    task = lengths(300)
+    plan = make(task, encoder_seconds=30.0, tokens_per_batch=100_000)
+    assert {bucket.rows for bucket in plan.buckets} == {2}
+    assert make(task, encoder_seconds=0.0).buckets == make(task).buckets
+    text = make(lengths(300, speech=False), encoder_seconds=30.0)
+    assert text.buckets == make(lengths(300, speech=False)).buckets, 'text passes no encoder'
+
+
 def test_evaluation_sees_every_example_once():
     plan = make(lengths(101), lengths(57, seed=3), row_multiple=2)
     seen = collections.Counter()

@@ -152,6 +152,20 @@ def test_an_empty_reference_is_named(reference):
         metrics.score([example(reference, 'something', id='clip7')])
 
 
+def test_a_reference_is_checked_before_there_is_an_answer():
+    for good in (example('yes', None), example('...', None, target_lang='fr'), example('none', None, slot='size')):
+        metrics.check_reference(good)
+    metrics.check_reference(example('...', None), 'none')
+    for bad, message in (
+        (example('(…)', None), r"example 'x': its reference '\(…\)' is empty after normalising \(basic\)"),
+        (example('。', None, lang='ja'), 'empty after normalising'),
+        (example(' ', None, target_lang='fr'), r'empty after normalising \(none\).*--translation_normalizer none'),
+        (example(None, None), 'its reference is None; it must be a string'),
+    ):
+        with pytest.raises(metrics.MetricsError, match=message):
+            metrics.check_reference(bad)
+
+
 def test_a_missing_field_and_an_empty_evaluation_are_refused():
     with pytest.raises(metrics.MetricsError, match="prediction: missing.*'x'"):
         metrics.score([example('a', None)])

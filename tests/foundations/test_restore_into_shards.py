@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from slm_jax import foundations
-from slm_jax.inference import model
+from slm_jax.inference import traces
 from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
 from slm_jax.training import origins, partitioning, state
 
 path, config, mesh = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 partitioner = partitioning.Partitioner(**mesh)
-boxed = model.abstract_params(text_to_text.TextToText(t5.T5(t5.T5Config(**config, mlp_dim=2048))))
+boxed = traces.abstract_params(text_to_text.TextToText(t5.T5(t5.T5Config(**config, mlp_dim=2048))))
 wanted = origins.place(state.unboxed(boxed), partitioner.shardings(boxed, partitioner.mesh()))
 wanted = origins.cast(wanted, jnp.bfloat16)
 found = origins.find({'llm': path})

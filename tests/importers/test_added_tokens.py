@@ -93,21 +93,21 @@ def test_each_file_that_may_name_them(source, spiece):
         assert found.encode('｛{') == [size, size]  # wide, and not: SentencePiece takes both for one
         assert found.decode([*the, size, *cat, size + 1, 1, *the]) == 'the{ cat}'
         assert found.vocab_size == size + 3 and found.extra_ids == 100
-        assert (found.pad_id, found.eos_id, found.unk_id, found.bos_id) == (0, 1, 2, -1)
+        assert (found.eos_id, found.unk_id) == (1, 2)
     plain = vocabulary(source())
     assert 2 in plain.encode('{') and plain.encode('the cat') == found.encode('the cat')
 
 
 def test_tasks_encode_with_them(source, spiece, monkeypatch):
-    from slm_jax.data import vocabularies
+    from slm_jax.data import output_features, vocabularies
 
     size, plain = spiece[1] + 100, vocabulary(source())
     found = vocabulary(source(added_tokens={'{': size}))
     monkeypatch.setattr(vocabularies, '_load', lambda name: plain)
-    before = vocabularies.LLM.fingerprint
+    before = output_features.LLM.fingerprint
     monkeypatch.setattr(vocabularies, '_load', lambda name: found)
-    assert vocabularies.LLM.encode('the {')[-1] == size and vocabularies.LLM.decode([size]) == '{'
-    assert vocabularies.LLM.fingerprint != before  # what was encoded without them is encoded anew
+    assert output_features.LLM.encode('the {')[-1] == size and output_features.LLM.decode([size]) == '{'
+    assert output_features.LLM.fingerprint != before  # what was encoded without them is encoded anew
 
 
 def test_sentinels_stay_whole(source, spiece):

@@ -90,6 +90,7 @@ def test_what_an_import_leaves(family, tmp_path, capsys):
     assert cli.main(['import', str(GOLDENS / family), str(out)]) == 0
     assert 'licence: apache-2.0' in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ['card.json', 'model.gin', 'params']
+    assert ('ENCODER_SECONDS = 30' in (out / 'model.gin').read_text()) == (family == 'whisper')
     assert foundations.card(out)['kind'] == 'speech_encoder'
     stored = foundations.flatten(foundations.abstract(out))
     assert {leaf.dtype for leaf in stored.values()} == {jnp.dtype('bfloat16')}

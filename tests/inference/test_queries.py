@@ -70,6 +70,44 @@ def test_a_single_query_is_a_batch_of_one_and_rows_keep_their_multiple():
         assert batch['speech_samples'].shape[0] % 4 == 0
 
 
+def test_no_query_is_padded_beyond_what_the_encoder_takes():
+    for fine in (False, True):
+        found = list(queries.batched([spoken(s) for s in (29, 30, 1.5)], 60, fine=fine, longest=30.0))
+        assert sorted(batch['speech_samples'].shape for _, batch in found)[-1] == (2, 30 * RATE)
+        assert len(found) == 2
+    [(_, batch)] = queries.batched([spoken(29)], 60)
+    assert batch['speech_samples'].shape == (1, 32 * RATE)
+
+
+def test_advice_on_long_audio_holds():
+    samples = np.zeros(round(5.2 * RATE), np.int16)
+    queries.check_length('a.wav', samples, 5.2)
+    with pytest.raises(
+        ValueError, match=r'a.wav: 5.2 s is longer .*chunk_seconds 3.33` cuts.*; --max_seconds 6 lets it'
+    ):
+        queries.check_length('a.wav', samples, 10 / 3)
+    with pytest.raises(ValueError, match=r'longer than the 3 s .* --chunk_seconds 3` cuts it at pauses.$'):
+        queries.check_length('a.wav', samples, 3.0, 4.0)
+
+
+def test_what_a_check_refuses_is_raised_or_told():
+    def check(query):
+        if query.info['id'] == 2:
+            raise ValueError('the second')
+
+    asked, told = [spoken(1, id=i) for i in (1, 2, 3)], []
+    assert [q.info['id'] for q in queries.checked(asked, check, told.append)] == [1, 3]
+    assert told == ['the second']
+    with pytest.raises(ValueError, match='the second'):
+        list(queries.checked(asked, check, None))
+
+
+def test_a_manifest_without_its_recordings(manifest):
+    manifest.with_name('clip00.wav').unlink()
+    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, listen=False))
+    assert len(found) == 24 and all(query.samples is None for query in found)
+
+
 def test_a_batch_has_the_contract():
     [(_, batch)] = queries.batched([spoken(1.2)])
     dtypes = {name: array.dtype.name for name, array in batch.items()}
@@ -133,6 +171,26 @@ def test_texts_by_id(tmp_path):
     path = write(path, {'id': 'a', 'prediction': 'x'}, {'id': 'a', 'prediction': 'y'})
     with pytest.raises(ValueError, match="two lines of id 'a'"):
         queries.texts_by_id(path)
+
+
+def test_lines_that_other_programs_write(tmp_path):
+    path = tmp_path / 'p.jsonl'
+    path.write_text('{"id": 7, "prediction": "a\u2028b", "duration": "1.5"}\n', encoding='utf-8')
+    assert queries.texts_by_id(path) == {'7': 'a\u2028b'}
+    assert queries.read_lines(path)[0]['duration'] == 1.5
+
+
+def test_segments_of_a_manifest_and_of_what_became_of_it(tmp_path, write_wav):
+    samples = write_wav(tmp_path / 'long.wav', 4.0)
+    rows = [{'audio_filepath': 'long.wav', 'offset': o, 'duration': 1.0, 'text': 'hi'} for o in (0, 2.5)]
+    path = write(tmp_path / 'm.jsonl', *rows)
+    for _ in range(2):  # what was predicted of segments is a manifest of the same
+        found = list(queries.from_manifest(path, [queries.Question()], Words(), 30))
+        assert [query.info['offset'] for query in found] == [0.0, 2.5]
+        assert len({query.info['id'] for query in found}) == 2
+        for query, start in zip(found, (0, 40000), strict=True):
+            np.testing.assert_array_equal(query.samples, samples[start : start + RATE])
+        path = write(tmp_path / 'predictions.jsonl', *(dict(query.info) for query in found))
 
 
 def test_unreadable_lines_are_named(tmp_path):
@@ -233,6 +291,7 @@ class Info:
     reference: str = 'yes'
     audio: str | None = None
     seconds: float = 0.5
+    offset: float | None = None
 
 
 class FakeLoader:

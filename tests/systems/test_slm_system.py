@@ -23,13 +23,13 @@ from slm_jax.systems.text_to_text import TextToText
 
 SPEECH = SpeechEncoder(
     UsmFrontend(),
-    UsmEncoder(UsmConfig(num_layers=2, emb_dim=32, num_heads=2, context_right=4, subsample_channels=(4, 4))),
+    UsmEncoder(UsmConfig(num_layers=1, emb_dim=32, num_heads=2, context_right=4, subsample_channels=(4, 4))),
     ctc_vocab_size=20,
     augmentation=SpecAugmentConfig(),
 )
 LLM = T5(
     T5Config(
-        vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=16, mlp_dim=64
+        vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, head_dim=16, mlp_dim=64
     )
 )
 ADAPTER = SlmAdapter(SlmAdapterConfig(output_dim=32, emb_dim=32, num_heads=2, head_dim=16, mlp_dim=64))
@@ -161,7 +161,8 @@ def test_ctc_leaves_out_what_cannot_be_spelt():
     ],
 )
 def test_sizes(model, sizes):
-    from slm_jax.inference.model import abstract_params, configured_system
+    from slm_jax.inference.model import configured_system
+    from slm_jax.inference.traces import abstract_params
 
     configuration.parse_gin([f'models/{model}.gin'])
     params = abstract_params(configured_system())
@@ -252,3 +253,41 @@ def test_ctc_takes_part_where_something_is_transcribed():
         written(SYSTEM, data, 0.5)
     with pytest.raises(ValueError, match='of another tokenizer'):
         written(dataclasses.replace(SYSTEM, token_labels=(0,) * 1000), data, 0.5)
+
+
+def test_where_nothing_is_heard_the_answer_is_empty():
+    """Whatever is asked, and only in rows that have a recording; beside them nothing changes."""
+    data, empty = batch(lengths=(16_000, 9_000, 0)), [1, 0, 0, 0, 0, 0]
+    heard = answers(data)
+    assert not any((row == empty).all() for row in heard)
+    silent = data | {'speech_samples': np.where([[True], [False], [False]], np.int16(-3), data['speech_samples'])}
+    np.testing.assert_array_equal(answers(silent), [empty, *heard[1:]])
+
+    goes_by_ctc = dataclasses.replace(SYSTEM, token_labels=(0,) * 40)
+
+    def answers_where_ctc_gives_blank(share, method='greedy', system=goes_by_ctc):
+        bias = jnp.zeros(20).at[0].set(np.log(19 * share / (1 - share)))
+        head = {'Dense_0': {'kernel': jnp.zeros((32, 20)), 'bias': bias}}
+        params = PARAMS | {'speech_encoder': PARAMS['speech_encoder'] | {'ctc': head}}
+        return np.asarray(predicted(system, params, data, DecodeConfig(method, max_decode_length=6)))
+
+    np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.4), heard)
+    np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.6), [empty, *heard[1:]])  # a second, and less
+    np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.98), [empty, empty, heard[2]])
+    np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.98, system=SYSTEM), heard)
+    assert answers_where_ctc_gives_blank(0.98, 'beam')[:2].tolist() == [empty, empty]
+
+
+@pytest.mark.parametrize('method', ['greedy', 'beam'])
+def test_what_a_limit_cut_has_no_end(method):
+    """A model that never ends by itself, rows of 3 and 4 tokens."""
+    data, params = batch(), PARAMS | {'llm': dict(PARAMS['llm'])}
+    decoder = PARAMS['llm']['decoder']
+    params['llm']['decoder'] = decoder | {'logits_dense': {'kernel': decoder['logits_dense']['kernel'].at[:, 1].set(0)}}
+
+    def lengths(**limits):
+        tokens = np.asarray(predicted(TextToText(LLM), params, data, DecodeConfig(method, **limits)))
+        return [list(row).index(1) if 1 in row else -np.count_nonzero(row) for row in tokens]
+
+    assert lengths(max_decode_length=6) == [-6, -6, -6]
+    assert lengths(max_decode_length=12, max_length_ratio=2.0) == [-5, -7, -5]

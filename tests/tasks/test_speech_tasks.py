@@ -11,6 +11,7 @@ import tensorflow_datasets as tfds
 from seqio import test_utils
 
 from slm_jax import tasks  # noqa: F401  registers tasks
+from slm_jax.data import cache
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import common_voice, fleurs, registry
 
@@ -310,8 +311,11 @@ def test_common_voice(vocabulary, tmp_path, monkeypatch):
     )
     with pytest.raises(Exception, match='train.tsv is missing: download sv-SE'):
         list(seqio.get_mixture_or_task('common_voice_asr_sv_SE').get_dataset(split='train'))
+    (clips.parent / 'dev.tsv').write_text('id\ttext\n', encoding='utf-8')
+    with pytest.raises(ValueError, match='dev.tsv: no table of Common Voice .*"path" and "sentence"'):
+        cache.store_dir(seqio.get_mixture_or_task('common_voice_asr_sv_SE'), 'validation', tmp_path)
     monkeypatch.undo()
-    with pytest.raises(FileNotFoundError, match='corpus.folder=FOLDER'):
+    with pytest.raises(FileNotFoundError, match='datacollective.mozillafoundation.org.*corpus.folder=FOLDER'):
         common_voice.corpus()
 
 

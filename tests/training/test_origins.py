@@ -61,7 +61,7 @@ def test_the_encoders_own_recogniser_may_stay_behind():
 
 def test_a_foundation_for_no_part_of_the_system():
     """Else a misspelt part is freshly initialised where it trains."""
-    text = r"foundations: 'lm' = 'my_lm' is of no use to a system of \['llm'\]. Leave it out"
+    text = r"foundations\['lm'\]: 'my_lm' is given for a part that the system does not have. It has \['llm'\]"
     with pytest.raises(FoundationError, match=text):
         check([origin('lm', {'lm/kernel': jax.ShapeDtypeStruct((4,), jnp.float32)})], {}, llm())
 

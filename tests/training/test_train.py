@@ -67,6 +67,14 @@ def test_only_the_adapter_is_trained_and_saved(model_dir):
     assert np.mean(losses(model_dir)[-30:]) < np.mean(losses(model_dir)[:30])
 
 
+def test_skipped_examples_are_listed_at_the_end_and_kept(model_dir, capsys):
+    loader = toy.ToyLoader()
+    loader.skipped = [('a', 'a.wav: the file is empty')]
+    toy.train(model_dir, 1, loader=loader, eval_loaders={}, num_samples=0)
+    assert capsys.readouterr().err.rstrip().endswith('train: 1 bad examples skipped:\n    a.wav: the file is empty')
+    assert '"a.wav: the file is empty"' in (model_dir / 'skipped.jsonl').read_text()
+
+
 def test_resumed_losses_are_those_of_an_unbroken_run(model_dir, tmp_path):
     toy.train(tmp_path / 'whole', 20)
     toy.train(model_dir, 7)

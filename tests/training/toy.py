@@ -55,6 +55,7 @@ class ToyLoader:
     """Two shapes in turn; the batch of a step is a function of the step."""
 
     vocabulary = types.SimpleNamespace(decode=str)
+    skipped = ()
 
     def __init__(self, rows=8):
         self.rows = rows

@@ -1,8 +1,8 @@
 """TFDS builder `covost2`: translation of Common Voice speech, 21 languages to English and 15 from.
 
-The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4, which Mozilla
-gives to people and not to programs: put the language's folder (`clips/`, `validated.tsv`) under
-MANUAL_DIR/{language}, MANUAL_DIR being TFDS's download folder + `/manual` or `--manual_dir`.
+The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4. Mozilla gives Common Voice
+to people who are signed in, since 2025 at the Mozilla Data Collective: put the language's folder (`clips/`,
+`validated.tsv`) under MANUAL_DIR/{language}, MANUAL_DIR being TFDS's download folder + `/manual`.
 """
 
 import csv
@@ -13,7 +13,10 @@ import slm_jax.data.tensorflow_cpu as tensorflow_cpu  # isort: skip  before othe
 
 import tensorflow_datasets as tfds
 
+from slm_jax.data import notices
+
 URL = 'https://dl.fbaipublicfiles.com/covost/covost_v2.{source}_{target}.tsv.tar.gz'
+COMMON_VOICE = 'https://datacollective.mozillafoundation.org'  # its home since 2025
 TO_ENGLISH = (
     'fr',
     'de',
@@ -70,8 +73,8 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f'{source}_{target}') for source, target in PAIRS]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        'Download the language from https://commonvoice.mozilla.org/datasets (Common Voice Corpus '
-        '4) and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
+        'Download the language of Common Voice (Corpus 4, or a later one: clips keep their names) from the Mozilla '
+        f'Data Collective, {COMMON_VOICE}, and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
     )
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -100,9 +103,11 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, folder: pathlib.Path, table: pathlib.Path, names: tuple[str, ...]):
         translations = {row['path']: row['translation'] for row in _rows(table) if row['split'] in names}
+        there = 0
         for row in _rows(folder / 'validated.tsv'):
             path = row['path']
             if path in translations:
+                there += 1
                 yield (
                     path,
                     {
@@ -113,3 +118,8 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
                         'client_id': row['client_id'],
                     },
                 )
+        if there < len(translations):
+            notices.say(
+                f'covost2/{self.builder_config.name} {names[0]}: {len(translations) - there} of {len(translations)} '
+                f'translated clips are left out: {folder / "validated.tsv"}, of another release than 4, has them not.'
+            )

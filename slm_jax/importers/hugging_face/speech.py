@@ -51,7 +51,7 @@ from slm_jax.systems import speech_encoder
 
 SPEECH_ENCODER = {out!r}
 REDUCTION_FACTOR = {reduction_factor}  # of an adapter: {rate:g} frames a second become {reduced:g}
-
+{fixed}
 {bindings}
 {encoder}.config = @{config}()
 speech_encoder.SpeechEncoder:
@@ -114,6 +114,7 @@ def convert(
     names: Callable[[str], str],
     landmark: str,
     unused: tuple[str, ...] = (),
+    encoder_seconds: float = 0.0,
 ) -> Imported:
     """Takes a speech encoder out of a checkpoint.
 
@@ -126,6 +127,7 @@ def convert(
         names: from the path of a parameter to the name of its tensor, {} in the place of the layer's number.
         landmark: name of a tensor; what stands before it in the checkpoint is the prefix of all.
         unused: tensors of the encoder that are for training alone.
+        encoder_seconds: of audio that the encoder computes at least, however short a clip is.
 
     Raises:
         CheckpointError: a tensor that is missing, of another shape or type, or of no use; names it.
@@ -164,7 +166,8 @@ def convert(
         raise CheckpointError(
             f'{tensor.file}: {len(left)} tensors have no place in the encoder of this config.json, the first is {name}.'
         )
-    gin = _model_file(directory, out, encoder, frontend, sum(math.prod(leaf.shape) for leaf in leaves.values()))
+    parameters = sum(math.prod(leaf.shape) for leaf in leaves.values())
+    gin = _model_file(directory, out, encoder, frontend, parameters, encoder_seconds)
     return Imported('speech_encoder', foundations.unflatten(leaves), gin, {}, None)
 
 
@@ -193,7 +196,9 @@ def _leaf(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stac
     return foundations.Blocks(shape, sources[0][1].dtype, read)
 
 
-def _model_file(directory: Directory, out: pathlib.Path, encoder: nn.Module, frontend: Any, parameters: int) -> str:
+def _model_file(
+    directory: Directory, out: pathlib.Path, encoder: nn.Module, frontend: Any, parameters: int, encoder_seconds: float
+) -> str:
     package, _, module = type(encoder).__module__.rpartition('.')
     config = f'{module}.{type(encoder.config).__name__}'
     front = f'frontends.{type(frontend).__name__}'
@@ -209,6 +214,7 @@ def _model_file(directory: Directory, out: pathlib.Path, encoder: nn.Module, fro
         source=directory.source, parameters=parameters, package=package, module=module, out=str(out), config=config,
         encoder=f'{module}.{type(encoder).__name__}', frontend=front, bindings='\n'.join(bindings),
         rate=rate, reduction_factor=factor, reduced=rate / factor,
+        fixed=f'ENCODER_SECONDS = {encoder_seconds}  # are computed of any clip\n' if encoder_seconds else '',
     )  # fmt: skip
 
 

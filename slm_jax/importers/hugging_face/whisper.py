@@ -34,7 +34,8 @@ _PREPROCESSOR = {
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a Whisper checkpoint; see `speech.convert` for what is raised."""
     module, frontend = encoder(directory)
-    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, 'conv1.weight')
+    bins, window = frontend.num_mel_bins, _PREPROCESSOR['chunk_length']
+    return speech.convert(directory, out, module, frontend, bins, _name, 'conv1.weight', encoder_seconds=window)
 
 
 def encoder(directory: Directory) -> tuple[WhisperEncoder, WhisperFrontend]:

@@ -1,0 +1,166 @@
+"""How long a task's examples are in every wording, and what of them its tokenizer cannot write."""
+
+from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import seqio
+
+from slm_jax.data import cache, preprocessors
+
+FEATURES = ('speech', 'inputs', 'targets')
+_FORMAT = 2  # of the file: raise it when what is measured changes
+_SHOWN = 3  # targets with unknown characters
+
+
+def measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
+    """Runs the task's later steps over all texts, in every wording; remembered beside the store.
+
+    Returns:
+        Arrays [n]: `used` (by the task), `inputs` and `targets` (the longest, in tokens), `letters` (of the targets)
+        and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`: which examples cannot be
+        used, and why; and `shown`: some targets of which letters are lost.
+    """
+    description = [
+        cache.FORMAT,
+        _FORMAT,
+        task.name,
+        cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
+        {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
+    ]
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
+    path = store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
+    if not path.exists():
+        partial = path.with_name(f'{path.stem}.{os.getpid()}.part.npz')
+        np.savez(partial, **_measure(task, store))
+        os.replace(partial, path)
+    with np.load(path) as file:
+        return dict(file)
+
+
+def _measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
+    n = len(store)
+    result = {name: np.zeros(n, np.int64) for name in ('inputs', 'targets', 'letters', 'lost')}
+    result['used'] = np.zeros(n, bool)
+    bad, shown = {}, []
+    empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
+    steps = postcache(task, store.spec)
+    vocabulary = task.output_features['targets'].vocabulary
+    for i, features in enumerate(store.all_features()):
+        for seed in range(wordings(store)):
+            try:
+                example = steps(dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed)))
+            except preprocessors.BadExampleError as error:
+                example = {'error': str(error).encode()}
+            if example is None:
+                break
+            result['used'][i] = True
+            for name in ('inputs', 'targets'):
+                result[name][i] = max(result[name][i], len(example.get(name, ())))
+            if example.get('error'):
+                bad[i] = example['error'].decode()
+                break
+            if seed == 0:
+                said = example.get('targets_pretokenized', b'').decode()
+                letters, lost, written = unknown(example['targets'], said, vocabulary)
+                result['letters'][i], result['lost'][i] = letters, lost
+                if lost and len(shown) < _SHOWN:
+                    shown.append(f'{said[:60]!r} as {written[:60]!r}')
+    result['bad'] = np.array(list(bad), np.int64)
+    result['errors'] = np.array(list(bad.values()), np.str_)
+    result['shown'] = np.array(shown, np.str_)
+    return result
+
+
+def unknown(tokens: np.ndarray, said: str, vocabulary: seqio.Vocabulary) -> tuple[int, int, str]:
+    """(letters and digits of a text, those that its tokens have as unknown, what the other tokens say).
+
+    `said` may be '' where it is not known; then an unknown token counts as one letter.
+    """
+    ids = [int(token) for token in tokens]
+    unknowns = 0 if vocabulary.unk_id is None else ids.count(vocabulary.unk_id)
+    if not unknowns:
+        return _letters(said), 0, said
+    written = vocabulary.decode([token for token in ids if token != vocabulary.unk_id])
+    lost = max(_letters(said) - _letters(written), unknowns)
+    return max(_letters(said), lost), lost, written
+
+
+def _letters(text: str) -> int:
+    return sum(map(str.isalnum, text))
+
+
+def wordings(store: cache.Store) -> int:
+    """How many wordings are measured.
+
+    Speech tasks choose among few templates: all of them. A text task may draw more freely; what it draws later may be
+    longer, see `SpeechTextLoader._fitting`.
+    """
+    return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
+
+
+def name_of(features: Mapping[str, np.ndarray | bytes]) -> str:
+    """What people know an example by."""
+    name = next(filter(None, map(features.get, ('audio', 'origin', 'id'))), b'an example').decode()
+    if offset := features.get('offset'):
+        return f'{name} from {float(offset):g} s'
+    return name
+
+
+def postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
+    """The task's steps after the placeholder, as a function of one example.
+
+    Steps that are `preprocessors.ExampleStep`s are called as they are. Any other SeqIO step is run
+    by TensorFlow over a dataset of that one example: right, but milliseconds instead of
+    microseconds. What a step raises becomes a `BadExampleError` with the example's name.
+    """
+    steps = task.preprocessors[task._cache_step_idx + 1 :]
+    plain = all(isinstance(step, preprocessors.ExampleStep) for step in steps)
+    run = functools.partial(_in_python, task, steps) if plain else _in_tensorflow(task, spec)
+
+    def call(example):
+        try:
+            return run(example)
+        except Exception as error:
+            known = isinstance(error, tf.errors.OpError)
+            reason = cache.reason_of(error) if known else f'{type(error).__name__}: {error}'
+            raise preprocessors.BadExampleError(
+                f'{name_of(example)}: a step of task {task.name!r} fails ({reason}). Leave the example out, or mend it.'
+            ) from error
+
+    return call
+
+
+def _in_python(task: seqio.Task, steps: Sequence[preprocessors.ExampleStep], example: dict) -> dict | None:
+    for step in steps:
+        added = step.function({k: example[k] for k in step.reads if k in example}, task.output_features, None)
+        if added is None:
+            return None
+        example = {**example, **added}
+    return example
+
+
+def _in_tensorflow(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
+    signature = {name: tf.TensorSpec([None] * rank, dtype) for name, (dtype, rank) in spec.items()}
+    signature |= dict.fromkeys(('template_seed', 'index'), tf.TensorSpec((), tf.int64))
+
+    @functools.partial(tf.function, input_signature=[signature], autograph=False)
+    def run(example):
+        dataset = tf.data.Dataset.from_tensors(example)
+        return task.preprocess_postcache(dataset, sequence_length=None, seed=0).get_single_element()
+
+    def call(example):
+        try:
+            result = run({k: tf.constant(v) for k, v in example.items()})
+        except tf.errors.InvalidArgumentError as error:
+            if 'empty' in str(error):  # a filter left the example out
+                return None
+            raise
+        return {k: v.numpy() for k, v in result.items()}
+
+    return call

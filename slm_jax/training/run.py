@@ -1,0 +1,171 @@
+"""The loop of a training, and what it does besides stepping: reports, evaluations, checkpoints."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from tqdm import tqdm
+
+from slm_jax import configuration
+from slm_jax.data import notices
+from slm_jax.training import logs, loop, partitioning
+from slm_jax.training.checkpoints import Checkpoints
+from slm_jax.training.setup import Steps
+from slm_jax.training.state import Params, TrainState
+
+_EARLY = (1, 2, 5, 10)  # of a slow machine's first steps one wants to hear soon
+
+
+@dataclasses.dataclass(frozen=True)
+class Periods:
+    """How often the loop does what, in steps; `steps` is where it ends."""
+
+    steps: int
+    log: int
+    evaluation: int
+    checkpoint: int
+
+    def due(self, period: int, done: int) -> bool:
+        """Whether what is done every so many steps is due after `done`; after the last all is."""
+        return done % period == 0 or done == self.steps
+
+
+@dataclasses.dataclass
+class Run:
+    """A training that is ready for its next step.
+
+    Attributes:
+        state, frozen, rng: on the devices of `mesh`.
+        steps: compiled for that mesh.
+        loader, eval_loaders: see `slm_jax.train.train`, as are the rest.
+        card: of the model. `evaluation` is kept up to date.
+    """
+
+    state: TrainState
+    frozen: Params
+    rng: Key[Array, '']
+    mesh: Mesh
+    steps: Steps
+    loader: Any
+    eval_loaders: Mapping[str, Any]
+    checkpoints: Checkpoints
+    card: dict[str, Any]
+    periods: Periods
+    eval_batches: int | None
+    num_samples: int
+    tensorboard: bool
+
+    def train(self) -> dict[str, Any]:
+        """The loop; returns what `slm_jax.train.train` does."""
+        periods, start = self.periods, int(self.state.step)
+        done = start
+        self.checkpoints.write_card(self._card() | {'step': done})
+        waiting: list[tuple[int, Any]] = []  # (step, what the step returned), still on the device
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.checkpoints.close)
+            self._open(stack, done)
+            terminated = stack.enter_context(loop.termination_signal())
+            batches = stack.enter_context(contextlib.closing(self.loader.batches(done)))
+            while done < periods.steps and not terminated(done):
+                with self._meter.waiting_for_input():
+                    step, host_batch = next(batches)
+                if step != done:
+                    raise ValueError(f'the loader gave the batch of step {step} for step {done}')
+                batch = partitioning.shard_batch(host_batch, self.mesh)
+                self.state, record = self.steps.train(batch, self.state, self.frozen, self.rng)
+                self._meter.add(host_batch)
+                waiting.append((step, record))
+                done += 1
+                self._progress.update()
+
+                # The host runs at most two steps ahead of the device, and asks for numbers one step late.
+                if len(waiting) > 2:
+                    jax.block_until_ready(waiting[-3][1]['step_loss'])
+                evaluation_due, checkpoint_due = (
+                    periods.due(period, done) for period in (periods.evaluation, periods.checkpoint)
+                )
+                if evaluation_due or checkpoint_due:
+                    self._report(waiting)
+                    waiting = []
+                    if evaluation_due:
+                        self.card['evaluation'] = self._evaluate(done)
+                    if checkpoint_due:
+                        self._save()
+                    self._meter.restart()
+                elif len(waiting) > 1 and (step % periods.log == 0 or step - start in _EARLY):
+                    self._report(waiting[:-1])
+                    waiting = waiting[-1:]
+            if waiting:
+                self._report(waiting)
+            if done < periods.steps:
+                self._save()
+                logs.say(f'stopped by a signal; step {done} is saved. The same command goes on from there.')
+        return {'step': done, 'evaluation': self.card['evaluation'], 'terminated': done < periods.steps}
+
+    def _open(self, stack: contextlib.ExitStack, done: int) -> None:
+        """What is written to while training, closed with `stack`."""
+        model_dir = self.checkpoints.model_dir
+        if jax.process_index() == 0:
+            skipped = {'train': self.loader.skipped, **{name: each.skipped for name, each in self.eval_loaders.items()}}
+            notices.record(model_dir, skipped)
+            stack.callback(notices.remind, model_dir, skipped)
+        self._writer = logs.create_writer(model_dir, self.tensorboard)
+        stack.callback(self._writer.close)
+        self._losses = logs.LossRecord(model_dir)
+        stack.callback(self._losses.close)
+        silent = None if jax.process_index() == 0 else True
+        self._progress = tqdm(total=self.periods.steps, initial=done, unit='step', disable=silent)
+        stack.callback(self._progress.close)
+        self._meter = loop.Meter(self.steps.train, jax.process_count())
+
+    def _card(self) -> dict[str, Any]:
+        return self.card | {'config': configuration.operative_config()}
+
+    def _save(self) -> None:
+        self.checkpoints.save(self.state, self.rng, self._card())
+
+    def _report(self, records: Sequence[tuple[int, Any]]) -> None:
+        """Writes what some steps returned. Asks the device, so not for the step it is still at.
+
+        Raises:
+            NonFiniteError: one of them was not finite; its batch is saved, and the state before it.
+        """
+        values = jax.device_get([record for _, record in records])
+        self._losses.write((step, value['step_loss']) for (step, _), value in zip(records, values))
+        bad_step = int(values[-1]['bad_step'])
+        scalars = loop.summarise(values) | self._meter.take(len(records))
+        self._writer.write_scalars(records[-1][0] + 1, {f'train/{name}': value for name, value in scalars.items()})
+        if bad_step >= 0:
+            self._save()
+            path = loop.save_batch(self.checkpoints.model_dir, bad_step, self.loader)
+            loss, norm = next((float(v['step_loss']), float(v['grad_norm'])) for v in values if v['bad_step'] >= 0)
+            raise loop.NonFiniteError(
+                f'step {bad_step}: the loss is {loss} and the norm of its gradient {norm}. The batch is in {path}; '
+                f'the checkpoint of step {bad_step} holds all that was trained before it. Look for a wrong example '
+                'in the batch, or start again with a lower learning rate or a smaller clip_norm.'
+            )
+
+    def _evaluate(self, done: int) -> dict[str, float]:
+        """Metrics of all evaluation loaders, by 'loader/metric', and some decoded examples on the terminal."""
+        results: dict[str, float] = {}
+        for position, (name, eval_loader) in enumerate(self.eval_loaders.items()):
+            mean = loop.MeanMetrics()
+            with contextlib.closing(eval_loader.examples()) as examples:
+                for index, (batch, infos) in enumerate(examples):
+                    if index == self.eval_batches:
+                        break
+                    batch = partitioning.shard_batch(batch, self.mesh)
+                    mean.add(self.steps.evaluate(batch, self.state.trainable, self.frozen))
+                    if index == position == 0 and self.num_samples:
+                        tokens = np.asarray(self.steps.decode(batch, self.state.trainable, self.frozen))
+                        texts = loop.sample_texts(tokens, infos, eval_loader.vocabulary, self.num_samples)
+                        self._writer.write_texts(done, {f'{name}/samples': texts})
+            means = {f'{name}/{metric}': value for metric, value in mean.means().items()}
+            self._writer.write_scalars(done, means)
+            results |= means
+        return results

@@ -1,0 +1,246 @@
+"""What a training is before its first step: shapes, types and places of all its arrays, and its compiled steps.
+
+Only `new_state` makes an array, so all else may be asked for on devices that are not there.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+
+from slm_jax.decoding import DecodeConfig
+from slm_jax.systems import Batch, System
+from slm_jax.training import checkpoints, loop, origins, partitioning, state
+from slm_jax.training.partitioning import Partitioner
+from slm_jax.training.state import Params, TrainState
+
+BatchShapes = Mapping[str, tuple[tuple[int, ...], Any]]  # of each array of a batch, (shape, type)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A system's parameters on the devices of a mesh. Leaves are abstract, with shardings.
+
+    Attributes:
+        system, partitioner, mesh: what is laid out, and where.
+        boxed: all parameters, with the logical names of their axes; without shardings.
+        trainable: what trains.
+        frozen: what does not.
+        held: the same, in the types in which it is held.
+        notes: lines on what could not be divided.
+    """
+
+    system: System
+    partitioner: Partitioner
+    mesh: Mesh
+    boxed: Params
+    trainable: Params
+    frozen: Params
+    held: Params
+    notes: set[str]
+
+    def init(self, rng: Key[Array, '']) -> Params:
+        """Fresh parameters, boxed."""
+        return _init(self.system, rng)
+
+    @property
+    def everywhere(self) -> jax.sharding.NamedSharding:
+        """On every device of the mesh."""
+        return partitioning.replicated(self.mesh)
+
+    def batch(self, shapes: BatchShapes) -> dict[str, jax.ShapeDtypeStruct]:
+        """An abstract batch with its sharding."""
+        rows = next(iter(shapes.values()))[0][0]
+        sharding = partitioning.batch_sharding(self.mesh, rows, self.notes)
+        return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+
+
+def _init(system: System, rng: Key[Array, '']) -> Params:
+    return system.init(rng, _least_batch())
+
+
+def _least_batch() -> Batch:
+    """A second and a word: what parameters and metrics there are does not depend on the batch."""
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    return {
+        'speech_samples': jnp.zeros((1, 16_000), jnp.int16),
+        'speech_lengths': jnp.full((1,), 16_000, jnp.int32),
+        'encoder_input_tokens': tokens,
+        'decoder_input_tokens': tokens,
+        'decoder_target_tokens': tokens,
+        'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
+    }
+
+
+def lay_out(
+    system: System, trainable: Sequence[str], partitioner: Partitioner, mesh: Mesh, frozen_dtype: Any = None
+) -> Layout:
+    """Lays a system's parameters out over the devices of a mesh.
+
+    Args:
+        system: see `slm_jax.systems.System`.
+        trainable: regular expressions, see `state.split`.
+        partitioner: its rules say which axis goes where.
+        mesh: `partitioner.mesh()`, or one of devices that are not there.
+        frozen_dtype: see `origins.hold`.
+
+    Raises:
+        ValueError: a pattern matches no parameter, or the type is none that parameters are held in.
+    """
+    notes: set[str] = set()
+    boxed = jax.eval_shape(functools.partial(_init, system), jax.random.key(0))
+    placed = origins.place(state.unboxed(boxed), partitioner.shardings(boxed, mesh, notes))
+    trained, frozen = state.split(placed, trainable)
+    held = origins.hold(frozen, boxed, frozen_dtype)
+    return Layout(system, partitioner, mesh, boxed, trained, frozen, held, notes)
+
+
+def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state of a training: each of the optimizer's statistics lies where its parameter does.
+
+    Raises:
+        ValueError: the optimizer has patterns that match no parameter.
+    """
+    abstract = jax.eval_shape(optimizer.init, layout.trainable)
+    jax.eval_shape(optimizer.update, layout.trainable, abstract, layout.trainable)  # says now what it would say later
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.trainable)
+    places = partitioning.like_params(abstract, layout.trainable, shardings, layout.mesh)
+    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere)
+    return TrainState(
+        step=scalar, bad_step=scalar, trainable=layout.trainable, opt_state=origins.place(abstract, places)
+    )
+
+
+def check_metric(layout: Layout, metric: str, eval_loaders: Iterable[str]) -> None:
+    """Whether an evaluation will give this metric.
+
+    Args:
+        layout: of the system.
+        metric: 'loader/name'.
+        eval_loaders: names of the evaluation loaders.
+
+    Raises:
+        ValueError: there is no such loader, or the system has no such metric.
+    """
+    params = state.unboxed(layout.boxed)
+    names = jax.eval_shape(lambda params: layout.system.loss(params, _least_batch(), None)[1], params)
+    known = [f'{loader}/{name}' for loader in eval_loaders for name in sorted(names)]
+    if metric not in known:
+        raise ValueError(f'train.best_metric is {metric!r}; evaluation gives {", ".join(known) or "nothing"}.')
+
+
+def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainable: Sequence[str]) -> dict[str, Any]:
+    """The card of a model that is about to be trained; `seed` and `data` are added by whoever knows them.
+
+    Args:
+        name: of the model.
+        layout: of its parameters.
+        found: where they come from; `foundations` of the card are those of which a part stays frozen.
+        trainable: as `lay_out` got it.
+    """
+    frozen = state.flatten(layout.frozen)
+    needed = {origin.subtree: origin.describe() for origin in found if origin.paths.keys() & frozen.keys()}
+    return {
+        'name': name,
+        'kind': checkpoints.KIND,
+        'foundations': needed,
+        'initialised_from': {origin.subtree: origin.describe() for origin in found if origin.subtree not in needed},
+        'trainable': [trainable] if isinstance(trainable, str) else list(trainable),
+        'num_params': {'trained': state.num_params(layout.trainable), 'frozen': state.num_params(frozen)},
+        'versions': checkpoints.versions(),
+        'evaluation': {},
+    }
+
+
+def new_state(
+    layout: Layout,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    found: Sequence[origins.Origin],
+    fresh_paths: Sequence[str],
+    rng: Key[Array, ''],
+) -> TrainState:
+    """The state before the first step.
+
+    Args:
+        layout, optimizer: of the training.
+        abstract: from `abstract_state`.
+        found, fresh_paths: where trained parameters come from, and which come from nowhere: `origins.check`.
+        rng: for those.
+    """
+    given = origins.load(found, abstract.trainable)
+    leaves = state.flatten(abstract.trainable)
+    fresh = origins.fresh(layout.init, rng, state.unflatten({path: leaves[path] for path in fresh_paths}))
+    params = state.merge(given, fresh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.opt_state)
+    opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+    zero, none = (jax.device_put(jnp.int32(value), layout.everywhere) for value in (0, -1))
+    return TrainState(step=zero, bad_step=none, trainable=params, opt_state=opt_state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """What a training runs on its devices; each is compiled when a shape of batch first needs it.
+
+    Attributes:
+        train: (batch, state, frozen, rng) to (state, record), see `loop.train_step`. The state is donated.
+        evaluate: (batch, trainable, frozen) to metrics {name: (sum, weight)}.
+        decode: (batch, trainable, frozen) to tokens.
+    """
+
+    train: loop.CompiledPerShape
+    evaluate: loop.CompiledPerShape
+    decode: loop.CompiledPerShape
+
+
+def steps(
+    layout: Layout,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    decode: DecodeConfig,
+    say: Callable[[str], None],
+) -> Steps:
+    """The compiled steps of a training.
+
+    Args:
+        layout, optimizer: of the training.
+        abstract: from `abstract_state`.
+        decode: how to generate.
+        say: is told what was compiled, and how long it took.
+    """
+    system, everywhere = layout.system, layout.everywhere
+
+    def tracing() -> contextlib.AbstractContextManager:
+        return layout.partitioner.tracing(layout.mesh)
+
+    return Steps(
+        train=loop.CompiledPerShape(
+            'training step',
+            lambda batch, state, frozen, rng: loop.train_step(system, optimizer, state, frozen, batch, rng),
+            say,
+            tracing,
+            donate_argnums=1,
+            out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
+        ),
+        evaluate=loop.CompiledPerShape(
+            'evaluation',
+            lambda batch, params, frozen: system.loss(state.merge(params, frozen), batch, None)[1],
+            say,
+            tracing,
+            out_shardings=everywhere,
+        ),
+        decode=loop.CompiledPerShape(
+            'decoding',
+            lambda batch, params, frozen: system.predict(state.merge(params, frozen), batch, decode),
+            say,
+            tracing,
+            out_shardings=everywhere,
+        ),
+    )
