@@ -359,7 +359,7 @@ def _for_answering(config: str) -> str:
         kept.append(not named & left_out)
         named = set()
     lines = config.splitlines(keepends=True)
-    parts = zip(starts, [*starts[1:], len(lines)], kept, strict=True)
+    parts = zip(starts, [*starts[1:], len(lines)], kept, strict=False)  # a foundation's card has no statement
     return ''.join(line for start, end, keep in parts if keep for line in lines[start:end])
 
 
