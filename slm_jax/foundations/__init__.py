@@ -133,7 +133,7 @@ def save(
     Args:
         path: the directory.
         params: nested dictionary of arrays, without boxes, or of `Blocks`.
-        card: what is known of it; `fingerprint` is added here.
+        card: what is known of it; `fingerprint`, and `files` with their SHA-256, are added here.
         files: copied under their own names; `vocabulary` looks for `tokenizer.model`.
         dtype: floating-point leaves are stored in it (bfloat16 halves the size); None keeps each leaf's own.
 
@@ -145,9 +145,12 @@ def save(
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     try:
         temporary.chmod(0o755)
-        card = {**card, 'fingerprint': _write(temporary / PARAMS, params, dtype)}
+        card = {**card, 'fingerprint': _write(temporary / PARAMS, params, dtype), 'files': {}}
         for file in files:
-            shutil.copyfile(file, temporary / pathlib.Path(file).name)
+            name = pathlib.Path(file).name
+            shutil.copyfile(file, temporary / name)
+            if name != MODEL_FILE:  # which a person may edit
+                card['files'][name] = _sha256(temporary / name)
         (temporary / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
         if path.exists():
             shutil.rmtree(path)
@@ -155,6 +158,10 @@ def save(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return card
+
+
+def _sha256(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any]:
@@ -323,5 +330,11 @@ def vocabulary(name_or_dir: str | os.PathLike) -> Any:
         return tokenizers.Bytes(said.get('extra_ids', 0))
     if not (path / TOKENIZER).is_file():
         raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
+    expected = said.get('files', {}).get(TOKENIZER)
+    if expected and (sha256 := _sha256(path / TOKENIZER)) != expected:
+        raise FoundationError(
+            f'{path / TOKENIZER} has the SHA-256 {sha256}, by its card it is {expected}. It was damaged or changed '
+            'after it was made: copy it again from where it came.'
+        )
     found = tokenizers.SentencePiece(path / TOKENIZER, said.get('extra_ids', 0))
     return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

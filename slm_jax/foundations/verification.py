@@ -1,6 +1,6 @@
 """Whether stored parameters are those that a card describes, to the last bit.
 
-Reading all of them takes a second per gigabyte or so, and is done when a directory is new or changed: what was found
+Reading all of them takes some seconds per gigabyte, and is done when a directory is new or changed: what was found
 whole is noted with size and times of each file. The notes are in the user's cache, since parameters may be read-only.
 """
 
@@ -34,8 +34,9 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
         leaves: with `shape` and `dtype`, by path, in the order of the paths.
         content: see `foundations.fingerprint`.
     """
-    directory = directory.resolve()
-    note = cache() / 'verified' / f'{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}.json'
+    directory, note = directory.resolve(), None
+    with contextlib.suppress(RuntimeError):  # a user without a home
+        note = cache() / 'verified' / f'{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}.json'
     # The time of change too, which nobody can set: a copy may bring the time of writing along.
     files = {}
     for path in sorted(directory.rglob('*')):
@@ -44,14 +45,17 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
             files[str(path.relative_to(directory))] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     known = {'directory': str(directory), 'content': content, 'files': files}
     with contextlib.suppress(OSError, ValueError):
-        if json.loads(note.read_text(encoding='utf-8')) == known:
+        if note and json.loads(note.read_text(encoding='utf-8')) == known:
             return None
     try:
         found = _content(directory, leaves)
     except (ValueError, OSError) as error:
-        return f'cannot be read ({str(error).splitlines()[0][:300]})'
+        reason = str(error).partition('\n')[0][:300]
+        return f'cannot be read ({reason})'
     if found != content:
         return f'has the content {found}, by its card it is {content}'
+    if note is None:
+        return None
     with contextlib.suppress(OSError):  # No place to note it: then it is read again.
         note.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=note.parent, delete=False) as stream:

@@ -96,6 +96,10 @@ def vocabulary(
     Raises:
         CheckpointError: no tokenizer, one that does not belong to this model, or an added token that cannot be had.
     """
+    if type(settings.get('extra_ids', 0)) is not int or settings.get('extra_ids', 0) < 0:
+        raise CheckpointError(
+            f'{directory}: extra_ids of the tokenizer is {settings["extra_ids"]!r}; it must be a number, not below 0.'
+        )
     if settings.get('tokenizer_class') == BYTES:
         extra_ids, pieces, file = settings.get('extra_ids', 125), 3 + 256, None
         card = {'vocabulary': 'bytes', 'extra_ids': extra_ids}

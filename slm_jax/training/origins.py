@@ -112,12 +112,6 @@ def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[
                     f'{expected[path].shape} in the system. Use the model file that the foundation was made with.'
                 )
         left = [path for path in origin.stored if path not in expected and not path.startswith(_HEADS)]
-        if len(left) == len(origin.stored):
-            parts = sorted({path.split('/')[0] for path in expected})
-            raise FoundationError(
-                f'foundations: {origin.subtree!r} = {origin.name!r} is of no use to a system of {parts}. Leave it out '
-                'of FOUNDATIONS, or correct the name of the part.'
-            )
         if left:
             raise FoundationError(
                 f'{origin.subtree} = {origin.name!r}: {len(left)} of its {len(origin.stored)} parameters have no place '

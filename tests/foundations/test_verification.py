@@ -101,7 +101,9 @@ def test_what_is_known_is_not_read_again(copy, monkeypatch, tmp_path):
     monkeypatch.setenv('SLM_JAX_CACHE', str(tmp_path / 'copy' / 'card.json'))  # where nothing can be written
     foundations.load(copy)
     foundations.load(copy)
-    assert len(reads) == 3
+    monkeypatch.setenv('SLM_JAX_CACHE', '~of_nobody')
+    foundations.load(copy)
+    assert len(reads) == 4
 
 
 def test_the_users_cache(monkeypatch, tmp_path):
@@ -128,3 +130,21 @@ def test_a_note_that_is_damaged_is_made_anew(copy, monkeypatch, tmp_path):
     note.write_text('{')
     foundations.load(copy)
     assert json.loads(note.read_text()) == good
+
+
+def test_a_tokenizer_that_is_not_the_one_of_the_card(sentencepiece_model, tmp_path):
+    foundations.save(
+        tmp_path / 'llm', {'kernel': np.ones(3, np.float32)}, {'name': 'llm', 'kind': 'llm'}, [sentencepiece_model]
+    )
+    assert foundations.vocabulary(tmp_path / 'llm').encode('the')
+    flip(tmp_path / 'llm' / 'tokenizer.model', 5000)
+    with pytest.raises(
+        FoundationError, match='llm/tokenizer.model has the SHA-256 .* by its card it is .*copy it again'
+    ):
+        foundations.vocabulary(tmp_path / 'llm')
+
+
+@pytest.mark.parametrize('name', ['t5_tiny', 'usm_tiny'])
+def test_the_packaged_tokenizers(name):
+    assert foundations.card(name)['files'].keys() == {'tokenizer.model'}
+    assert foundations.vocabulary(name).encode('the')

@@ -11,8 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from slm_jax import import_
-from slm_jax.importers import CheckpointError
+from slm_jax import foundations, import_
+from slm_jax.importers import CheckpointError, hugging_face
+from slm_jax.importers.hugging_face.directory import Directory
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 't5_goldens'
 ENCODERS = GOLDENS.with_name('encoder_goldens')
@@ -73,6 +74,12 @@ def edit(path, **changes):
         ('d_kv', 'absent'),
         ('num_layers', 0),
         ('encoder_window', 7),
+        ('feed_forward_proj', 5),
+        ('dense_act_fn', ['gelu_new']),
+        ('is_gated_act', 'yes'),
+        ('tie_word_embeddings', 'false'),
+        ('scale_decoder_outputs', 0),
+        ('vocab_size', '176'),
     ],
 )
 def test_flags(source, flag, value):
@@ -95,6 +102,32 @@ def test_family_and_directory(source):
     refused(source, 'has no config.json')
     shutil.rmtree(source)
     refused(source, 'is no directory')
+
+
+def test_a_model_type_that_is_not_said(source):
+    """Published UMT5 has `architectures` alone."""
+    edit(source / 'config.json', model_type='absent', architectures=['MT5ForConditionalGeneration', 'Other'])
+    import_.import_checkpoint(str(source), str(source.parent / 'mt5'))
+    assert foundations.card(source.parent / 'mt5')['configuration']['model_type'] == 'mt5'
+    edit(source / 'config.json', architectures=['BertModel'])
+    refused(source, r"no model_type, and architectures is \['BertModel'\].*Add \"model_type\".*t5, mt5, umt5, whisper")
+    edit(source / 'config.json', architectures='absent')
+    refused(source, 'no model_type and no architectures.*Add "model_type"')
+    edit(source / 'config.json', model_type=['t5'])
+    refused(source, r"model_type is \['t5'\]; what can be imported is t5")
+
+
+@pytest.mark.parametrize(
+    ('name', 'model_type'),
+    [
+        ('T5WithLMHeadModel', 't5'), ('UMT5EncoderModel', 'umt5'), ('WhisperModel', 'whisper'),
+        ('Gemma3nForConditionalGeneration', 'gemma3n'), ('Gemma3nAudioEncoder', 'gemma3n_audio'),
+        ('Wav2Vec2BertForCTC', 'wav2vec2-bert'), ('Wav2Vec2BertModel', 'wav2vec2-bert'),
+    ],
+)  # fmt: skip
+def test_architectures(name, model_type):
+    found = Directory('', pathlib.Path(), None, None, {'architectures': [name]})
+    assert hugging_face.family(found)[1].config['model_type'] == model_type
 
 
 def test_out_is_never_overwritten(source):
@@ -138,11 +171,38 @@ def test_tensors(source):
     refused(source, '9 tensors have no place.*encoder.block.2')
 
 
+@pytest.mark.parametrize('bad', ['nan', '-inf'])
+def test_what_is_no_number(source, encoder, bad):
+    """In the first tensor that is read, in one of many layers, in another floating-point type, and in encoders."""
+    for name in ('shared.weight', 'decoder.block.1.layer.2.DenseReluDense.wo.weight'):
+        whole = arrays(source)
+        data = np.frombuffer(whole[name][2], np.float32).copy()
+        data[-3] = bad
+        write(source / 'model.safetensors', whole | {name: [*whole[name][:2], data.tobytes()]})
+        refused(source, rf'model.safetensors: tensor {name} holds NaN or infinity \(1 of \d+ values')
+        half = {
+            key: ['F16', shape, np.frombuffer(old, np.float32).astype(np.float16)]
+            for key, (_, shape, old) in whole.items()
+        }
+        half[name][2][5] = bad
+        write(source / 'model.safetensors', {key: [*entry[:2], entry[2].tobytes()] for key, entry in half.items()})
+        refused(source, f'tensor {name} holds NaN or infinity')
+        write(source / 'model.safetensors', whole)
+    speech, name = encoder('whisper'), 'model.encoder.layers.1.fc1.weight'
+    whole = arrays(speech)
+    data = np.frombuffer(whole[name][2], np.float32).copy()
+    data[7] = bad
+    write(speech / 'model.safetensors', whole | {name: [*whole[name][:2], data.tobytes()]})
+    refused(speech, f'model.safetensors: tensor {name} holds NaN or infinity')
+
+
 def test_files(source):
     path = source / 'model.safetensors'
     whole = path.read_bytes()
     path.write_bytes(whole[:-100])
     refused(source, 'model.safetensors is truncated: tensor')
+    path.write_bytes(whole + b'\0' * 8)
+    refused(source, rf'model.safetensors: its tensors end at byte {len(whole)}, the file at {len(whole) + 8}')
     path.write_bytes(whole[:50])
     refused(source, 'cut off in its header')
     path.write_bytes(whole[:8] + b'\0' * len(whole[8:]))
@@ -182,6 +242,9 @@ def test_tokenizers(source):
     refused(source, 'spiece.model: 28 pieces and 200 sentinels are more than the vocab_size.*176')
     edit(source / 'tokenizer_config.json', extra_ids=100, added_tokens_decoder={'90': {'content': '<extra_id_0>'}})
     refused(source, '<extra_id_0> has the id 90')
+    edit(source / 'tokenizer_config.json', extra_ids='100', added_tokens_decoder={})
+    refused(source, "extra_ids of the tokenizer is '100'")
+    edit(source / 'tokenizer_config.json', extra_ids=100)
     spiece.write_bytes(b'no model')
     refused(source, 'spiece.model is no SentencePiece model')
     spiece.unlink()
@@ -221,6 +284,8 @@ def test_what_is_no_state_dictionary(source):
     torch.save({'shared.weight': torch.from_numpy(np.zeros((176, 12), np.float32))}, path)
     path.write_bytes(path.read_bytes()[:-300])
     refused(source, 'pytorch_model.bin is damaged')
+    path.write_bytes(b'')
+    refused(source, 'pytorch_model.bin is damaged.*not loaded: .')
 
 
 def test_the_hub_out_of_reach(source, monkeypatch):
@@ -269,6 +334,12 @@ def encoder(tmp_path):
         ('w2v_bert', 'feature_projection_input_dim', 80),
         ('w2v_bert', 'num_attention_heads', 5),
         ('w2v_bert', 'conv_window', 7),
+        ('w2v_bert', 'hidden_act', ['swish']),
+        ('w2v_bert', 'add_adapter', 'false'),
+        ('w2v_bert', 'layer_norm_eps', float('inf')),
+        ('gemma3n', 'rms_norm_eps', float('nan')),
+        ('gemma3n', 'sscp_conv_channel_size', 5),
+        ('gemma3n', 'conf_attention_invalid_logits_value', -5.0),
         ('w2v_bert_with_adapter', 'adapter_stride', 4),
         ('w2v_bert_with_adapter', 'adapter_act', 'mish'),
         ('w2v_bert_with_adapter', 'num_adapter_layers', 0),

@@ -215,3 +215,18 @@ def test_files_of_the_arrays(source):
     refused(source, f'{FOLDER} is damaged')
     shutil.rmtree(place)
     refused(source, f"names '{FOLDER}', which holds {NAME} and is not there")
+
+
+def test_what_is_no_number(source):
+    """In an array with a directory, and in one that the index holds."""
+    import tensorstore
+
+    place = source / 'checkpoint_0' / FOLDER
+    store = tensorstore.open({'driver': 'zarr', 'kvstore': f'file://{place}/'}).result()
+    value = store[3, 5].read().result()
+    store[3, 5] = np.nan
+    refused(source, rf'{FOLDER}: {NAME} holds NaN or infinity \(1 of')
+    store[3, 5] = value
+    scale = np.full(32, np.inf, np.float32)
+    edited_index(source, lambda target: target['decoder']['decoder_norm'].update(scale=scale))
+    refused(source, r'checkpoint: decoder/decoder_norm/scale holds NaN or infinity \(32 of 32')

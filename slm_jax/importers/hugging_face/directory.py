@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slm_jax.importers import CheckpointError
@@ -84,6 +84,19 @@ def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
                 break
 
 
+def check_types(file: pathlib.Path, flags: Mapping[str, Any], kinds: Mapping[type, Iterable[str]]) -> None:
+    """Refuses flags of another type than bool or str; absent and null mean the default.
+
+    Raises:
+        CheckpointError: names the flag.
+    """
+    for kind, keys in kinds.items():
+        for key in keys:
+            if flags.get(key) is not None and type(flags[key]) is not kind:
+                wanted = 'true or false' if kind is bool else 'a text'
+                raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be {wanted}.')
+
+
 def _revision(source: str) -> str | None:
     return source.partition('@')[2] or None
 
@@ -98,8 +111,9 @@ def _download(source: str, revision: str | None, files: Sequence[str]) -> pathli
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # no network, no such repository, not allowed, a name that is none
+        reason = str(error).partition('\n')[0]
         raise CheckpointError(
-            f'{source} cannot be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). Where there is a '
+            f'{source} cannot be fetched ({type(error).__name__}: {reason}). Where there is a '
             f'network, `hf download {name} --local-dir DIR`; then `slm-jax import DIR OUT` needs none.'
         ) from error
 

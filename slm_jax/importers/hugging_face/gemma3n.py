@@ -1,5 +1,6 @@
 """Gemma 3n's audio tower, a Universal Speech Model: saved alone, or out of a checkpoint of the whole model."""
 
+import math
 import pathlib
 
 from slm_jax.audio.frontends import UsmFrontend
@@ -66,10 +67,10 @@ def encoder(directory: Directory) -> tuple[UsmEncoder, UsmFrontend]:
     sizes = speech.check_flags(file, flags, _SIZES, _FIXED, _WITHOUT_EFFECT | {_CHANNELS, *_NUMBERS})
     numbers = {name: flags[key] for key, name in _NUMBERS.items() if flags.get(key) is not None}
     for key, name in _NUMBERS.items():
-        if type(numbers.get(name, 0)) not in (int, float) or numbers.get(name, 0) < 0:
+        if type(numbers.get(name, 0)) not in (int, float) or not 0 <= numbers.get(name, 0) < math.inf:
             raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be a number, not below 0.')
     channels = flags.get(_CHANNELS) or UsmConfig.subsample_channels
-    if [type(channel) for channel in channels] != [int, int] or min(channels) < 1:
+    if not isinstance(channels, (list, tuple)) or [*map(type, channels)] != [int, int] or min(channels) < 1:
         raise CheckpointError(f'{file}: {_CHANNELS} is {channels!r}; it must be two positive numbers.')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
     config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))

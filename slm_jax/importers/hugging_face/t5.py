@@ -4,8 +4,9 @@ Parameters get T5X's names and shapes (`slm_jax.llms.t5`). The unscanned layout 
 models of more than 12 layers, which would else compile slowly, and for UMT5, because only there has each layer a
 relative position bias of its own.
 
-Logits are those of `transformers` 5, but for one case: it scales UMT5's by d_model ** -0.5 even where config.json says
-`tie_word_embeddings: false`, which neither T5X, where UMT5 was trained, nor transformers 4 does, nor we.
+Logits are those of `transformers` 5, but for one case: some of its versions (5.17, no longer 5.24) scale UMT5's by
+d_model ** -0.5 even where config.json says `tie_word_embeddings: false`, which neither T5X, where UMT5 was trained, nor
+transformers 4 does, nor we.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ import numpy as np
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported, finite
 from slm_jax.importers import t5 as importers_t5
-from slm_jax.importers.hugging_face.directory import Directory
+from slm_jax.importers.hugging_face.directory import Directory, check_types
 from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 from slm_jax.llms import t5
 
@@ -46,6 +47,9 @@ _FIXED = {
 _READ = {
     'model_type', 'dropout_rate', 'feed_forward_proj', 'dense_act_fn', 'is_gated_act', 'tie_word_embeddings',
     'scale_decoder_outputs', 'tokenizer_class',
+}  # fmt: skip
+_TYPES = {
+    bool: ('is_gated_act', 'tie_word_embeddings', 'scale_decoder_outputs'), str: ('feed_forward_proj', 'dense_act_fn'),
 }  # fmt: skip
 # What transformers writes and no number depends on: names, initialisation, heads of other tasks, how to generate.
 _WITHOUT_EFFECT = set(
@@ -129,6 +133,7 @@ def config(directory: Directory) -> t5.T5Config:
             # Absent and null mean the default, which is the expected value; an end token may come in a list.
             if values.get(key) not in (None, expected, [expected]):
                 raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
+    check_types(file, flags, _TYPES)
     sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
     for key in SIZES:
         if type(sizes.get(key)) is not int or sizes[key] < 1:

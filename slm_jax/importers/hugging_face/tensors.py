@@ -142,6 +142,8 @@ def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
             )
         previous = stop
         found[name] = Tensor(file, shape, dtype, functools.partial(_map, file, dtype, data + start, shape))
+    if data + previous != size:
+        raise CheckpointError(f'{file}: its tensors end at byte {data + previous}, the file at {size}. Fetch it again.')
     return found
 
 
@@ -207,8 +209,9 @@ def _plain_tensors(file: pathlib.Path, mmap: bool) -> dict[str, Any]:
     try:
         state = torch.load(file, map_location='cpu', weights_only=True, mmap=mmap)
     except (pickle.UnpicklingError, *damage) as error:
+        reason = str(error).partition('\n')[0] or type(error).__name__
         raise CheckpointError(
-            f'{file} is damaged, or holds more than plain tensors, and is not loaded: {str(error).splitlines()[0]}'
+            f'{file} is damaged, or holds more than plain tensors, and is not loaded: {reason}'
         ) from error
     if not isinstance(state, dict):
         raise CheckpointError(f'{file} holds no dictionary of tensors but a {type(state).__name__}.')

@@ -1,12 +1,13 @@
 """w2v-BERT 2.0's encoder, with its adapter where there is one; a CTC head of a fine-tuned model stays behind."""
 
+import math
 import pathlib
 
 from slm_jax.audio.frontends import W2vBertFrontend
 from slm_jax.encoders.w2v_bert import ACTIVATIONS, W2vBertConfig, W2vBertEncoder
 from slm_jax.importers import CheckpointError, Imported
 from slm_jax.importers.hugging_face import speech
-from slm_jax.importers.hugging_face.directory import Directory
+from slm_jax.importers.hugging_face.directory import Directory, check_types
 
 MODEL_TYPES = {'wav2vec2-bert': 'Wav2Vec2Bert'}
 FILES = speech.PREPROCESSORS
@@ -26,6 +27,10 @@ _READ = {
     'hidden_act', 'adapter_act', 'layer_norm_eps', 'position_embeddings_type', 'add_adapter',
     'use_intermediate_ffn_before_adapter', *_ADAPTER_SIZES,
 }  # fmt: skip
+_TYPES = {
+    bool: ('add_adapter', 'use_intermediate_ffn_before_adapter'),
+    str: ('hidden_act', 'adapter_act', 'position_embeddings_type'),
+}
 # Of training and of heads; sinusoids of `relative` go as far as they are needed.
 _WITHOUT_EFFECT = set(
     """
@@ -52,6 +57,7 @@ def encoder(directory: Directory) -> tuple[W2vBertEncoder, W2vBertFrontend]:
     file, flags = directory.path / 'config.json', directory.config
     known = _READ | _WITHOUT_EFFECT
     sizes = speech.check_flags(file, flags, _SIZES, {'feature_projection_input_dim': 160}, known)
+    check_types(file, flags, _TYPES)
     if flags.get('add_adapter'):
         flags = flags | {'output_hidden_size': flags.get('output_hidden_size') or flags['hidden_size']}
         sizes |= speech.check_flags(file, flags, _ADAPTER_SIZES, {}, set(flags))
@@ -73,7 +79,7 @@ def encoder(directory: Directory) -> tuple[W2vBertEncoder, W2vBertFrontend]:
         if chosen[name] not in choices:
             raise CheckpointError(f'{file}: {key} is {chosen[name]!r}; there are {", ".join(map(str, choices))}.')
     epsilon = flags.get('layer_norm_eps', W2vBertConfig.norm_epsilon)
-    if type(epsilon) is not float or epsilon <= 0:
+    if type(epsilon) is not float or not 0 < epsilon < math.inf:
         raise CheckpointError(f'{file}: layer_norm_eps is {epsilon!r}; it must be a number above 0.')
     speech.check_preprocessor(directory, _PREPROCESSOR)
     config = W2vBertConfig(
