@@ -55,23 +55,22 @@ class AddedTokens:
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end."""
-        ids = []
+        ids: list[int] = []
         for part in _cut(text, self._raw):
+            parts: Iterable[str | int] = [part]
             if self._normalized and isinstance(part, str):
                 parts = _cut(self._normalize(part), self._normalized)
-            else:
-                parts = [part]
             for inner in parts:
                 ids += self._vocabulary.encode(inner) if isinstance(inner, str) else [inner]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids, up to the first end."""
-        ids, text = [int(token) for token in ids], ''
-        if self.eos_id in ids:
-            ids = ids[: ids.index(self.eos_id) + 1]
-        for added, run in itertools.groupby(ids, self._contents.__contains__):
-            run = list(run)
+        known, text = [int(token) for token in ids], ''
+        if self.eos_id in known:
+            known = known[: known.index(self.eos_id) + 1]
+        for added, group in itertools.groupby(known, self._contents.__contains__):
+            run = list(group)
             if added:
                 text += ''.join(self._contents[token] for token in run)
             else:

@@ -112,7 +112,7 @@ def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> T
     jax.eval_shape(optimizer.update, layout.trainable, abstract, layout.trainable)  # says now what it would say later
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.trainable)
     places = partitioning.like_params(abstract, layout.trainable, shardings, layout.mesh)
-    scalar = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere)
+    scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere)
     return TrainState(
         step=scalar, bad_step=scalar, trainable=layout.trainable, opt_state=origins.place(abstract, places)
     )

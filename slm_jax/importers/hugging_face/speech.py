@@ -62,7 +62,7 @@ speech_encoder.SpeechEncoder:
 
 def check_flags(
     file: pathlib.Path, flags: Mapping[str, Any], sizes: Mapping[str, str], fixed: Mapping[str, Any], read: set[str]
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """Refuses what cannot be honoured.
 
     Args:
@@ -78,7 +78,7 @@ def check_flags(
     Raises:
         CheckpointError: a flag that is unknown, missing, or at a value that cannot be honoured; names it.
     """
-    fixed = _FIXED | fixed
+    fixed = {**_FIXED, **fixed}
     if unknown := sorted(flags.keys() - sizes.keys() - fixed.keys() - read - WITHOUT_EFFECT):
         raise CheckpointError(
             f'{file}: unknown flag {unknown[0]!r} = {flags[unknown[0]]!r}. Whether numbers depend on it nobody here '

@@ -134,7 +134,9 @@ def config(directory: Directory) -> t5.T5Config:
             if values.get(key) not in (None, expected, [expected]):
                 raise CheckpointError(f'{path}: {key} is {values[key]!r}; only {expected!r} is supported.')
     check_types(file, flags, _TYPES)
-    sizes = {'num_decoder_layers': flags.get('num_layers')} | {k: v for k, v in flags.items() if v is not None}
+    sizes: dict[str, Any] = {'num_decoder_layers': flags.get('num_layers')} | {
+        k: v for k, v in flags.items() if v is not None
+    }
     for key in SIZES:
         if type(sizes.get(key)) is not int or sizes[key] < 1:
             raise CheckpointError(f'{file}: {key} is {sizes.get(key)!r}; it must be a positive number.')
