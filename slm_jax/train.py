@@ -132,9 +132,9 @@ def train(
     say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
 
     steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
-    # The longest batch says what memory is needed; its compilation is needed anyhow.
-    longest = max(batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
-    say(loop.memory_report(steps.train.compiled(longest, state, frozen, rng), state, frozen, device))
+    # The largest shape says what memory is needed; its compilation is needed anyhow.
+    largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
+    say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, device))
     return run.Run(
         state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches, num_samples,
         tensorboard,
