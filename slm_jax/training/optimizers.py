@@ -42,8 +42,8 @@ def schedule(
         raise ValueError(f'schedule.decay is {decay!r}; it must be one of {_DECAYS}.')
     if decay in ('cosine', 'linear') and (total_steps is None or total_steps <= warmup_steps):
         raise ValueError(
-            f'schedule.warmup_steps is {warmup_steps}; with decay {decay!r} it must be less than '
-            f'schedule.total_steps, which is {total_steps}.'
+            f'schedule: decay={decay!r} needs total_steps above schedule.warmup_steps, which is {warmup_steps}; '
+            f'it is {total_steps}.'
         )
     if decay == 'constant':
         after = optax.constant_schedule(peak)
