@@ -148,17 +148,19 @@ def _largest(jaxpr: core.Jaxpr) -> int:
     return max(*outer, *inner, 0, 0)
 
 
-def check_metric(layout: Layout, metric: str, eval_loaders: Iterable[str]) -> None:
+def check_metric(layout: Layout, metric: str | None, eval_loaders: Iterable[str]) -> None:
     """Whether an evaluation will give this metric.
 
     Args:
         layout: of the system.
-        metric: 'loader/name'.
+        metric: 'loader/name', or None.
         eval_loaders: names of the evaluation loaders.
 
     Raises:
         ValueError: there is no such loader, or the system has no such metric.
     """
+    if metric is None:
+        return
     params = state.unboxed(layout.boxed)
     names = jax.eval_shape(lambda params: layout.system.loss(params, _least_batch(), None)[1], params)
     known = [f'{loader}/{name}' for loader in eval_loaders for name in sorted(names)]

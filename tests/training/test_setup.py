@@ -27,7 +27,7 @@ def test_steps_compile_without_any_array(layout):
     assert steps.decode.compiled(batch, layout.trainable, layout.held) is not None
 
 
-def test_the_largest_shape_is_the_one_that_needs_most_when_compiled(layout):
+def test_the_largest_shape_is_the_one_that_computes_most(layout):
     """A system that computes a window for every row, as Whisper does: many short clips need more than a long one."""
 
     class Windowed(toy.ToySystem):
@@ -35,19 +35,16 @@ def test_the_largest_shape_is_the_one_that_needs_most_when_compiled(layout):
             frames = batch['speech_samples'][:, :1] / 100 * jnp.arange(300)
             attention = jax.nn.softmax(frames[:, :, None] * frames[:, None])
             loss, metrics = super().loss(params, batch, rng)
-            return loss + (attention @ attention).mean(), metrics
+            return loss + jnp.tanh(attention @ attention).mean(), metrics
 
     windowed = setup.lay_out(Windowed(), ('adapter/.*',), layout.partitioner, layout.mesh)
-    optimizer = optax.adam(1e-2)
-    abstract = setup.abstract_state(windowed, optimizer)
-    steps = setup.steps(windowed, optimizer, abstract, DecodeConfig(), lambda text: None)
-    rng, needed, estimated = jax.eval_shape(jax.random.key, 0), [], []
+    estimated = []
     for rows, samples in ((2, 6400), (40, 320), (8, 1600)):
         shapes = toy.ToyLoader(rows).batch_shapes()[0]
         batch = windowed.batch({**shapes, 'speech_samples': ((rows, samples), jnp.int16)})
-        needed.append(steps.train.compiled(batch, abstract, windowed.held, rng).memory_analysis().temp_size_in_bytes)
-        estimated.append(setup.activation_bytes(windowed, batch, rng))
-    assert sorted(range(3), key=needed.__getitem__) == sorted(range(3), key=estimated.__getitem__) == [0, 2, 1]
+        estimated.append(setup.activation_bytes(windowed, batch, jax.eval_shape(jax.random.key, 0)))
+        assert 1 < estimated[-1] / (2 * rows * 300 * 300 * 4) < 1.1
+    assert max(estimated) == estimated[1]
 
 
 def test_a_metric_that_no_evaluation_gives_is_refused(layout):
