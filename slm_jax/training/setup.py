@@ -123,7 +123,7 @@ def activation_bytes(layout: Layout, batch: Batch, rng: Key[Array, '']) -> int:
     """About what a training step needs beside parameters, over all devices: by tracing it, which is not compiling it.
 
     What the forward pass keeps for the gradient, and twice the largest array on its way (softmax of a frozen encoder's
-    attention, which keeps nothing). Of Whisper's shape it is within 5% of what XLA says once it has compiled the largest.
+    attention, which keeps nothing). For Whisper it is within 5% of what XLA says once the largest shape is compiled.
     """
 
     def kept(trainable: Params, frozen: Params, batch: Batch, rng: Key[Array, '']) -> Any:
