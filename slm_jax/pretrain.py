@@ -9,7 +9,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from slm_jax import cli, configuration
 
@@ -57,8 +57,10 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
     from slm_jax.training import checkpoints
 
     recipe, out = RECIPES[name], pathlib.Path(out).absolute()
-    previous = {}
-    for stage in recipe.stages:
+    tokenizer_dir = pathlib.Path(tokenizer)
+    extra_ids = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0)
+
+    def configure(stage: str, previous: Mapping[str, str]) -> pathlib.Path:
         model_dir = out / 'stages' / stage
         configuration.parse_gin(
             [f'pretrain/{name}/{stage}.gin', *gin_files],
@@ -69,12 +71,18 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
                 *bindings,
             ],
         )
+        return model_dir
+
+    for stage in recipe.stages:  # what is wrong with the last one is said before the first one is trained
+        configure(stage, {})
+    previous = {}
+    for stage in recipe.stages:
+        model_dir = configure(stage, previous)
         result = configuration.configured(train.train)()
         if result['terminated']:
             raise SystemExit(train.EXIT_TERMINATED)
         previous = {recipe.part: str(model_dir)}
     params, card = checkpoints.load_for_inference(model_dir)
-    tokenizer_dir = pathlib.Path(tokenizer)
     foundations.save(
         out / name,
         params[recipe.part],
@@ -83,7 +91,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
             'kind': recipe.part,
             'data': recipe.data,
             'licence': recipe.licence,
-            'extra_ids': json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0),
+            'extra_ids': extra_ids,
             'recipe': card['config'].replace(f'{out}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],

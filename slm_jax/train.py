@@ -87,13 +87,10 @@ def train(
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
-    device = jax.local_devices()[0]
-    sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
-    say(f'{mesh.size} x {device.device_kind} ({sizes}), {jax.process_count()} host(s)')
+    say(partitioning.describe(mesh))
     layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
     abstract = setup.abstract_state(layout, optimizer)
-    if best_metric is not None:
-        setup.check_metric(layout, best_metric, eval_loaders)
+    setup.check_metric(layout, best_metric, eval_loaders)
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
     checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
@@ -130,13 +127,12 @@ def train(
         if fresh_paths:
             say(f'freshly initialised: {origins.summary(fresh_paths)}')
         state = setup.new_state(layout, optimizer, abstract, found, fresh_paths, rng)
-    counts = card['num_params']
-    say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
+    say(f'{type(system).__name__}: {{trained:,}} parameters trained, {{frozen:,}} frozen'.format(**card['num_params']))
 
     steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
-    # The longest batch says what memory is needed; its compilation is needed anyhow.
-    longest = max(batches, key=lambda batch: sum(leaf.size for leaf in batch.values()))
-    say(loop.memory_report(steps.train.compiled(longest, state, frozen, rng), state, frozen, device))
+    # The largest shape says what memory is needed; its compilation is needed anyhow.
+    largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
+    say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
     return run.Run(
         state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches, num_samples,
         tensorboard,

@@ -43,8 +43,8 @@ def schedule(
     steps = (total_steps or 0) - warmup_steps  # of the decay
     if decay in ('cosine', 'linear') and steps <= 0:
         raise ValueError(
-            f'schedule.warmup_steps is {warmup_steps}; with decay {decay!r} it must be less than '
-            f'schedule.total_steps, which is {total_steps}.'
+            f'schedule: decay={decay!r} needs total_steps above schedule.warmup_steps, which is {warmup_steps}; '
+            f'it is {total_steps}.'
         )
     if decay == 'constant':
         after = optax.constant_schedule(peak)

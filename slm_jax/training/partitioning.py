@@ -111,6 +111,12 @@ def _divisible(
     return NamedSharding(sharding.mesh, PartitionSpec(*spec))
 
 
+def describe(mesh: jax.sharding.Mesh) -> str:
+    """A mesh in a few words."""
+    sizes = ', '.join(f'{name} {size}' for name, size in mesh.shape.items())
+    return f'{mesh.size} x {mesh.local_devices[0].device_kind} ({sizes}), {jax.process_count()} host(s)'
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """On every device."""
     return NamedSharding(mesh, PartitionSpec())

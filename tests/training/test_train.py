@@ -186,3 +186,28 @@ def test_card_is_readable(model_dir):
     card = json.loads((model_dir / 'card.json').read_text())
     assert card['num_params'] == {'trained': toy.WIDTH**2, 'frozen': toy.WIDTH**2}
     assert re.fullmatch(r'[\d.]+', card['versions']['jax'])
+
+
+def test_early_steps_are_told_and_losses_written_once_each(model_dir, capsys):
+    toy.train(model_dir, 33, log_period=20, eval_period=100, checkpoint_period=100)
+    told = [int(step) for step in re.findall(r'^train (\d+):', capsys.readouterr().out, re.M)]
+    assert told == [1, 2, 5, 10, 20, 33]
+    assert sorted(read_losses(model_dir)) == list(range(33)) and all(
+        len(v) == 1 for v in read_losses(model_dir).values()
+    )
+
+
+def test_data_are_made_after_all_else_was_checked(model_dir):
+    def loader():
+        raise AssertionError('data were asked for')
+
+    for wrong, words in (
+        ({'max_to_keep': 0}, 'train.max_to_keep is 0'),
+        ({'best_metric': 'dev/wer'}, 'evaluation gives dev/loss'),
+        ({'trainable': ('adaptor/.*',)}, 'matches no parameter'),
+        ({'foundations': {}}, 'come from nowhere'),
+        ({'foundations': {'lm': str(model_dir.parent / 'frozen')}}, r"train.foundations\['lm'\].*does not have"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            toy.train(model_dir, 5, loader=loader, eval_loaders={'dev': loader}, **wrong)
+    assert not model_dir.exists()
