@@ -40,9 +40,9 @@ def misfits() -> Iterator[str]:
             if not _fits(plain, hint) and (plain is not None or parameters[name].default is not None):
                 yield f'{_wrapped(selector).__name__}.{name} is {plain!r}; it must be {_name(hint)}.'
     for (_, selector), values in bound.items():
-        wrapped = _wrapped(selector)
+        wrapped: Any = _wrapped(selector)
         plain = {name: _plain(value) for name, value in {**bound.get(('', selector), {}), **values}.items()}
-        frozen = dataclasses.is_dataclass(wrapped) and wrapped.__dataclass_params__.frozen
+        frozen = getattr(getattr(wrapped, '__dataclass_params__', None), 'frozen', False)
         if frozen and not _missing(wrapped, plain) and not any(_contains_later(value) for value in plain.values()):
             try:
                 wrapped(**plain)
@@ -200,4 +200,4 @@ def _name(hint: Any) -> str:
         return f'a dictionary {{{_name(arguments[0])}: {_name(arguments[1])}}}'
     if isinstance(origin, type) and issubclass(origin, collections.abc.Sequence):
         return f'a list ({", ".join(_name(argument) for argument in arguments if argument is not ...)})'
-    return _NAMES.get(hint) or getattr(hint, '__name__', str(hint))
+    return _NAMES.get(hint) or str(getattr(hint, '__name__', hint))

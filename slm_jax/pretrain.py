@@ -56,12 +56,12 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
     from slm_jax import foundations, train
     from slm_jax.training import checkpoints
 
-    recipe, out = RECIPES[name], pathlib.Path(out).absolute()
+    recipe, folder = RECIPES[name], pathlib.Path(out).absolute()
     tokenizer_dir = pathlib.Path(tokenizer)
     extra_ids = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0)
 
     def configure(stage: str, previous: Mapping[str, str]) -> pathlib.Path:
-        model_dir = out / 'stages' / stage
+        model_dir = folder / 'stages' / stage
         configuration.parse_gin(
             [f'pretrain/{name}/{stage}.gin', *gin_files],
             [
@@ -84,7 +84,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
         previous = {recipe.part: str(model_dir)}
     params, card = checkpoints.load_for_inference(model_dir)
     foundations.save(
-        out / name,
+        folder / name,
         params[recipe.part],
         {
             'name': name,
@@ -92,14 +92,14 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
             'data': recipe.data,
             'licence': recipe.licence,
             'extra_ids': extra_ids,
-            'recipe': card['config'].replace(f'{out}/', 'out/'),
+            'recipe': card['config'].replace(f'{folder}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],
         },
         [tokenizer_dir / foundations.TOKENIZER],
         dtype='bfloat16',
     )
-    return out / name
+    return folder / name
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,9 +5,9 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
-from clu import metric_writers
 from tqdm import tqdm
 
 _LOSSES = 'losses.jsonl'
@@ -34,8 +34,8 @@ def say(text: str) -> None:
         sys.stdout.flush()
 
 
-class TerminalWriter(metric_writers.LoggingWriter):
-    """Prints scalars as one line, texts as they are."""
+class TerminalWriter:
+    """Prints scalars as one line, texts as they are; as far as needed here, one of CLU's metric writers."""
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, with the part before the last slash of the names (`train`, `dev`) in front."""
@@ -50,20 +50,36 @@ class TerminalWriter(metric_writers.LoggingWriter):
         for name, text in texts.items():
             say(f'{name} {step}:\n{text}')
 
-    def flush(self) -> None:
+    def close(self) -> None:
         """Lines are flushed as they are written."""
 
 
-def create_writer(model_dir: str | os.PathLike, tensorboard: bool) -> metric_writers.MetricWriter:
-    """Terminal, and TensorBoard if asked; on hosts other than the first, neither."""
-    if jax.process_index():
-        return metric_writers.MultiWriter([])
-    writers = [TerminalWriter()]
-    if tensorboard:
-        import slm_jax.data.tensorflow_cpu  # noqa: F401  hides accelerators from the TensorFlow that writes events
+class Writers:
+    """Writes to several: terminal, and TensorBoard if asked; on hosts other than the first, to none."""
 
-        writers.append(metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(model_dir))))
-    return metric_writers.MultiWriter(writers)
+    def __init__(self, model_dir: str | os.PathLike, tensorboard: bool):
+        self._writers: list[Any] = [] if jax.process_index() else [TerminalWriter()]
+        if self._writers and tensorboard:
+            import slm_jax.data.tensorflow_cpu  # isort: skip  # noqa: F401  CLU imports the TensorFlow that writes events
+
+            from clu import metric_writers
+
+            self._writers.append(metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(model_dir))))
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Numbers by name, at a step."""
+        for writer in self._writers:
+            writer.write_scalars(step, scalars)
+
+    def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
+        """Texts by name, at a step."""
+        for writer in self._writers:
+            writer.write_texts(step, texts)
+
+    def close(self) -> None:
+        """All is written then."""
+        for writer in self._writers:
+            writer.close()
 
 
 class LossRecord:

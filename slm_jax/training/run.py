@@ -114,7 +114,7 @@ class Run:
             skipped = {'train': self.loader.skipped, **{name: each.skipped for name, each in self.eval_loaders.items()}}
             notices.record(model_dir, skipped)
             stack.callback(notices.remind, model_dir, skipped)
-        self._writer = logs.create_writer(model_dir, self.tensorboard)
+        self._writer = logs.Writers(model_dir, self.tensorboard)
         stack.callback(self._writer.close)
         self._losses = logs.LossRecord(model_dir)
         stack.callback(self._losses.close)

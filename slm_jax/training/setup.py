@@ -119,7 +119,7 @@ def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> T
     )
 
 
-def activation_bytes(layout: Layout, batch: Batch, rng: Key[Array, '']) -> int:
+def activation_bytes(layout: Layout, batch: Mapping[str, Any], rng: Key[Array, '']) -> int:
     """About what a training step needs beside parameters, over all devices: by tracing it, which is not compiling it.
 
     What the forward pass keeps for the gradient, and twice the largest array on its way (softmax of a frozen encoder's
