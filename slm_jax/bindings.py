@@ -1,7 +1,6 @@
 """What gin binds, against what the functions and classes of this package say that they take."""
 
 import collections.abc
-import dataclasses
 import inspect
 import os
 import re
