@@ -465,7 +465,7 @@ def summary(results: dict[str, Any]) -> str:
             rates = '  '.join(f'{names[n]} {scores[n]:5.1f}' for n in names if n in scores)
             count = f'  ({scores["examples"]:,} examples)' if 'examples' in scores else ''
             lines.append(f'  {group:<{width}}  {rates}{count}')
-    if results['truncated']:
+    if results.get('truncated'):  # entries of older cards lack it
         lines.append(report.cut(results))
     return '\n'.join(lines)
 

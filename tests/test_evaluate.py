@@ -117,7 +117,7 @@ def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     assert results['decode']['max_decode_length'] == 8
     cut = [p['id'] for p in predictions if p.get('truncated')]
     assert results['truncated'] == len(cut) > 0
-    assert f'{len(cut)} answers are cut, they reached a limit (max_decode_length 8' in capsys.readouterr().out
+    assert f'{len(cut)} answers are cut, they reached a limit (max_decode_length 8' in said.out
     assert f'{len(cut)} answers are cut' in (out / 'report.html').read_text()
     assert set(results['foundations']) == {'speech_encoder', 'llm'}
     assert results['data']['examples'] == 24 and results['data']['audio_seconds'] > 20

@@ -46,7 +46,7 @@ def model(monkeypatch):
     system = types.SimpleNamespace(max_seconds=None)
     decode = decoding.DecodeConfig(ctc_weight=0.3, max_decode_length=99)
     model = Seconds(
-        pathlib.Path('fake'), {}, 1, system, {'speech_encoder': {}, 'llm': {}}, {}, decode, None, 5.0, None, None
+        pathlib.Path('fake'), {}, 1, system, {'speech_encoder': {}, 'llm': {}}, {}, decode, None, 5.0, 0.0, None, None
     )
     monkeypatch.setattr(evaluate, 'load_model', lambda name, args: model)
     return model

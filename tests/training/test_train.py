@@ -31,7 +31,7 @@ def model_dir(tmp_path):
 
 
 def start(model_dir, steps, devices=1, **variables):
-    flags = f'--xla_force_host_platform_device_count={devices}'
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
     environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', **variables}
     return subprocess.Popen(
         [sys.executable, str(TOY), str(model_dir), str(steps)], env=environment, stdout=subprocess.DEVNULL
