@@ -143,10 +143,10 @@ class SLM:
 
         Of a batch with `transcribed` [batch], only these rows are written with CTC. Where nothing is heard, the answer
         to whatever is asked is empty: in recordings of one value throughout, such as digital silence, and, of a model
-        that goes by what CTC writes (`label_tokens`, or `token_labels` and `ctc_weight`), in those in which blank is likelier than all else
-        at every frame. In less than a second CTC has to be all but sure. With `usm_tiny`, of 5,752 recordings of speech
-        (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as nothing; of 356 noises, hums
-        and tones 336 do.
+        that goes by what CTC writes (`label_tokens`, or `token_labels` and `ctc_weight`), in those in which blank is
+        likelier than all else at every frame. In less than a second CTC has to be all but sure. With `usm_tiny`, of
+        5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
+        nothing; of 356 noises, hums and tones 336 do.
         """
         encoded, mask, parts = self._encode(params, batch, None)
         if parts:

@@ -269,7 +269,9 @@ def test_where_nothing_is_heard_the_answer_is_empty():
         bias = jnp.zeros(20).at[0].set(np.log(19 * share / (1 - share)))
         head = {'Dense_0': {'kernel': jnp.zeros((32, 20)), 'bias': bias}}
         params = PARAMS | {'speech_encoder': PARAMS['speech_encoder'] | {'ctc': head}}
-        return np.asarray(predicted(system, params, data, DecodeConfig(method, max_decode_length=6)))
+        weight = 0.5 if system is goes_by_ctc else 0.0  # in none of the rows, as they ask for no transcript
+        decode = DecodeConfig(method, max_decode_length=6, ctc_weight=weight)
+        return np.asarray(predicted(system, params, data | {'transcribed': np.zeros(3, bool)}, decode))
 
     np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.4), heard)
     np.testing.assert_array_equal(answers_where_ctc_gives_blank(0.6), [empty, *heard[1:]])  # a second, and less
