@@ -255,7 +255,6 @@ def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
     spec = {name: [s.dtype.name, s.shape.rank] for name, s in dataset.element_spec.items() if name != 'source_index'}
     if 'source_index' not in dataset.element_spec and start:
         dataset = _source_examples(task, split, 0).skip(sum(len(json.loads(path.read_text())['ids']) for path in done))
-    notices.say(f'Preparing {task.name} {split} in {directory}')
     _say_what_is_stale(task, split, directory)
     shards = len(done)
     bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)

@@ -21,9 +21,10 @@ def say(text: str) -> None:
 
 def listing(name: str, skipped: Sequence[str], whole: str = '') -> str:
     """How many examples were skipped, and the first of them; `whole`: where all are."""
-    lines = [f'{name}: {len(skipped)} bad examples skipped:', *(f'    {error}' for error in skipped[:_LISTED])]
-    if len(skipped) > _LISTED:
-        lines.append(f'    … and {len(skipped) - _LISTED} more' + (f': {whole}' if whole else ''))
+    faults = list(dict.fromkeys(skipped))  # one recording may be an example of many tasks
+    lines = [f'{name}: {len(skipped)} bad examples skipped:', *(f'    {fault}' for fault in faults[:_LISTED])]
+    if len(faults) > _LISTED:
+        lines.append(f'    … and {len(faults) - _LISTED} more' + (f': {whole}' if whole else ''))
     return '\n'.join(lines)
 
 

@@ -12,5 +12,6 @@ def test_a_training_keeps_all_and_lists_the_first(tmp_path, capsys):
     said = capsys.readouterr().err.splitlines()
     assert said[0] == 'train: 25 bad examples skipped:' and len(said) == 22
     assert said[-1] == f'    … and 5 more: {tmp_path}/model/skipped.jsonl'
+    assert len(notices.listing('train', ['clip.wav: bad'] * 30).splitlines()) == 2  # of one recording in many tasks
     notices.record(tmp_path / 'model', {'train': []})
     assert not (tmp_path / 'model/skipped.jsonl').exists()
