@@ -98,7 +98,7 @@ class Run:
                         self._save()
                     self._meter.restart()
                 elif len(waiting) > 1 and (step % periods.log == 0 or step - start in _EARLY):
-                    self._report(waiting[:-1])
+                    self._report(waiting[:-1], rates=step % periods.log == 0)
                     waiting = waiting[-1:]
             if waiting:
                 self._report(waiting)
@@ -121,7 +121,7 @@ class Run:
         silent = None if jax.process_index() == 0 else True
         self._progress = tqdm(total=self.periods.steps, initial=done, unit='step', disable=silent)
         stack.callback(self._progress.close)
-        self._meter = loop.Meter(self.steps.train, jax.process_count())
+        self._meter, self._unmetered = loop.Meter(self.steps.train, jax.process_count()), 0
 
     def _card(self) -> dict[str, Any]:
         return self.card | {'config': configuration.operative_config()}
@@ -129,8 +129,10 @@ class Run:
     def _save(self) -> None:
         self.checkpoints.save(self.state, self.rng, self._card())
 
-    def _report(self, records: Sequence[tuple[int, Any]]) -> None:
+    def _report(self, records: Sequence[tuple[int, Any]], rates: bool = True) -> None:
         """Writes what some steps returned. Asks the device, so not for the step it is still at.
+
+        Without `rates` at first: a step runs while the next one's shape is compiled, and has no time of its own.
 
         Raises:
             NonFiniteError: one of them was not finite; its batch is saved, and the state before it.
@@ -138,7 +140,11 @@ class Run:
         values = jax.device_get([record for _, record in records])
         self._losses.write((step, value['step_loss']) for (step, _), value in zip(records, values))
         bad_step = int(values[-1]['bad_step'])
-        scalars = loop.summarise(values) | self._meter.take(len(records))
+        scalars = loop.summarise(values)
+        self._unmetered += len(records)
+        if rates:
+            scalars |= self._meter.take(self._unmetered)
+            self._unmetered = 0
         self._writer.write_scalars(records[-1][0] + 1, {f'train/{name}': value for name, value in scalars.items()})
         if bad_step >= 0:
             self._save()
