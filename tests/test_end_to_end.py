@@ -19,6 +19,7 @@ GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import decoding
 from slm_jax import tasks
+from slm_jax import train
 from slm_jax.adapters import slm as adapter
 from slm_jax.systems import slm
 include 'runs/train.gin'
@@ -36,6 +37,7 @@ BATCH_SECONDS = 16.0
 NUM_BUCKETS = 1
 WARMUP_STEPS = 20
 EVAL_PERIOD = 120
+train.train.num_samples = 0
 TASK_FEATURE_LENGTHS = {'speech': 32000, 'inputs': 48, 'targets': 16}
 """
 TRAIN = '--gin_file=sounds.gin --gin.MODEL_DIR=model --gin.TRAIN_STEPS=120'.split()

@@ -1,5 +1,6 @@
 """`slm-jax pretrain`: stages one after another, and a foundation that says what it was made of."""
 
+import dataclasses
 import json
 import shutil
 
@@ -64,7 +65,11 @@ def run(folder, *options):
     ])  # fmt: skip
 
 
-def test_stages_follow_each_other_and_leave_a_foundation(folder):
+@pytest.mark.parametrize('stages', [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_stages_follow_each_other_and_leave_a_foundation(folder, monkeypatch, stages):
+    recipe = pretrain.RECIPES['t5_tiny']
+    assert len(recipe.stages) == 4
+    monkeypatch.setitem(pretrain.RECIPES, 't5_tiny', dataclasses.replace(recipe, stages=recipe.stages[:stages]))
     assert run(folder) == 0
     first, second = (checkpoints.load_for_inference(folder / 'out/stages' / name)[1] for name in ('text', 'refine'))
     assert first['step'] == second['step'] == 2

@@ -87,7 +87,7 @@ def killed_again_and_again(model_dir, whole, kills, seed):
     rng = random.Random(seed)
     for _ in range(kills):
         process = start(model_dir, 60)
-        time.sleep(rng.uniform(1, 14))
+        time.sleep(rng.uniform(1, 7))
         process.kill()
         process.wait()
     assert start(model_dir, 60).wait() == 0
