@@ -82,7 +82,6 @@ def train(
     from slm_jax.training import logs, loop, origins, partitioning, run, setup
 
     say = logs.say
-    eval_loaders = dict(eval_loaders or {})
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
@@ -90,7 +89,7 @@ def train(
     say(partitioning.describe(mesh))
     layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
     abstract = setup.abstract_state(layout, optimizer)
-    setup.check_metric(layout, best_metric, eval_loaders)
+    setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
     checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
@@ -105,9 +104,8 @@ def train(
             checkpoints.close()
             return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
 
-    # First, so that a split that is not there is said at once.
-    eval_loaders = {name: _made(eval_loader) for name, eval_loader in eval_loaders.items()}
-    loader = _made(loader)
+    # The evaluation's first, so that a split that is not there is said at once.
+    eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
     batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
     for note in sorted(layout.notes):
         say(f'note: {note}')

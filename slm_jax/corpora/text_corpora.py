@@ -209,15 +209,7 @@ def build(
                 if lang in PAIRED:
                     ends = ('en', lines['en'][number]), (lang, sentence)
                     for (source, text), (target, translation) in (ends, ends[::-1]):
-                        pairs[split].append(
-                            {
-                                'text': text,
-                                'lang': source,
-                                'translation': translation,
-                                'target_lang': target,
-                                'source': 'ntrex',
-                            }
-                        )
+                        pairs[split].append(_pair(text, source, translation, target, 'ntrex'))
     if program_messages:
         spoken_words = {
             word
@@ -234,15 +226,7 @@ def build(
             texts[split] += [{'text': text, 'lang': lang, 'source': 'messages'} for lang, text in message.items()]
             draw = random.Random(f'{seed}/{message["en"]}')
             for source, target in draw.sample([*itertools.permutations(numerals.LANGUAGES, 2)], _DIRECTIONS):
-                pairs[split].append(
-                    {
-                        'text': message[source],
-                        'lang': source,
-                        'translation': message[target],
-                        'target_lang': target,
-                        'source': 'messages',
-                    }
-                )
+                pairs[split].append(_pair(message[source], source, message[target], target, 'messages'))
     rng = random.Random(seed)
     for split, count, draw in (
         ('train', num_numerals, rng),
@@ -253,15 +237,7 @@ def build(
                 {'text': text, 'lang': lang, 'source': 'numerals'} for lang, text in words.items() if allowed(text)
             ]
             lang, target = draw.sample(numerals.LANGUAGES, 2)
-            pairs[split].append(
-                {
-                    'text': words[lang],
-                    'lang': lang,
-                    'translation': words[target],
-                    'target_lang': target,
-                    'source': 'numerals',
-                }
-            )
+            pairs[split].append(_pair(words[lang], lang, words[target], target, 'numerals'))
     made: dict[str, list[dict]] = {'train': [], 'validation': []}
     if orders:
         folder = pathlib.Path(orders)
@@ -288,11 +264,7 @@ def build(
         },
         **{f'orders_{split}': rows for split, rows in made.items()},
     }
-    recognised = collections.defaultdict(list)
-    for row in itertools.chain.from_iterable(map(json_lines.read, heard)):
-        said = ctc_text.normalize(row['reference'])
-        if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
-            recognised[said].append(row['prediction'])
+    recognised = _recognised(heard)
     for name, content in files.items():
         if name.endswith('_train'):
             content = [
@@ -302,6 +274,26 @@ def build(
         json_lines.write(out / f'{name}.jsonl', content)
     (out / 'held_out.txt').write_text(''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
     return {name: len(content) for name, content in files.items()} | {'held_out': len(held_out)}
+
+
+def _pair(text: str, lang: str, translation: str, target_lang: str, source: str) -> dict:
+    return {
+        'text': text,
+        'lang': lang,
+        'translation': translation,
+        'target_lang': target_lang,
+        'source': source,
+    }
+
+
+def _recognised(heard: Iterable[str | os.PathLike]) -> dict[str, list[str]]:
+    """What a recogniser wrote of each text, as far as it is legible: from predictions.jsonl files."""
+    recognised = collections.defaultdict(list)
+    for row in itertools.chain.from_iterable(map(json_lines.read, heard)):
+        said = ctc_text.normalize(row['reference'])
+        if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
+            recognised[said].append(row['prediction'])
+    return recognised
 
 
 def _is_digit_clip(row: dict) -> bool:

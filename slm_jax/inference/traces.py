@@ -55,21 +55,11 @@ def abstract_params(system: Any) -> dict[str, Any]:
     """Shapes of the system's parameters, boxed with their axes' names; nothing is allocated."""
     import flax.linen as nn
     import jax
-    import jax.numpy as jnp
 
     def init(rng):
-        tokens = jnp.zeros((1, 8), jnp.int32)
-        return system.init(
-            rng,
-            {
-                'speech_samples': jnp.zeros((1, 16000), jnp.int16),
-                'speech_lengths': jnp.full((1,), 16000, jnp.int32),
-                'encoder_input_tokens': tokens,
-                'decoder_input_tokens': tokens,
-                'decoder_target_tokens': tokens,
-                'decoder_loss_weights': jnp.zeros((1, 8), jnp.float32),
-            },
-        )
+        from slm_jax.training import setup
+
+        return system.init(rng, setup.least_batch())
 
     def traced():
         leaves = []

@@ -64,10 +64,10 @@ class Layout:
 
 
 def _init(system: System, rng: Key[Array, '']) -> Params:
-    return system.init(rng, _least_batch())
+    return system.init(rng, least_batch())
 
 
-def _least_batch() -> Batch:
+def least_batch() -> Batch:
     """A second and a word: what parameters and metrics there are does not depend on the batch."""
     tokens = jnp.zeros((1, 8), jnp.int32)
     return {
@@ -162,7 +162,7 @@ def check_metric(layout: Layout, metric: str | None, eval_loaders: Iterable[str]
     if metric is None:
         return
     params = state.unboxed(layout.boxed)
-    names = jax.eval_shape(lambda params: layout.system.loss(params, _least_batch(), None)[1], params)
+    names = jax.eval_shape(lambda params: layout.system.loss(params, least_batch(), None)[1], params)
     known = [f'{loader}/{name}' for loader in eval_loaders for name in sorted(names)]
     if metric not in known:
         raise ValueError(f'train.best_metric is {metric!r}; evaluation gives {", ".join(known) or "nothing"}.')
