@@ -25,7 +25,7 @@ import os
 import pathlib
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import jiwer
 
@@ -267,10 +267,7 @@ def build(
     recognised = _recognised(heard)
     for name, content in files.items():
         if name.endswith('_train'):
-            content = [
-                {**row, 'heard': spoken} if (spoken := recognised.get(ctc_text.normalize(row['text']))) else row
-                for row in content
-            ]
+            content = [_with_heard(row, recognised) for row in content]
         json_lines.write(out / f'{name}.jsonl', content)
     (out / 'held_out.txt').write_text(''.join(text + '\n' for text in sorted(held_out)), encoding='utf-8')
     return {name: len(content) for name, content in files.items()} | {'held_out': len(held_out)}
@@ -294,6 +291,11 @@ def _recognised(heard: Iterable[str | os.PathLike]) -> dict[str, list[str]]:
         if said and row['prediction'] and jiwer.cer(said, row['prediction']) <= _LEGIBLE:
             recognised[said].append(row['prediction'])
     return recognised
+
+
+def _with_heard(row: dict, recognised: Mapping[str, list[str]]) -> dict:
+    spoken = recognised.get(ctc_text.normalize(row['text']))
+    return {**row, 'heard': spoken} if spoken else row
 
 
 def _is_digit_clip(row: dict) -> bool:
