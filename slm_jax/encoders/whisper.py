@@ -28,18 +28,25 @@ class WhisperConfig:
     dtype: Any = jnp.float32
 
 
-def _attention(
+def _attend_by_head(
     query: Float[Array, 'b t h k'], key: Float[Array, 'b t h k'], value: Float[Array, 'b t h k']
 ) -> Float[Array, 'b t h k']:
-    """Everything attends to everything, with softmax in float32.
+    """`jax.nn.dot_product_attention`, one head of one clip at a time: its 9 MB of scores fit into a CPU's cache.
 
-    Heads come first before the products: `jax.nn.dot_product_attention` takes 1.5 to 2 times as long on a CPU.
+    Four clips of Whisper base have 288 MB of them, in every layer. They are normalised after the product with the
+    values, which is narrower.
     """
-    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
-    query = query * query.shape[-1] ** -0.5
-    scores = jnp.einsum('bhqd,bhkd->bhqk', query, key, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores).astype(value.dtype)
-    return jnp.einsum('bhqk,bhkd->bhqd', weights, value).transpose(0, 2, 1, 3)
+
+    def attend(head: tuple[Float[Array, 't k'], ...]) -> Float[Array, 't k']:
+        query, key, value = head
+        scores = jnp.matmul(query, key.T, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+        weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+        y = jnp.matmul(weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+        return (y / weights.sum(axis=-1, keepdims=True)).astype(value.dtype)
+
+    b, t, h, k = query.shape
+    heads = [x.swapaxes(1, 2).reshape(b * h, t, k) for x in (query, key, value)]
+    return jax.lax.map(attend, tuple(heads)).reshape(b, h, t, k).swapaxes(1, 2)
 
 
 class _SelfAttention(nn.Module):
@@ -54,7 +61,7 @@ class _SelfAttention(nn.Module):
             return y.reshape(*y.shape[:2], self.config.num_heads, -1)
 
         query, key, value = heads_of('q_proj'), heads_of('k_proj', use_bias=False), heads_of('v_proj')
-        y = _attention(query, key, value)
+        y = jax.lax.platform_dependent(query, key, value, cpu=_attend_by_head, default=jax.nn.dot_product_attention)
         return dense(d, axes[::-1], dtype, 'out_proj')(y.reshape(x.shape))
 
 
