@@ -4,6 +4,7 @@ One program for an adapter between frozen foundations, for fine-tuning, and for 
 top to bottom. It knows a system only by its protocol (`slm_jax.systems.System`), and runs on one CPU as on many hosts.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -92,49 +93,48 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    checkpoints = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
-    card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
-    start = checkpoints.latest()
-    if start is not None:
-        old_card = checkpoints.read_card(start)
-        checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
-        card['evaluation'] = old_card['evaluation']
-        if start >= train_steps:
-            say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
-            checkpoints.close()
-            return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
+    with contextlib.closing(checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)) as checkpoints:
+        card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
+        start = checkpoints.latest()
+        if start is not None:
+            old_card = checkpoints.read_card(start)
+            checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
+            card['evaluation'] = old_card['evaluation']
+            if start >= train_steps:
+                say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
+                return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
 
-    # The evaluation's first, so that a split that is not there is said at once.
-    eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
-    batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
-    for note in sorted(layout.notes):
-        say(f'note: {note}')
-    card['data'] = loader.state()
-    if start is not None and old_card['data'] != card['data']:
-        say(
-            'WARNING: the data or its order is not what it was when this training began; the losses that follow are '
-            'not those of an unbroken run.'
-        )
+        # The evaluation's first, so that a split that is not there is said at once.
+        eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
+        batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
+        for note in sorted(layout.notes):
+            say(f'note: {note}')
+        card['data'] = loader.state()
+        if start is not None and old_card['data'] != card['data']:
+            say(
+                'WARNING: the data or its order is not what it was when this training began; the losses that follow '
+                'are not those of an unbroken run.'
+            )
 
-    rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
-    frozen = origins.load(found, layout.held)
-    if start is not None:
-        state, rng = checkpoints.restore(start, abstract, rng)
-        say(f'resumed {checkpoints.model_dir} at step {start}')
-    else:
-        if fresh_paths:
-            say(f'freshly initialised: {origins.summary(fresh_paths)}')
-        state = setup.new_state(layout, optimizer, abstract, found, fresh_paths, rng)
-    say(f'{type(system).__name__}: {{trained:,}} parameters trained, {{frozen:,}} frozen'.format(**card['num_params']))
-
-    steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
-    # The largest shape says what memory is needed; its compilation is needed anyhow.
-    largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
-    say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
-    return run.Run(
-        state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches, num_samples,
-        tensorboard,
-    ).train()  # fmt: skip
+        rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
+        frozen = origins.load(found, layout.held)
+        if start is not None:
+            state, rng = checkpoints.restore(start, abstract, rng)
+            say(f'resumed {checkpoints.model_dir} at step {start}')
+        else:
+            if fresh_paths:
+                say(f'freshly initialised: {origins.summary(fresh_paths)}')
+            state = setup.new_state(layout, optimizer, abstract, found, fresh_paths, rng)
+        counts = card['num_params']
+        say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
+        steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
+        # The largest shape says what memory is needed; its compilation is needed anyhow.
+        largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
+        say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
+        return run.Run(
+            state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,
+            num_samples, tensorboard,
+        ).train()  # fmt: skip
 
 
 def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, num_samples: int) -> None:

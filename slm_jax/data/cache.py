@@ -103,7 +103,7 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
         raise ValueError(
             f'task {task.name!r} has no split {split!r}; it has {list(task.splits)}. Choose one of these, give '
             'tasks.manifest.path a file for it where the task is a manifest, or train without evaluation: '
-            '--gin.train.train.eval_loaders={}'
+            '--gin.train.eval_loaders={}'
         )
     steps = list(task.preprocessors[: task._cache_step_idx])
     description = [FORMAT, split, _describe_source(task, split), describe(steps)]

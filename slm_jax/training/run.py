@@ -67,7 +67,6 @@ class Run:
         self.checkpoints.write_card(self._card() | {'step': done})
         waiting: list[tuple[int, Any]] = []  # (step, what the step returned), still on the device
         with contextlib.ExitStack() as stack:
-            stack.callback(self.checkpoints.close)
             self._open(stack, done)
             terminated = stack.enter_context(loop.termination_signal())
             batches = stack.enter_context(contextlib.closing(self.loader.batches(done)))
