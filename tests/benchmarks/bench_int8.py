@@ -23,7 +23,9 @@ def measure(model_dir: str, dtype: str, batches: int | None) -> tuple[float, int
     model = jax.block_until_ready(model_lib.load(model_dir, bindings=[f'FROZEN_DTYPE={dtype}']))
     seconds = time.perf_counter() - started
     _, frozen = state.split(model.params, model.card['trainable'])
-    loader = model_lib.query('slm_jax.train.train.eval_loaders')['validation']()
+    model_lib.configure(model.card, [], [], training=True)
+    loader = model_lib.query('slm_jax.train.train.eval_loaders')['validation']
+    loader = loader() if callable(loader) else loader
     metrics = jax.jit(lambda params, batch: model.system.loss(params, batch, None)[1])
     mean = loop.MeanMetrics()
     with contextlib.closing(loader.examples()) as examples:
