@@ -35,15 +35,11 @@ from array_record.python import array_record_module
 
 from slm_jax.data import notices
 from slm_jax.data.preprocessors import BadExampleError
+from slm_jax.foundations import verification
 
 FORMAT = 1  # part of every fingerprint: raise it when what a step writes changes
 SHARD_EXAMPLES = 1000
 _MOST_FAULTS = 1000  # one after the other; a source that cannot go on fails for ever
-
-
-def default_dir() -> pathlib.Path:
-    """$SLM_JAX_CACHE, or ~/.cache/slm_jax."""
-    return pathlib.Path(os.environ.get('SLM_JAX_CACHE') or '~/.cache/slm_jax').expanduser()
 
 
 def describe(thing) -> object:
@@ -115,7 +111,7 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
         label, state = function.label(split), f'-{function.state(split)[:8]}'
     label = re.sub(r'[^\w.-]+', '_', label)
     split = re.sub(r'[^\w.-]+', '_', split)
-    return pathlib.Path(cache_dir or default_dir()) / f'{label}-{split}-{digest.hexdigest()[:12]}{state}'
+    return pathlib.Path(cache_dir or verification.cache()) / f'{label}-{split}-{digest.hexdigest()[:12]}{state}'
 
 
 def _check_placeholder(task: seqio.Task) -> None:
@@ -153,7 +149,7 @@ def open_store(
 
     Args:
         task, split: what to read.
-        cache_dir: where stores are kept; None = `default_dir()`.
+        cache_dir: where stores are kept; None = `verification.cache()`.
         on_bad_example: 'raise' stops at the first example that cannot be used, 'skip' leaves it out
             and lists it in `Store.skipped`.
 

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.foundations import verification
 from slm_jax.inference import traces
 
 DEFAULT_MAX_SECONDS = 30.0
@@ -169,8 +170,7 @@ def compilation_cache() -> None:
     import jax
 
     if not jax.config.values['jax_compilation_cache_dir']:
-        caches = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser()
-        jax.config.update('jax_compilation_cache_dir', str(caches / 'slm_jax' / 'compiled'))
+        jax.config.update('jax_compilation_cache_dir', str(verification.cache() / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
