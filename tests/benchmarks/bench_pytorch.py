@@ -92,7 +92,7 @@ def torch_encoder(config, params) -> Gemma3nAudioEncoder:
 
 
 def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
-    """`transformers`' T5 with the parameters (path -> array) of a `T5` that shares its embedding."""
+    """`transformers`' T5 with the parameters (path -> array) of a `T5` in the layout that is not scanned."""
     model = transformers.T5ForConditionalGeneration(
         transformers.T5Config(
             vocab_size=config.vocab_size,
@@ -105,10 +105,12 @@ def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
             dropout_rate=0.0,
             feed_forward_proj='gated-gelu',
             decoder_start_token_id=0,
+            tie_word_embeddings=config.logits_via_embedding,
         )
     ).eval()
     state = {'shared.weight': params['token_embedder/embedding']}
-    state['lm_head.weight'] = state['shared.weight']
+    tied = config.logits_via_embedding
+    state['lm_head.weight'] = state['shared.weight'] if tied else params['decoder/logits_dense/kernel'].T
     for side, blocks, layers in (
         ('encoder', _ENCODER, config.num_encoder_layers),
         ('decoder', _DECODER, config.num_decoder_layers),
@@ -189,8 +191,8 @@ class TorchAdapter(nn.Module):
         x = nn.functional.pad(self.frames_norm(frames), (0, 0, 0, slots * factor - time))
         x = self.input_projection(x.reshape(batch, slots, factor * width))
         lengths = -(-lengths // factor)
-        valid = torch.arange(slots) < lengths[:, None]
-        places = torch.arange(slots)
+        places = torch.arange(slots, device=x.device)
+        valid = places < lengths[:, None]
         distance = (places - places[:, None]).abs()
         far = 8 + (torch.log(distance.clamp(min=8) / 8) / np.log(16) * 8).to(torch.int64)
         bucket = torch.where(distance < 8, distance, far.clamp(max=15)) + 16 * (places > places[:, None])
@@ -227,11 +229,12 @@ class TorchSlm(nn.Module):
         """Embeddings and mask for the LLM's encoder. Rows keep a gap between speech and text: relative positions
         there are the rival's own business, so every clip of this benchmark is of the same length."""
         with torch.no_grad():
-            frames = self.encoder(features, torch.arange(features.shape[1]) >= feature_lengths[:, None])
+            beyond = torch.arange(features.shape[1], device=features.device) >= feature_lengths[:, None]
+            frames = self.encoder(features, beyond)
         lengths = (~frames.audio_mel_mask).sum(1)
         speech, lengths = self.adapter(frames.last_hidden_state, lengths)
         return torch.cat([speech, self.llm.shared(tokens)], 1), torch.cat(
-            [torch.arange(speech.shape[1]) < lengths[:, None], tokens > 0], 1
+            [torch.arange(speech.shape[1], device=speech.device) < lengths[:, None], tokens > 0], 1
         )
 
     def loss(self, features, feature_lengths, tokens, inputs, targets):

@@ -31,8 +31,8 @@ def parse_arguments(description: str) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model_and_batch(args: argparse.Namespace):
-    """(system, parameters, batch): its foundations and a fresh adapter, clips of noise all of one length."""
+def configured(args: argparse.Namespace):
+    """(system, batch): an SLM that stacks frames, and clips of noise all of one length."""
     configuration.parse_gin([args.gin_file], _STACK)
     system = model_lib.configured_system()
     rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def model_and_batch(args: argparse.Namespace):
     targets = rng.integers(3, vocab_size // 2, (args.rows, args.target_length)).astype(np.int32)
     loudness = 2000 * (1 + np.sin(np.arange(samples) / 2500))
     noise = loudness * rng.standard_normal((args.rows, samples))
-    batch = {
+    return system, {
         'speech_samples': noise.clip(-32768, 32767).astype(np.int16),
         'speech_lengths': np.full(args.rows, samples, np.int32),
         'encoder_input_tokens': rng.integers(3, vocab_size // 2, (args.rows, 12)).astype(np.int32),
@@ -48,6 +48,11 @@ def model_and_batch(args: argparse.Namespace):
         'decoder_target_tokens': targets,
         'decoder_loss_weights': np.ones(targets.shape, np.float32),
     }
+
+
+def model_and_batch(args: argparse.Namespace):
+    """(system, parameters, batch) of `configured`: its foundations and a fresh adapter."""
+    system, batch = configured(args)
     params = nn.unbox(jax.jit(system.init)(jax.random.key(0), batch))
     for part, name in model_lib.query('%FOUNDATIONS').items():
         params[part] = foundations.load(name, jnp.float32)
