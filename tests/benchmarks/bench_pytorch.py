@@ -109,8 +109,10 @@ def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
         )
     ).eval()
     state = {'shared.weight': params['token_embedder/embedding']}
-    tied = config.logits_via_embedding
-    state['lm_head.weight'] = state['shared.weight'] if tied else params['decoder/logits_dense/kernel'].T
+    state['lm_head.weight'] = state['shared.weight']
+    if not config.logits_via_embedding:
+        model.lm_head = nn.Linear(config.emb_dim, config.vocab_size, bias=False)  # the configuration ties it always
+        state['lm_head.weight'] = params['decoder/logits_dense/kernel'].T
     for side, blocks, layers in (
         ('encoder', _ENCODER, config.num_encoder_layers),
         ('decoder', _DECODER, config.num_decoder_layers),
