@@ -6,7 +6,7 @@ import os
 import re
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gin import config as gin_config
@@ -116,13 +116,65 @@ def _wrapped(selector: str) -> Any:
     return gin_config._REGISTRY[selector].wrapped
 
 
-def _missing_macros() -> Iterator[str]:
-    names = [
+def leave_out(only: Mapping[str, Any]) -> None:
+    """Drops what is bound to macros without a value, unless it is read by what is asked for.
+
+    Args:
+        only: names of macros ('%MODEL') and parameters that are asked for; a macro without a value gets the one here.
+    """
+    for name in _without_value():
+        if f'%{name}' in only:
+            gin_config.bind_parameter(f'%{name}', only[f'%{name}'])
+    missing = set(_without_value()) - _read(only)
+    while missing:
+        name = missing.pop()
+        gin_config._CONFIG.pop((name, 'gin.macro'), None)
+        for (scope, selector), values in gin_config._CONFIG.items():
+            for parameter in [key for key, value in values.items() if name in _macros_in(value)]:
+                if selector == 'gin.macro':
+                    missing.add(scope)
+                else:
+                    del values[parameter]
+
+
+def _read(only: Iterable[str]) -> set[str]:
+    """Names of the macros that parameters and macros read, and what these call."""
+    waiting = [value for key in only if (value := _bound(key)) is not None]
+    macros, called = {key[1:] for key in only if key.startswith('%')}, set()
+    while waiting:
+        for reference in gin_config.iterate_references({(): {'': waiting.pop()}}):
+            selector = reference.configurable.selector
+            if (macro := _macro(reference)) and macro not in macros:
+                macros.add(macro)
+                waiting.append(_bound(f'%{macro}'))
+            elif not macro and selector not in called:
+                called.add(selector)
+                bound = [values for (_, other), values in gin_config._CONFIG.items() if other == selector]
+                waiting += [value for values in bound for value in values.values()]
+    return macros
+
+
+def _bound(key: str) -> Any:
+    if key.startswith('%'):
+        return gin_config._CONFIG.get((key[1:], 'gin.macro'), {}).get('value')
+    selector, _, parameter = key.rpartition('.')
+    return gin_config._CONFIG.get(('', selector), {}).get(parameter)
+
+
+def _macros_in(value: Any) -> set[str | None]:
+    return {_macro(reference) for reference in gin_config.iterate_references({(): {'': value}})}
+
+
+def _without_value() -> list[str]:
+    return [
         scope
         for (scope, selector), values in gin_config._CONFIG.items()
         if selector == 'gin.macro' and _is_required(values.get('value'))
     ]
-    if names:
+
+
+def _missing_macros() -> Iterator[str]:
+    if names := _without_value():
         given = ' '.join(f'--gin.{name}=VALUE' for name in names)
         yield f'{", ".join(names)} {"has" if len(names) == 1 else "have"} no value: give {given}.'
 

@@ -18,6 +18,7 @@ COMMANDS = {
     'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5)',
     'import': 'bring a public checkpoint in as a foundation, exact to the reference',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
+    'precompile': 'say whether a model fits a TPU slice or GPUs, by compiling for them; none need be there',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'export': 'write an adapter as safetensors, or a fine-tuned T5 for transformers',

@@ -16,7 +16,8 @@ import pkgutil
 import re
 import sys
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -87,11 +88,16 @@ def find_gin_file(name: str) -> pathlib.Path:
     )
 
 
-def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
+def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = (), only: Mapping[str, Any] | None = None) -> None:
     """Parses gin files, then command-line bindings (`NAME=VALUE`), and checks the whole.
 
     Starts from an empty configuration. A binding may set a macro or the parameter of anything that lives in a module
     which one of the files imports, whether a file mentions it or not. Text needs no inner quotes.
+
+    Args:
+        gin_files, bindings: as the command line has them.
+        only: what the program reads of the configuration ('%MODEL', 'slm_jax.train.train.optimizer'), if not all. A
+            macro that nothing of it reads needs no value then; one that has a value here has it unless it is given.
 
     Raises:
         ConfigurationError: a file, module, function, parameter or macro that does not exist, a macro given in
@@ -113,6 +119,8 @@ def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
         in_files = _macros()
         for binding in bindings:
             _bind(binding)
+        if only is not None:
+            gin_bindings.leave_out(only)
         _check_macros([binding.partition('=')[0].strip() for binding in bindings], in_files)
         for misfit in gin_bindings.misfits():
             raise ConfigurationError(gin_bindings.explained(misfit))

@@ -22,6 +22,7 @@ _REDUCTIONS = ('discard', 'stack', 'mean', 'conv', 'ctc_blank')
 _REMAT_POLICIES = ('none', 'minimal', 'full')
 _NUM_BUCKETS = 32
 _MAX_DISTANCE = 128
+_SLOTS = ('batch', 'length', 'embed')  # axes of what goes from layer to layer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,26 +136,28 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, 'b s e'], bias: Float[Array, 'b h s s']):
         cfg = self.config
-        linear = functools.partial(Linear, dtype=cfg.dtype)
+        linear, named = functools.partial(Linear, dtype=cfg.dtype), nn.with_logical_constraint
         dropout = nn.Dropout(cfg.dropout_rate, deterministic=self.deterministic)
         joined, to_joined = cfg.num_heads * cfg.head_dim, ('embed', 'joined_kv')
 
         y = RmsNorm(cfg.dtype, name='pre_attention_norm')(x)
+        heads = (*y.shape[:2], cfg.num_heads, cfg.head_dim)
         query, key, value = (
-            linear(joined, to_joined, name=name)(y).reshape(*y.shape[:2], cfg.num_heads, cfg.head_dim)
+            named(linear(joined, to_joined, name=name)(y).reshape(heads), ('batch', 'length', 'heads', 'kv'))
             for name in ('query', 'key', 'value')
         )
         logits = jnp.einsum('bqhd,bkhd->bhqk', query * cfg.head_dim**-0.5, key)
         weights = dropout(jax.nn.softmax(logits.astype(jnp.float32) + bias).astype(cfg.dtype))
         y = jnp.einsum('bhqk,bkhd->bqhd', weights, value).reshape(*y.shape[:2], joined)
-        y = linear(cfg.emb_dim, ('joined_kv', 'embed'), name='out')(y)
-        x = x + dropout(y)
+        y = linear(cfg.emb_dim, ('joined_kv', 'embed'), name='out')(named(y, ('batch', 'length', 'joined_kv')))
+        x = named(x + dropout(y), _SLOTS)
 
         y = RmsNorm(cfg.dtype, name='pre_mlp_norm')(x)
         gate = nn.gelu(linear(cfg.mlp_dim, ('embed', 'mlp'), name='wi_0')(y))
         y = dropout(gate * linear(cfg.mlp_dim, ('embed', 'mlp'), name='wi_1')(y))
+        y = named(y, ('batch', 'length', 'mlp'))
         x = x + dropout(linear(cfg.emb_dim, ('mlp', 'embed'), name='wo')(y))
-        return nn.with_logical_constraint(x, ('batch', 'length', 'embed')), None
+        return named(x, _SLOTS), None
 
 
 class SlmAdapter(nn.Module):
@@ -219,6 +222,7 @@ class SlmAdapter(nn.Module):
             lengths = -(-frame_lengths // cfg.reduction_factor)
             x = _reduce(frames, frame_lengths, cfg)
         x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
+        x = nn.with_logical_constraint(x, _SLOTS)
         if cfg.reduction == 'conv':
             x = nn.gelu(x)
 
@@ -238,7 +242,8 @@ class SlmAdapter(nn.Module):
             x = jnp.concatenate([start, x], axis=1)
             lengths = jnp.where(lengths > 0, lengths + 1, 0)
             valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        return jnp.where(valid[:, :, None], x, 0), lengths.astype(jnp.int32)
+        x = nn.with_logical_constraint(jnp.where(valid[:, :, None], x, 0), ('batch', 'length', 'llm_embed'))
+        return x, lengths.astype(jnp.int32)
 
 
 def _stack(cfg: SlmAdapterConfig):

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import ClassVar
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +23,8 @@ _HOP = 160  # 10 ms at 16 kHz, in all frontends
 def _mask_padding(samples: Int[Array, 'b n'], lengths: Int[Array, ' b']) -> Float[Array, 'b n']:
     """PCM to [-1, 1), with zeros after each clip's end."""
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    return jnp.where(valid, samples.astype(jnp.float32) / 32768.0, 0.0)
+    waveform = jnp.where(valid, samples.astype(jnp.float32) / 32768.0, 0.0)
+    return nn.with_logical_constraint(waveform, ('batch', 'samples'))
 
 
 def _frame(waveform: Float[Array, 'b n'], num_frames: int, frame_length: int) -> Float[Array, 'b t f']:
@@ -71,7 +73,8 @@ def _triangles(points: np.ndarray, bins: np.ndarray) -> np.ndarray:
 
 def _mel(spectrum: Float[Array, 'b t bins'], filters: np.ndarray) -> Float[Array, 'b t mel']:
     """Spectrum by mel bin; accelerators would round a product in float32 to far less."""
-    return jnp.matmul(spectrum, filters.astype(np.float32), precision='highest')
+    mel = jnp.matmul(spectrum, filters.astype(np.float32), precision='highest')
+    return nn.with_logical_constraint(mel, ('batch', 'length', 'mel'))
 
 
 # Frontends state `max_seconds`, the longest audio that they take; None: any.

@@ -9,9 +9,11 @@ length, v vocabulary, f frames, l CTC labels.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -166,7 +168,7 @@ def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 
     """Logits over temperature, -inf outside the likeliest `top_k` and then `top_p` tokens."""
     logits = logits / config.temperature
     if 0 < config.top_k < logits.shape[-1]:
-        smallest = lax.top_k(logits, config.top_k)[0][:, -1:]
+        smallest = best_of_all(logits[:, None], config.top_k)[0][:, -1:]
         logits = jnp.where(logits < smallest, -jnp.inf, logits)
     if config.top_p < 1:
         descending = jnp.sort(logits, axis=-1, descending=True)
@@ -226,7 +228,7 @@ def beam_search(
         log_probs, cache = tokens_to_log_probs(previous.reshape(-1, 1), cache)
         vocab_size = log_probs.shape[-1]
         totals = log_probs.reshape(batch_size, beam_size, -1) + live_scores[:, :, None]
-        totals, indices = lax.top_k(totals.reshape(batch_size, -1), candidates)
+        totals, indices = best_of_all(totals, candidates)
         beams, tokens = indices // vocab_size, indices % vocab_size
         extended = lax.dynamic_update_slice_in_dim(
             _gather(live, beams), tokens[:, :, None].astype(jnp.int32), position + 1, axis=2
@@ -258,6 +260,31 @@ def beam_search(
     any_ended = jnp.any(ended, axis=1, keepdims=True)
     tokens = jnp.where(any_ended[:, :, None], ended_tokens, live)
     return tokens[:, :, 1:], jnp.where(any_ended, ended_scores, live_scores)
+
+
+def best_of_all(scores: Float[Array, 'b k v'], count: int) -> tuple[Float[Array, 'b c'], Int32[Array, 'b c']]:
+    """The best of all beams and tokens, and where each is in `k * v`; of equal ones the first, as `lax.top_k`.
+
+    A vocabulary that is divided over devices stays so: each gives its own best, and of these few the best are taken.
+    """
+    vocab_size, parts = scores.shape[-1], _vocabulary_parts()
+    size = -(-vocab_size // parts)
+    if parts > 1 and size > count:
+        scores = jnp.pad(scores, ((0, 0), (0, 0), (0, parts * size - vocab_size)), constant_values=-jnp.inf)
+        scores = scores.reshape(*scores.shape[:2], parts, size)
+        scores, places = lax.top_k(nn.with_logical_constraint(scores, ('batch', 'beams', 'vocab', 'within')), count)
+        places += vocab_size * jnp.arange(scores.shape[1])[:, None, None] + size * jnp.arange(parts)[:, None]
+        # Beam by beam, part by part and best first: of equal scores, the first here is the first of all.
+        scores, chosen = lax.top_k(scores.reshape(len(scores), -1), count)
+        return scores, jnp.take_along_axis(places.reshape(len(scores), -1), chosen, axis=1)
+    return lax.top_k(scores.reshape(len(scores), -1), count)
+
+
+def _vocabulary_parts() -> int:
+    """Devices that a vocabulary is divided over, by the rules and the mesh of the caller."""
+    axes = nn.logical_to_mesh_axes(('vocab',))[0] or ()
+    shape = jax.sharding.get_abstract_mesh().shape
+    return math.prod(shape[axis] for axis in ([axes] if isinstance(axes, str) else axes) if axis in shape)
 
 
 def _of_beams(change: Callable[[Array], Array], cache: Cache) -> Cache:

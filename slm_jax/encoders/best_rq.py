@@ -58,7 +58,9 @@ def codes(features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], config: 
     codebooks /= jnp.linalg.norm(codebooks, axis=-1, keepdims=True)
     # The nearest by cosine does not depend on the length of the projected vector.
     projected = jnp.einsum('btf,nfd->btnd', stacked, projection)
-    return jnp.argmax(jnp.einsum('btnd,nkd->btnk', projected, codebooks), axis=-1).astype(jnp.int32)
+    likeness = jnp.einsum('btnd,nkd->btnk', projected, codebooks)
+    likeness = nn.with_logical_constraint(likeness, ('batch', 'length', 'codebooks', 'codes'))
+    return jnp.argmax(likeness, axis=-1).astype(jnp.int32)
 
 
 class BestRqHead(nn.Module):
@@ -71,4 +73,5 @@ class BestRqHead(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'vocab'))
         shape = (self.config.num_codebooks, self.config.codebook_size)
         logits = nn.Dense(shape[0] * shape[1], use_bias=False, dtype=jnp.float32, kernel_init=init)(frames)
+        logits = nn.with_logical_constraint(logits, ('batch', 'length', 'vocab'))
         return logits.reshape(*frames.shape[:-1], *shape)

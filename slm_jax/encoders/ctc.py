@@ -15,7 +15,8 @@ class CtcHead(nn.Module):
     def __call__(self, frames: Float[Array, 'b t d']) -> Float[Array, 'b t v']:
         kernel_init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'vocab'))
         bias_init = nn.with_logical_partitioning(nn.initializers.zeros, ('vocab',))
-        return nn.Dense(self.vocab_size, dtype=jnp.float32, kernel_init=kernel_init, bias_init=bias_init)(frames)
+        logits = nn.Dense(self.vocab_size, dtype=jnp.float32, kernel_init=kernel_init, bias_init=bias_init)(frames)
+        return nn.with_logical_constraint(logits, ('batch', 'length', 'vocab'))
 
 
 def ctc_loss(

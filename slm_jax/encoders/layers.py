@@ -4,6 +4,8 @@ from typing import Any
 
 import flax.linen as nn
 
+FRAMES = ('batch', 'length', 'embed')  # axes of what goes from layer to layer
+
 
 def dense(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:
     """A linear map; its bias has the second axis."""

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 # The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
 # branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
 _BRANCH_SCALE = 0.1
+_FRAMES = ('batch', 'length', 'embed')  # axes of what goes from block to block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +106,7 @@ class _SubsampleBlock(nn.Module):
         scale_init = nn.with_logical_partitioning(nn.initializers.ones, ('conv_out',))
         scale = self.param('scale', scale_init, (self.channels,), jnp.float32)
         y = _conv_3x3_stride_2(x, kernel.astype(self.config.dtype)).astype(jnp.float32)
+        y = nn.with_logical_constraint(y, ('batch', 'length', 'conv_frequency', 'conv_out'))
         count = y.shape[2] * y.shape[3] * jnp.arange(1, y.shape[1] + 1, dtype=jnp.float32)[:, None, None]
         mean = jnp.cumsum(jnp.sum(y, axis=(2, 3), keepdims=True), axis=1) / count
         variance = jnp.cumsum(jnp.sum(jnp.square(y - mean), axis=(2, 3), keepdims=True), axis=1) / count
@@ -120,11 +122,13 @@ class _FeedForward(nn.Module):
         config = self.config
         clip = config.activation_clip
         y = RMSNorm(1e-6, name='pre_layer_norm')(jnp.clip(x, -clip, clip))
-        y = nn.silu(_Dense(4 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='ffw_layer_1')(y))
+        y = _Dense(4 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='ffw_layer_1')(y)
+        y = nn.silu(nn.with_logical_constraint(y, ('batch', 'length', 'mlp')))
         y = nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
         y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='ffw_layer_2')(y)
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_layer_norm')(jnp.clip(y, -clip, clip))
-        return x + config.residual_weight * nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
+        x = x + config.residual_weight * nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
+        return nn.with_logical_constraint(x, _FRAMES)
 
 
 class _LocalAttention(nn.Module):
@@ -142,7 +146,8 @@ class _LocalAttention(nn.Module):
 
         def heads_of(name: str) -> Float[Array, 'b h t k']:
             y = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name=name)(x)
-            return y.reshape(b, t, heads, head_dim).swapaxes(1, 2)
+            y = y.reshape(b, t, heads, head_dim).swapaxes(1, 2)
+            return nn.with_logical_constraint(y, ('batch', 'heads', 'length', 'kv'))
 
         def contexts(y: Array) -> Array:
             """[b, h, t, k] -> [b, h, chunks, context, k], joined from neighbouring chunks."""
@@ -178,7 +183,8 @@ class _LocalAttention(nn.Module):
         weights = jax.nn.softmax(jnp.where(mask, logits, jnp.finfo(jnp.float32).min), axis=-1)
         y = jnp.einsum('bnuwc,bnuch->bnuwh', weights.astype(config.dtype), value)
         y = y.reshape(b, heads, chunks * chunk, head_dim)[:, :, :t]
-        return y.swapaxes(1, 2).reshape(b, t, -1)
+        y = y.swapaxes(1, 2).reshape(b, t, -1)
+        return nn.with_logical_constraint(y, ('batch', 'length', 'joined_kv'))
 
 
 def _sinusoids(positions: np.ndarray, width: int) -> Float[np.ndarray, 'f width']:
@@ -207,7 +213,7 @@ class _LightConv(nn.Module):
         y = RMSNorm(config.norm_epsilon, name='pre_layer_norm')(x)
         y = _Dense(2 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='linear_start')(y)
         value, gate = jnp.split(y, 2, axis=-1)
-        y = value * nn.sigmoid(gate)
+        y = nn.with_logical_constraint(value * nn.sigmoid(gate), ('batch', 'length', 'mlp'))
         size = config.conv_kernel_size
         init = nn.with_logical_partitioning(nn.initializers.normal(size**-0.5), ('conv_time', 'embed'))
         kernel = self.param('depthwise_kernel', init, (size, config.emb_dim), jnp.float32).astype(config.dtype)
@@ -217,7 +223,8 @@ class _LightConv(nn.Module):
         y = jnp.clip(y, -config.activation_clip, config.activation_clip)
         y = nn.silu(RMSNorm(config.norm_epsilon, name='conv_norm')(y))
         y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='linear_end')(y)
-        return x + nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
+        x = x + nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
+        return nn.with_logical_constraint(x, _FRAMES)
 
 
 class ConformerBlock(nn.Module):
@@ -235,10 +242,11 @@ class ConformerBlock(nn.Module):
         y = _Dense(config.emb_dim, ('joined_kv', 'embed'), config.dtype, name='attention_out')(y)
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_attention_norm')(jnp.clip(y, -clip, clip))
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=self.deterministic)
-        x = jnp.where(valid[..., None], x, 0.0)
+        x = nn.with_logical_constraint(jnp.where(valid[..., None], x, 0.0), _FRAMES)
         x = _LightConv(config, name='lconv1d')(x, self.deterministic)
         x = _FeedForward(config, name='ffw_layer_end')(x, self.deterministic)
-        return RMSNorm(1e-6, name='norm')(jnp.clip(x, -clip, clip)), None
+        x = RMSNorm(1e-6, name='norm')(jnp.clip(x, -clip, clip))
+        return nn.with_logical_constraint(x, _FRAMES), None
 
 
 class UsmEncoder(nn.Module):
@@ -259,7 +267,7 @@ class UsmEncoder(nn.Module):
             x = _SubsampleBlock(channels, config, name=f'subsample_{i}')(x, valid)
         x = x.reshape(x.shape[0], x.shape[1], -1)
         x = _Dense(config.emb_dim, ('conv_features', 'embed'), config.dtype, name='input_proj')(x)
-        x = nn.Dropout(config.dropout_rate)(x, deterministic=deterministic)
+        x = nn.with_logical_constraint(nn.Dropout(config.dropout_rate)(x, deterministic=deterministic), _FRAMES)
         block = ConformerBlock
         if config.remat_policy != 'none':
             policy = {'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, 'full': None}

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.encoders.layers import conv, dense, layer_norm
+from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm
 
 ACTIVATIONS = {
     'swish': nn.silu, 'silu': nn.silu, 'relu': nn.relu, 'selu': nn.selu,
@@ -65,6 +65,7 @@ class _FeedForward(nn.Module):
     def __call__(self, x: Float[Array, 'b t d']) -> Float[Array, 'b t d']:
         dtype = self.config.dtype
         y = dense(self.config.mlp_dim, ('embed', 'mlp'), dtype, 'intermediate_dense')(x)
+        y = nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
         return dense(x.shape[-1], ('mlp', 'embed'), dtype, 'output_dense')(ACTIVATIONS[self.activation](y))
 
 
@@ -82,7 +83,10 @@ class _SelfAttention(nn.Module):
             return dense(d, axes, config.dtype, name, use_bias)(y).reshape(*y.shape[:-1], heads, head_dim)
 
         turned = _rotate(x, heads, config.rotary_base) if self.positions == 'rotary' else x
-        query, key, value = heads_of(turned, 'linear_q'), heads_of(turned, 'linear_k'), heads_of(x, 'linear_v')
+        query, key, value = (
+            nn.with_logical_constraint(heads_of(y, name), ('batch', 'length', 'heads', 'kv'))
+            for y, name in ((turned, 'linear_q'), (turned, 'linear_k'), (x, 'linear_v'))
+        )
         bias = None
         if self.positions == 'relative_key':
             left, right = config.max_left, config.max_right
@@ -104,7 +108,8 @@ class _SelfAttention(nn.Module):
         if bias is not None:
             bias = _by_key(bias) * head_dim**-0.5
         y = jax.nn.dot_product_attention(query, key, value, bias, valid[:, None, None, :])
-        return dense(d, axes[::-1], config.dtype, 'linear_out')(y.reshape(b, t, d))
+        y = nn.with_logical_constraint(y.reshape(b, t, d), ('batch', 'length', 'joined_kv'))
+        return dense(d, axes[::-1], config.dtype, 'linear_out')(y)
 
 
 def _rotate(x: Float[Array, 'b t d'], heads: int, base: float) -> Float[Array, 'b t d']:
@@ -144,6 +149,7 @@ class _Convolution(nn.Module):
         d, size = config.emb_dim, config.conv_kernel_size
         y = jnp.where(valid[..., None], layer_norm(config.norm_epsilon, dtype, 'layer_norm')(x), 0.0)
         y = nn.glu(dense(2 * d, ('embed', 'mlp'), dtype, 'pointwise_conv1', use_bias=False)(y))
+        y = nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
         init = nn.with_logical_partitioning(nn.initializers.normal(size**-0.5), ('conv_time', 'embed'))
         kernel = self.param('depthwise_kernel', init, (size, d), jnp.float32).astype(dtype)
         # A sum of shifted products: on CPU far faster than XLA's depthwise convolution.
@@ -165,12 +171,13 @@ class _ConformerLayer(nn.Module):
         def norm(name: str, x: Array) -> Float[Array, 'b t d']:
             return layer_norm(config.norm_epsilon, config.dtype, name)(x)
 
-        x = x + 0.5 * _FeedForward(config, config.activation, name='ffn1')(norm('ffn1_layer_norm', x))
+        named = functools.partial(nn.with_logical_constraint, logical_axis_resources=FRAMES)
+        x = named(x + 0.5 * _FeedForward(config, config.activation, name='ffn1')(norm('ffn1_layer_norm', x)))
         y = norm('self_attn_layer_norm', x)
-        x = x + _SelfAttention(config, config.positions, name='self_attn')(y, valid)
-        x = x + _Convolution(config, name='conv_module')(x, valid)
-        x = x + 0.5 * _FeedForward(config, config.activation, name='ffn2')(norm('ffn2_layer_norm', x))
-        return norm('final_layer_norm', x), None
+        x = named(x + _SelfAttention(config, config.positions, name='self_attn')(y, valid))
+        x = named(x + _Convolution(config, name='conv_module')(x, valid))
+        x = named(x + 0.5 * _FeedForward(config, config.activation, name='ffn2')(norm('ffn2_layer_norm', x)))
+        return named(norm('final_layer_norm', x)), None
 
 
 class _AdapterLayer(nn.Module):
@@ -188,15 +195,19 @@ class _AdapterLayer(nn.Module):
 
         def reduced(norm: str, name: str) -> Float[Array, 'b u d']:
             y = jnp.where(valid, layer_norm(config.norm_epsilon, dtype, norm)(x), 0.0)
-            return nn.glu(conv(2 * x.shape[-1], size, stride, stride // 2, dtype, name)(y))
+            return nn.with_logical_constraint(
+                nn.glu(conv(2 * x.shape[-1], size, stride, stride // 2, dtype, name)(y)), FRAMES
+            )
 
         lengths = jnp.where(lengths > 0, (lengths + 2 * (stride // 2) - size) // stride + 1, 0)
         residual = reduced('residual_layer_norm', 'residual_conv')
         y = reduced('self_attn_layer_norm', 'self_attn_conv')
         valid_after = jnp.arange(y.shape[1]) < lengths[:, None]
         x_after = residual + _SelfAttention(config, None, name='self_attn')(y, valid_after)
+        x_after = nn.with_logical_constraint(x_after, FRAMES)
         y = layer_norm(config.norm_epsilon, dtype, 'ffn_layer_norm')(x_after)
-        return x_after + _FeedForward(config, config.adapter_activation, name='ffn')(y), lengths
+        x_after = x_after + _FeedForward(config, config.adapter_activation, name='ffn')(y)
+        return nn.with_logical_constraint(x_after, FRAMES), lengths
 
 
 class W2vBertEncoder(nn.Module):
@@ -215,7 +226,9 @@ class W2vBertEncoder(nn.Module):
         config, dtype, epsilon = self.config, self.config.dtype, self.config.norm_epsilon
         valid = jnp.arange(features.shape[1]) < lengths[:, None]
         x = layer_norm(epsilon, dtype, 'feature_layer_norm')(features)
-        x = dense(config.emb_dim, ('conv_features', 'embed'), dtype, 'feature_projection')(x)
+        x = nn.with_logical_constraint(
+            dense(config.emb_dim, ('conv_features', 'embed'), dtype, 'feature_projection')(x), FRAMES
+        )
         x, _ = nn.scan(
             _ConformerLayer,
             variable_axes={'params': 0},
@@ -226,9 +239,10 @@ class W2vBertEncoder(nn.Module):
         )(config, name='layers')(jnp.where(valid[..., None], x, 0.0), valid)
         if config.intermediate_ffn:
             x = x + 0.5 * _FeedForward(config, 'relu', name='intermediate_ffn')(x)
+            x = nn.with_logical_constraint(x, FRAMES)
         if config.num_adapter_layers and config.adapter_dim != config.emb_dim:
             x = dense(config.adapter_dim, ('embed', 'mlp'), dtype, 'adapter_proj')(x)
-            x = layer_norm(epsilon, dtype, 'adapter_proj_layer_norm')(x)
+            x = nn.with_logical_constraint(layer_norm(epsilon, dtype, 'adapter_proj_layer_norm')(x), FRAMES)
         for i in range(config.num_adapter_layers):
             x, lengths = _AdapterLayer(config, name=f'adapter_layers_{i}')(x, lengths)
         valid = jnp.arange(x.shape[1]) < lengths[:, None]

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slm_jax.encoders.layers import conv, dense, layer_norm
+from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm
 
 _WINDOW = 3000  # frames at 100 Hz
 
@@ -58,11 +58,13 @@ class _SelfAttention(nn.Module):
 
         def heads_of(name: str, use_bias: bool = True) -> Float[Array, 'b t h k']:
             y = dense(d, axes, dtype, name, use_bias)(x)
-            return y.reshape(*y.shape[:2], self.config.num_heads, -1)
+            y = y.reshape(*y.shape[:2], self.config.num_heads, -1)
+            return nn.with_logical_constraint(y, ('batch', 'length', 'heads', 'kv'))
 
         query, key, value = heads_of('q_proj'), heads_of('k_proj', use_bias=False), heads_of('v_proj')
         y = jax.lax.platform_dependent(query, key, value, cpu=_attend_by_head, default=jax.nn.dot_product_attention)
-        return dense(d, axes[::-1], dtype, 'out_proj')(y.reshape(x.shape))
+        y = nn.with_logical_constraint(y.reshape(x.shape), ('batch', 'length', 'joined_kv'))
+        return dense(d, axes[::-1], dtype, 'out_proj')(y)
 
 
 class _Layer(nn.Module):
@@ -74,10 +76,13 @@ class _Layer(nn.Module):
     def __call__(self, x: Float[Array, 'b t d']) -> tuple[Float[Array, 'b t d'], None]:
         config, dtype = self.config, self.config.dtype
         y = layer_norm(1e-5, dtype, 'self_attn_layer_norm')(x)
-        x = x + _SelfAttention(config, name='self_attn')(y)
+        x = nn.with_logical_constraint(x + _SelfAttention(config, name='self_attn')(y), FRAMES)
         y = layer_norm(1e-5, dtype, 'final_layer_norm')(x)
-        y = nn.gelu(dense(config.mlp_dim, ('embed', 'mlp'), dtype, 'fc1')(y), approximate=False)
-        return x + dense(config.emb_dim, ('mlp', 'embed'), dtype, 'fc2')(y), None
+        y = nn.with_logical_constraint(
+            dense(config.mlp_dim, ('embed', 'mlp'), dtype, 'fc1')(y), ('batch', 'length', 'mlp')
+        )
+        x = x + dense(config.emb_dim, ('mlp', 'embed'), dtype, 'fc2')(nn.gelu(y, approximate=False))
+        return nn.with_logical_constraint(x, FRAMES), None
 
 
 class WhisperEncoder(nn.Module):
@@ -98,7 +103,8 @@ class WhisperEncoder(nn.Module):
         u, lengths = -(-features.shape[1] // 2), -(-lengths // 2)
         x = jnp.pad(features, ((0, 0), (0, _WINDOW - features.shape[1]), (0, 0)), mode='edge').astype(config.dtype)
         for name, stride in (('conv1', 1), ('conv2', 2)):
-            x = nn.gelu(conv(config.emb_dim, 3, stride, 1, config.dtype, name)(x), approximate=False)
+            x = nn.with_logical_constraint(conv(config.emb_dim, 3, stride, 1, config.dtype, name)(x), FRAMES)
+            x = nn.gelu(x, approximate=False)
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('length', 'embed'))
         x = x + self.param('embed_positions', init, x.shape[1:], jnp.float32).astype(config.dtype)
         x, _ = nn.scan(

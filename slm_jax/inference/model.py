@@ -143,7 +143,7 @@ class Model:
         shapes = str({name: array.shape for name, array in given.items()})
         if shapes not in self._programs:
             self._programs[shapes] = self._program(given)
-        with self._partitioner.tracing(self.mesh):
+        with self._partitioner.tracing(self.mesh, generation=True):
             tokens = self._programs[shapes](self.params, given)
         return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in np.asarray(tokens)]
 

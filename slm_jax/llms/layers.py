@@ -1,7 +1,9 @@
-"""The layers of T5: relative position bias, norm, linear map and embedding, with T5X's numerics."""
+"""The layers of T5: relative position bias, norm, linear map, embedding and attention, with T5X's numerics."""
 
+import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -10,6 +12,11 @@ from jaxtyping import Array, Float, Int, Int32
 
 _NUM_BUCKETS = 32
 _MAX_DISTANCE = 128
+_SHORTEST_READ = 32  # positions of a decoding cache
+# Axes of what goes from layer to layer. Where weights stay where they are (`partitioning.GENERATION_RULES`), all rows
+# are where a part of the width is, and only attention divides the rows: hence two names for them.
+STREAM = ('llm_batch', 'length', 'embed')
+_HEADS = ('batch', 'length', 'heads', 'kv')
 
 
 def relative_position_bucket(
@@ -142,4 +149,82 @@ class Embedding(nn.Module):
     def logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
         """Logits in float32 from the shared embedding, scaled as T5 1.0 does."""
         logits = jnp.einsum('ble,ve->blv', x.astype(jnp.float32), self.embedding)
-        return logits * self.emb_dim**-0.5
+        return nn.with_logical_constraint(logits * self.emb_dim**-0.5, ('batch', 'length', 'vocab'))
+
+
+class Attention(nn.Module):
+    """Multi-head attention; 1 / sqrt(head width) lives in the initial query kernel, as in T5X."""
+
+    config: Any  # T5Config
+
+    def setup(self):
+        cfg = self.config
+        heads = (cfg.num_heads, cfg.head_dim)
+        head_axes = ('heads', 'kv') if cfg.scan_layers else ('joined_kv',)
+        dense = functools.partial(Dense, dtype=cfg.dtype, distribution='normal')
+        project = functools.partial(dense, (cfg.emb_dim,), heads, ('embed', *head_axes))
+        self.query = project(init_scale=cfg.head_dim**-0.5)
+        self.key = project()
+        self.value = project()
+        self.out = dense(heads, (cfg.emb_dim,), (*head_axes, 'embed'))
+        # One dropout pattern for all queries: T5 broadcasts it along the length.
+        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
+
+    def __call__(
+        self,
+        x: Float[Array, 'b q e'],
+        memory: Float[Array, 'b k e'],
+        bias: Float[Array, '#b #h #q k'],
+        deterministic: bool = True,
+    ) -> Float[Array, 'b q e']:
+        """Attends from `x` to `memory`; `bias` is added to the logits."""
+        queries, keys, values = (
+            nn.with_logical_constraint(y, _HEADS) for y in (self.query(x), self.key(memory), self.value(memory))
+        )
+        weights = self._weights('bqhd,bkhd->bhqk', queries, keys, bias)
+        weights = self.dropout(weights, deterministic)
+        return self._joined(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
+
+    def keys_values(self, memory: Float[Array, 'b k e']) -> list[Float[Array, 'b h d k']]:
+        """Keys and values of `memory` as T5X's cache has them: length last."""
+        return [
+            nn.with_logical_constraint(jnp.transpose(x, (0, 2, 3, 1)), ('batch', 'heads', 'kv', 'length'))
+            for x in (self.key(memory), self.value(memory))
+        ]
+
+    def attend(
+        self,
+        x: Float[Array, 'b q e'],
+        keys: Float[Array, 'b h d k'],
+        values: Float[Array, 'b h d k'],
+        *biases: Float[Array, '#b #h #q k'],
+        written: Int[Array, ''] | None = None,
+    ) -> Float[Array, 'b q e']:
+        """A cached step: attends from `x` to `keys_values`.
+
+        Of those after the first `written`, which `biases` have to mask, few are read; None reads all.
+        """
+
+        def attended(length, queries):
+            bias = sum(bias[..., :length] for bias in biases)
+            weights = self._weights('bqhd,bhdk->bhqk', queries, keys[..., :length], bias)
+            return jnp.einsum('bhdk,bhqk->bqhd', values[..., :length], weights)
+
+        queries = nn.with_logical_constraint(self.query(x), _HEADS)
+        if written is None:
+            return self._joined(attended(keys.shape[-1], queries))
+        lengths = [_SHORTEST_READ * x.shape[1]]
+        while lengths[-1] < keys.shape[-1]:
+            lengths.append(2 * lengths[-1])
+        lengths[-1] = keys.shape[-1]
+        branches = [functools.partial(attended, length) for length in lengths]
+        return self._joined(lax.switch(jnp.sum(written > np.array(lengths)), branches, queries))
+
+    def _joined(self, x: Float[Array, 'b q h d']) -> Float[Array, 'b q e']:
+        return self.out(nn.with_logical_constraint(x, ('llm_batch', *_HEADS[1:])))
+
+    def _weights(self, product, queries, keys, bias) -> Float[Array, 'b h q k']:
+        if self.config.float32_attention_logits:
+            queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
+        logits = jnp.einsum(product, queries, keys)
+        return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)

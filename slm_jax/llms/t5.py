@@ -22,10 +22,9 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms.layers import Dense, Embedding, LayerNorm, RelativePositionBias
+from slm_jax.llms.layers import STREAM, Attention, Dense, Embedding, LayerNorm, RelativePositionBias
 
 _MASKED = -1e10
-_SHORTEST_READ = 32  # positions of a decoding cache
 _REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
@@ -74,75 +73,6 @@ class T5Config:
         return 1 if self.scan_layers else 0
 
 
-class Attention(nn.Module):
-    """Multi-head attention; 1 / sqrt(head width) lives in the initial query kernel, as in T5X."""
-
-    config: T5Config
-
-    def setup(self):
-        cfg = self.config
-        heads = (cfg.num_heads, cfg.head_dim)
-        head_axes = ('heads', 'kv') if cfg.scan_layers else ('joined_kv',)
-        dense = functools.partial(Dense, dtype=cfg.dtype, distribution='normal')
-        project = functools.partial(dense, (cfg.emb_dim,), heads, ('embed', *head_axes))
-        self.query = project(init_scale=cfg.head_dim**-0.5)
-        self.key = project()
-        self.value = project()
-        self.out = dense(heads, (cfg.emb_dim,), (*head_axes, 'embed'))
-        # One dropout pattern for all queries: T5 broadcasts it along the length.
-        self.dropout = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))
-
-    def __call__(
-        self,
-        x: Float[Array, 'b q e'],
-        memory: Float[Array, 'b k e'],
-        bias: Float[Array, '#b #h #q k'],
-        deterministic: bool = True,
-    ) -> Float[Array, 'b q e']:
-        """Attends from `x` to `memory`; `bias` is added to the logits."""
-        weights = self._weights('bqhd,bkhd->bhqk', self.query(x), self.key(memory), bias)
-        weights = self.dropout(weights, deterministic)
-        return self.out(jnp.einsum('bhqk,bkhd->bqhd', weights, self.value(memory)))
-
-    def keys_values(self, memory: Float[Array, 'b k e']) -> list[Float[Array, 'b h d k']]:
-        """Keys and values of `memory` as T5X's cache has them: length last."""
-        return [jnp.transpose(x, (0, 2, 3, 1)) for x in (self.key(memory), self.value(memory))]
-
-    def attend(
-        self,
-        x: Float[Array, 'b q e'],
-        keys: Float[Array, 'b h d k'],
-        values: Float[Array, 'b h d k'],
-        *biases: Float[Array, '#b #h #q k'],
-        written: Int[Array, ''] | None = None,
-    ) -> Float[Array, 'b q e']:
-        """A cached step: attends from `x` to `keys_values`.
-
-        Of those after the first `written`, which `biases` have to mask, few are read; None reads all.
-        """
-
-        def attended(length, queries):
-            bias = sum(bias[..., :length] for bias in biases)
-            weights = self._weights('bqhd,bhdk->bhqk', queries, keys[..., :length], bias)
-            return jnp.einsum('bhdk,bhqk->bqhd', values[..., :length], weights)
-
-        queries = self.query(x)
-        if written is None:
-            return self.out(attended(keys.shape[-1], queries))
-        lengths = [_SHORTEST_READ * x.shape[1]]
-        while lengths[-1] < keys.shape[-1]:
-            lengths.append(2 * lengths[-1])
-        lengths[-1] = keys.shape[-1]
-        branches = [functools.partial(attended, length) for length in lengths]
-        return self.out(lax.switch(jnp.sum(written > np.array(lengths)), branches, queries))
-
-    def _weights(self, product, queries, keys, bias) -> Float[Array, 'b h q k']:
-        if self.config.float32_attention_logits:
-            queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
-        logits = jnp.einsum(product, queries, keys)
-        return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)
-
-
 class Mlp(nn.Module):
     """Feed-forward block: the product of one activated projection per entry of mlp_activations."""
 
@@ -155,18 +85,18 @@ class Mlp(nn.Module):
         for i, activation in enumerate(cfg.mlp_activations):
             name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
             dense = Dense((cfg.emb_dim,), (cfg.mlp_dim,), ('embed', 'mlp'), cfg.dtype, name=name)
-            branch = dense(x)
+            branch = nn.with_logical_constraint(dense(x), ('llm_batch', 'length', 'mlp'))
             branches.append(branch if activation == 'linear' else getattr(nn, activation)(branch))
         y = functools.reduce(operator.mul, branches)
         y = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(y, deterministic)
-        y = nn.with_logical_constraint(y, ('batch', 'length', 'mlp'))
+        y = nn.with_logical_constraint(y, ('llm_batch', 'length', 'mlp'))
         return Dense((cfg.mlp_dim,), (cfg.emb_dim,), ('mlp', 'embed'), cfg.dtype, name='wo')(y)
 
 
 def _finish(config: T5Config, residual: Array, update: Array, deterministic: bool) -> Array:
     """Drops out a block's output, adds the residual and names the axes for partitioning."""
     update = nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))(update, deterministic)
-    return nn.with_logical_constraint(residual + update, ('batch', 'length', 'embed'))
+    return nn.with_logical_constraint(residual + update, STREAM)
 
 
 class EncoderLayer(nn.Module):
@@ -291,6 +221,7 @@ class Encoder(nn.Module):
         if not cfg.scan_layers:
             relative = RelativePositionBias(cfg.num_heads, cfg.dtype, True, name='relpos_bias')
             relative_bias = relative(x.shape[1])
+        x = nn.with_logical_constraint(x, STREAM)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
         mask_bias = _mask_bias(mask[:, None, :, None] & mask[:, None, None, :], cfg.dtype)
         layer = functools.partial(EncoderLayer, config=cfg, deterministic=deterministic)
@@ -329,6 +260,7 @@ class Decoder(nn.Module):
         if not cfg.scan_layers:
             relative = RelativePositionBias(cfg.num_heads, cfg.dtype, False, name='relpos_bias')
             relative_bias = _decoder_bias(relative, x, position, max_decode_length)
+        x = nn.with_logical_constraint(x, STREAM)
         x = nn.Dropout(cfg.dropout_rate, broadcast_dims=(-2,))(x, deterministic)
         layer = functools.partial(
             DecoderLayer,
@@ -346,7 +278,7 @@ class Decoder(nn.Module):
         if cfg.logits_via_embedding:
             return x
         logits = Dense((cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense')
-        return logits(x)
+        return nn.with_logical_constraint(logits(x), ('batch', 'length', 'vocab'))
 
     def _own(self, beams, batch, max_decode_length):
         """(position, Bool[b, k, m * k]): the index of a cached step, and which of the keys each beam has behind it.

@@ -98,6 +98,7 @@ class SLM:
         source = jnp.where(place < first_length[:, None], place, first.shape[1] + place - first_length[:, None])
         joined = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
+        joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + text_lengths)[:, None]
         parts = {'speech': speech, 'speech_lengths': speech_lengths}
         return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}

@@ -84,6 +84,11 @@ class CompiledPerShape:
         self._compiled = {}
         self.compile_seconds = 0.0
 
+    def traced(self, batch: Batch, *arguments: Any) -> Any:
+        """What JAX makes of the function before XLA does: `jax.stages.Traced`."""
+        with self._tracing():
+            return self._jitted.trace(batch, *arguments)
+
     def compiled(self, batch: Batch, *arguments: Any) -> Any:
         """The executable for this batch's shapes. `arguments` follow it; all may be abstract, with shardings."""
         shapes = tuple(sorted((name, tuple(array.shape)) for name, array in batch.items()))

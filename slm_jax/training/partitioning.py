@@ -19,15 +19,21 @@ from jax.sharding import NamedSharding, PartitionSpec
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
 
 # T5X's table. `embed` goes over `fsdp`, which is one device wide unless asked otherwise. Axes that are not listed
-# (layers, length, relpos_buckets, ...) are on every device.
+# (layers, length, relpos_buckets, ...) are on every device. The first rule of an array's axes that finds its part of
+# the mesh free holds: activations divide their rows before their width, parameters have no rows.
 LOGICAL_AXIS_RULES: Rules = (
     ('batch', ('data', 'fsdp')),
+    ('llm_batch', ('data', 'fsdp')),
     ('vocab', 'model'),
     ('mlp', 'model'),
     ('heads', 'model'),
     ('joined_kv', 'model'),
     ('embed', 'fsdp'),
 )
+# While text is generated, a step of the language model has one token of each row: far less than the weights, which
+# therefore stay where they are (2D weight-stationary, arXiv 2211.05102). The width of its activations goes over `fsdp`
+# with that of the weights, and products are summed over it. Attention, and the speech encoder before, divide rows.
+GENERATION_RULES: Rules = tuple((name, 'data' if name == 'llm_batch' else axes) for name, axes in LOGICAL_AXIS_RULES)
 _BATCH_AXES = ('data', 'fsdp')
 
 
@@ -40,12 +46,14 @@ class Partitioner:
         fsdp: devices that hold other examples and other parts of the parameters.
         model: devices that hold the same examples and other parts of the parameters.
         rules: pairs (logical axis, mesh axis or axes or None).
+        generation_rules: the same, of activations while text is generated. Parameters lie by `rules`, always.
     """
 
     data: int = -1
     fsdp: int = 1
     model: int = 1
     rules: Rules = LOGICAL_AXIS_RULES
+    generation_rules: Rules = GENERATION_RULES
 
     def __post_init__(self):
         for field in ('data', 'fsdp', 'model'):
@@ -89,9 +97,9 @@ class Partitioner:
         return jax.tree.map(one, boxed, is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata))
 
     @contextlib.contextmanager
-    def tracing(self, mesh: jax.sharding.Mesh):
-        """Inside, modules' logical constraints take effect."""
-        with jax.set_mesh(mesh), nn.logical_axis_rules(self.rules):
+    def tracing(self, mesh: jax.sharding.Mesh, generation: bool = False):
+        """Inside, modules' logical constraints take effect; of `System.predict`, those of generation."""
+        with jax.set_mesh(mesh), nn.logical_axis_rules(self.generation_rules if generation else self.rules):
             yield
 
 

@@ -249,8 +249,8 @@ def steps(
     """
     system, everywhere = layout.system, layout.everywhere
 
-    def tracing() -> contextlib.AbstractContextManager:
-        return layout.partitioner.tracing(layout.mesh)
+    def tracing(generation: bool = False) -> contextlib.AbstractContextManager:
+        return layout.partitioner.tracing(layout.mesh, generation)
 
     return Steps(
         train=loop.CompiledPerShape(
@@ -272,7 +272,7 @@ def steps(
             'decoding',
             lambda batch, params, frozen: system.predict(state.merge(params, frozen), batch, decode),
             say,
-            tracing,
+            functools.partial(tracing, generation=True),
             out_shardings=everywhere,
         ),
     )
