@@ -2,11 +2,15 @@
 
     pip install -e '.[cuda,hf]'
     python tests/benchmarks/bench_gpu.py
+    slm-jax precompile --gin_file=models/slm_large.gin --topology=gpu:h100x1 --steps=train \
+        --rows=16 --seconds=15 --inputs=12 --targets=128
 
 USM-0.6B, T5-large and an adapter, with fresh weights; clips of noise. Frozen parts are bfloat16 in both, the adapter is
 float32 and computes in bfloat16. The rival is that of bench_pytorch.py (`transformers` with SDPA where it has it, an
 adapter in PyTorch, fused AdamW) under `torch.compile`. Ours starts from the waveform; the rival, whose frontend runs on
 the CPU, is given its features. That both compute the same loss is checked.
+
+The estimate is that of `precompile` with what this card's compiler says of temporaries.
 """
 
 import argparse
@@ -22,7 +26,7 @@ import torch
 
 from slm_jax import decoding, foundations
 from slm_jax.inference import model as model_lib
-from slm_jax.training import loop, optimizers, partitioning, setup
+from slm_jax.training import chips, flops, loop, optimizers, partitioning, setup
 from slm_jax.training import state as state_lib
 
 _LOSSES_APART = 0.02  # of the loss: both round to bfloat16, and not alike
@@ -71,10 +75,20 @@ class Ours:
         self.batch = jax.device_put(batch)
         self.rng = jax.random.key(0)
         steps = setup.steps(layout, optimizer, abstract, decoding.DecodeConfig(), lambda line: None)
+        arguments = self.batch, self.state, self.frozen, self.rng
+        self.flops = flops.count(steps.train.traced(*arguments).jaxpr.jaxpr)
         started = time.perf_counter()
-        with layout.partitioner.tracing(mesh):
-            self.compiled = steps.train.compiled(self.batch, self.state, self.frozen, self.rng)
+        self.compiled = steps.train.compiled(*arguments)
         self.compile_seconds = time.perf_counter() - started
+
+    def estimate(self, chip: chips.Chip) -> chips.Roofline:
+        """At best."""
+        trained, optimizer, frozen = map(
+            loop.bytes_per_device, (self.state.trainable, self.state.opt_state, self.frozen)
+        )
+        temporary = self.compiled.memory_analysis().temp_size_in_bytes
+        moved = chips.memory_traffic(trained + frozen, trained + optimizer, temporary, passes=3)
+        return chips.roofline(chip, self.flops, moved, 0)
 
     def step(self) -> float:
         self.state, record = self.compiled(self.batch, self.state, self.frozen, self.rng)
@@ -155,6 +169,14 @@ def main() -> None:
     print(loop.memory_report(ours.compiled, ours.state, ours.frozen, device))
     stats = device.memory_stats() or {}
     print(f'most memory in use: {stats.get("peak_bytes_in_use", 0) / 1e9:.2f} GB')
+    chip = next((chip for name, chip in chips.CHIPS.items() if name in device.device_kind.lower()), None)
+    if chip is not None:
+        best = ours.estimate(chip)
+        print(
+            f'estimate: {1000 * best.seconds:.1f} ms at best ({1000 * best.compute:.1f} ms of products, '
+            f'{1000 * best.memory:.1f} ms of memory), MFU {best.mfu:.0%}; measured MFU '
+            f'{ours.flops / (seconds * chip.bf16):.0%} of {chip.bf16 / 1e12:.0f} TFLOP/s'
+        )
     theirs = Theirs(system, ours.params, features, lengths, batch, 'cuda' if torch.cuda.is_available() else 'cpu')
     compiled = 'compiled'
     try:
