@@ -105,6 +105,7 @@ class Theirs:
         model = bench_pytorch.TorchSlm(system, params).to(device)
         model.encoder.bfloat16()
         model.llm.bfloat16()
+        model.llm.config.use_cache = False
         self.model, self.device = model, device
         self.attention = model.llm.config._attn_implementation
         self.features = torch.from_numpy(features).to(device, torch.bfloat16)
@@ -122,10 +123,10 @@ class Theirs:
         """For versions of PyTorch whose compiler fails on the attention of Gemma 3n's encoder: all else is compiled."""
         torch._dynamo.reset()
         for block in self.model.encoder.conformer:
-            for name in ('ffw_layer_start', 'lconv1d', 'ffw_layer_end', 'norm'):
+            for name in ('ffw_layer_start', 'lconv1d', 'ffw_layer_end'):
                 getattr(block, name).compile(dynamic=False)
-        self.model.adapter.compile(dynamic=False)
-        self.model.llm.compile(dynamic=False)
+        for block in (self.model.adapter, *self.model.llm.encoder.block, *self.model.llm.decoder.block):
+            block.compile(dynamic=False)
         self.loss = self.model.loss
 
     def step(self) -> float:
