@@ -7,6 +7,7 @@ VENV=${VENV:-.venv-test}
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(cd "$VENV" && pwd)/compilation_cache}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.5
+export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}  # libtpu is there to compile with, and would be started by every process
 if [ $# -eq 0 ]; then
   "$VENV/bin/ruff" check --quiet .
   "$VENV/bin/ruff" format --check --quiet .

@@ -123,7 +123,7 @@ def leave_out(only: Mapping[str, Any]) -> None:
         only: names of macros ('%MODEL') and parameters that are asked for; a macro without a value gets the one here.
     """
     for name in _without_value():
-        if f'%{name}' in only:
+        if only.get(f'%{name}') is not None:
             gin_config.bind_parameter(f'%{name}', only[f'%{name}'])
     missing = set(_without_value()) - _read(only)
     while missing:

@@ -5,6 +5,7 @@ own module and gives it the rest of the line: `slm-jax train …` is `python -m 
 """
 
 import difflib
+import glob
 import importlib
 import keyword
 import logging
@@ -23,6 +24,15 @@ COMMANDS = {
     'infer': 'transcribe, translate or question audio files with a trained model',
     'export': 'write an adapter as safetensors, or a fine-tuned T5 for transformers',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
+}
+# With these, libtpu asks no metadata server, takes no lock, and writes to neither the terminal nor /tmp.
+NO_TPU = {
+    'TPU_SKIP_MDS_QUERY': '1',
+    'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
+    'TPU_WORKER_HOSTNAMES': 'localhost',
+    'TPU_WORKER_ID': '0',
+    'TPU_LOG_DIR': 'disabled',
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
 
 
@@ -54,6 +64,10 @@ def quiet_libraries() -> None:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
     os.environ.setdefault('GLOG_minloglevel', '2')
+    # Where there is no TPU, libtpu need not look for one.
+    if not any(map(glob.glob, ('/dev/accel*', '/dev/vfio/[0-9]*'))):
+        for name, value in NO_TPU.items():
+            os.environ.setdefault(name, value)
     for name in ('jax._src.xla_bridge', 'tensorflow'):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.formatwarning = _one_line

@@ -38,6 +38,7 @@ def train(
     num_samples: int = 4,
     decode: Any = None,
     tensorboard: bool = True,
+    compilation_cache_dir: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """Trains until `train_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -68,6 +69,8 @@ def train(
         num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
         decode: `slm_jax.decoding.DecodeConfig` for them; None: greedy.
         tensorboard: whether to write TensorBoard events into `model_dir`.
+        compilation_cache_dir: where compiled steps are kept for the next start, and for other hosts: a folder that all
+            see, or gs://bucket/folder. None: JAX_COMPILATION_CACHE_DIR, if that is set.
 
     Returns:
         {'step': steps done, 'evaluation': {'dev/loss': ...}, 'terminated': whether a signal ended it early}.
@@ -77,11 +80,15 @@ def train(
         NonFiniteError: loss or gradient is NaN or infinite. The batch and all that was trained before it are saved.
     """
     import jax
+    from jax.experimental.compilation_cache import compilation_cache
 
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
     from slm_jax.training import logs, loop, origins, partitioning, run, setup
 
+    if compilation_cache_dir is not None:
+        jax.config.update('jax_compilation_cache_dir', str(compilation_cache_dir))
+        compilation_cache.reset_cache()  # it was opened, if anything has been compiled
     say = logs.say
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)

@@ -10,7 +10,7 @@ network.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 GIB = 2**30
 
@@ -165,8 +165,3 @@ def memory_traffic(weights: float, optimizer: float, temporary: float, passes: i
 def chip_hours(chip: Chip, flops: float, mfu: float) -> float:
     """Hours of one chip that so many FLOPs take at that share of its peak rate."""
     return flops / (chip.bf16 * mfu) / 3600
-
-
-def fitting(slices: Sequence[str], chip: Chip, total_bytes: float) -> list[str]:
-    """Slices whose memory together holds so much: no smaller one can, however it is laid out."""
-    return [shape for shape in slices if num_chips(shape) * chip.devices * chip.usable >= total_bytes]

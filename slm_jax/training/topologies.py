@@ -6,6 +6,7 @@ import os
 import re
 from typing import Any
 
+from slm_jax import cli
 from slm_jax.training import chips
 
 _UNITS = {'kb': 1e3, 'mb': 1e6, 'gb': 1e9, 'tb': 1e12, 'kib': 2**10, 'mib': 2**20, 'gib': 2**30, 'tib': 2**40}
@@ -113,7 +114,7 @@ def prepare(topology: Topology) -> None:
             f'--topology {topology.name}: compiling for TPUs takes libtpu, which is not installed: pip install libtpu '
             '(or slm_jax[tpu]). No TPU is needed.'
         )
-    os.environ.update(quiet_libtpu())
+    os.environ.update(cli.NO_TPU)
     import jax
 
     jax.config.update('jax_platforms', 'cpu')
@@ -121,15 +122,3 @@ def prepare(topology: Topology) -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     if topology.simulated:
         jax.config.update('jax_num_cpu_devices', max(topology.size, 8))
-
-
-def quiet_libtpu() -> dict[str, str]:
-    """Environment in which libtpu asks no metadata server, takes no lock, and writes to neither terminal nor /tmp."""
-    return {
-        'TPU_SKIP_MDS_QUERY': '1',
-        'TPU_ACCELERATOR_TYPE': 'v5litepod-8',
-        'TPU_WORKER_HOSTNAMES': 'localhost',
-        'TPU_WORKER_ID': '0',
-        'TPU_LOG_DIR': 'disabled',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
-    }

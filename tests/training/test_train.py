@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 import toy
+from jax.experimental.compilation_cache import compilation_cache
 
 from slm_jax import foundations
 from slm_jax.training import checkpoints, loop
@@ -22,6 +23,7 @@ from slm_jax.training.logs import read_losses
 from slm_jax.training.state import merge, split
 
 TOY = pathlib.Path(toy.__file__)
+_LEAST_SECONDS = 'jax_persistent_cache_min_compile_time_secs'
 
 
 @pytest.fixture
@@ -211,3 +213,15 @@ def test_data_are_made_after_all_else_was_checked(model_dir):
         with pytest.raises(ValueError, match=words):
             toy.train(model_dir, 5, loader=loader, eval_loaders={'dev': loader}, **wrong)
     assert not model_dir.exists()
+
+
+def test_compiled_steps_are_kept_where_hosts_share_them(model_dir, tmp_path):
+    before = {name: jax.config.values[name] for name in ('jax_compilation_cache_dir', _LEAST_SECONDS)}
+    try:
+        jax.config.update(_LEAST_SECONDS, 0.0)
+        toy.train(model_dir, 1, compilation_cache_dir=tmp_path / 'shared', num_samples=0)
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+    assert any(path.name.startswith('jit') for path in (tmp_path / 'shared').iterdir())
