@@ -6,7 +6,6 @@ import pathlib
 import random
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -163,22 +162,6 @@ def test_loss_is_the_same_on_many_devices(model_dir, tmp_path, devices):
     many = tmp_path / 'many'
     assert start(many, 6, devices).wait() == 0
     np.testing.assert_allclose(losses(many), losses(model_dir), rtol=1e-5)
-
-
-def test_two_hosts_train_as_one(model_dir, tmp_path):
-    """Two processes that talk to each other, half of every batch each; one of them writes, and both resume."""
-    toy.train(model_dir, 12)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    two = tmp_path / 'two'
-    for steps in (7, 12):
-        hosts = [
-            start(two, steps, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(host))
-            for host in range(2)
-        ]
-        assert [host.wait() for host in hosts] == [0, 0]
-    np.testing.assert_allclose(losses(two), losses(model_dir), rtol=1e-5)
 
 
 def test_card_is_readable(model_dir):
