@@ -5,6 +5,7 @@ own module and gives it the rest of the line: `slm-jax train …` is `python -m 
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -12,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
@@ -87,6 +88,17 @@ def add_multihost(parser: argparse.ArgumentParser) -> None:
         help='join the other hosts, on each of which the same command runs (found by themselves on TPU pods and Slurm; '
         'else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)',
     )
+
+
+def together(
+    multihost: bool, fail: Callable[[Exception], int], *kinds: type[Exception]
+) -> contextlib.AbstractContextManager:
+    """What `add_multihost` asks for: `hosts.together`, or nothing."""
+    if not multihost:
+        return contextlib.nullcontext()
+    from slm_jax.training import hosts
+
+    return hosts.together(fail, *kinds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -84,7 +84,7 @@ def train(
 
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import hosts, logs, loop, origins, partitioning, run, setup
+    from slm_jax.training import hosts, logs, loop, origins, partitioning, run, separate_disks, setup
 
     say = logs.say
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
@@ -97,7 +97,7 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    with contextlib.closing(checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)) as checkpoints:
+    with contextlib.closing(separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)) as checkpoints:
         card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
         start = checkpoints.latest()
         hosts.compare(
@@ -216,11 +216,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = configuration.parser(__doc__)
     cli.add_multihost(parser)
     args = parser.parse_args(argv)
-    from slm_jax.training import hosts, loop
+    from slm_jax.training import loop
 
     fail = functools.partial(cli.fail, 'train', status=2)
     try:
-        with hosts.together(fail) if args.multihost else contextlib.nullcontext():
+        with cli.together(args.multihost, fail, ValueError, OSError):
             configuration.parse_gin(args.gin_file, args.gin_bindings)
             check_lengths()
             result = configuration.configured(train)()

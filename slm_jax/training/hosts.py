@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 import jax
 
 from slm_jax.data import notices
-from slm_jax.training import loop
 
 EXIT_HOST_LOST = os.EX_TEMPFAIL  # 75: another host died or cannot be reached; started again, it may go on
 LOST_SECONDS = 30.0  # of silence, after which a host counts as lost
@@ -33,7 +32,6 @@ _BEAT_SECONDS = 1.0
 _FAILING_SECONDS = 3.0  # that a host gets to find by itself the fault that another has found
 _WAITS = 'waiting for the other hosts'
 _STATUS = re.compile('[A-Z_]{5,}: ')  # with which their messages begin
-_NEVER = 10**9  # the tick at which a loop that has ended would stop
 
 _hosts: 'Hosts | None' = None
 _abort_handler: Any = None  # kept, since C calls it
@@ -106,12 +104,14 @@ def first() -> bool:
 
 
 @contextlib.contextmanager
-def together(fail: Callable[[Exception], int]) -> Iterator[None]:
+def together(fail: Callable[[Exception], int], *kinds: type[Exception]) -> Iterator[None]:
     """Joins the hosts; inside, the end of one is the end of all.
 
-    A ValueError or OSError inside is told by `fail`, and on the other hosts too; all processes end with its exit
+    An exception of one of these kinds is told by `fail`, and on the other hosts too; all processes end with its exit
     status, with 1 for other exceptions, and with EXIT_HOST_LOST if one of them is gone.
     """
+    from slm_jax.training import loop
+
     join()
     try:
         yield
@@ -122,7 +122,7 @@ def together(fail: Callable[[Exception], int]) -> Iterator[None]:
     except (Exception, KeyboardInterrupt) as error:
         if _hosts is None:  # there is one host
             raise
-        _hosts.fail(error, fail)
+        _hosts.fail(error, fail if isinstance(error, kinds) else None)
     if _hosts is not None:
         _hosts.close()
 
@@ -209,7 +209,7 @@ class Hosts:
         self._client, self._address = state.client, str(state.coordinator_address)
         self._index, self._count = jax.process_index(), jax.process_count()
         self.doing = ('', time.monotonic())
-        self._stop: Stop | None = None
+        self._stop: Any = None  # preemption.Stop
         self._stops = self._exchanges = self._beats = 0
         self._failing = self._ended = False
         self._beaten = time.monotonic()
@@ -224,7 +224,7 @@ class Hosts:
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
-        while not self._over.wait(0.1 if self._stop and self._stop.agreeing else _BEAT_SECONDS):
+        while not self._over.wait(0.1 if self._ended or self._stop and self._stop.agreeing else _BEAT_SECONDS):
             try:
                 self._tell()
                 told = dict(self._client.key_value_dir_get('slm_jax/now'))
@@ -253,7 +253,7 @@ class Hosts:
         for other, (before, since) in self._seen.items():
             beat = json.loads(told.get(f'beat/{other}', '{}'))
             self._seen[other] = (beat, now if paused or beat != before else since)
-        if self._ended or self._failing:
+        if self._failing:
             return
         for key, value in told.items():
             if key.startswith('failed/') and key != f'failed/{self._index}':
@@ -261,7 +261,7 @@ class Hosts:
         for other, (beat, since) in self._seen.items():
             if now - since > LOST_SECONDS and not beat.get('ended'):
                 text = f'{self._named(other)} is lost: no sign of it for {now - since:.0f} s'
-                self._leave(text + _RESTART, EXIT_HOST_LOST, other)
+                self._end(text + _RESTART, EXIT_HOST_LOST, other)
         self._name_slow(now)
         if self._stop:
             self._stop.agree(self._client, self._index, self._count, f'slm_jax/now/stop-{self._stops}', told)
@@ -273,7 +273,7 @@ class Hosts:
             if self._failing:
                 return
             time.sleep(0.1)
-        self._leave(failure['text'], failure['status'])
+        self._end(failure['text'], failure['status'])
 
     def _name_slow(self, now: float) -> None:
         mine = {'tick': self._stop.ticks if self._stop else -1, 'doing': self.doing[0]}
@@ -289,7 +289,7 @@ class Hosts:
             if said != what or beat['seconds'] >= 2 * seconds:
                 self._told[host] = (what, beat['seconds'])
                 seconds = f'{beat["seconds"]:.0f} s'
-                _say(f'{self._named(host)} has been {beat["doing"]} for {seconds}; the other hosts wait for it.')
+                say(f'{self._named(host)} has been {beat["doing"]} for {seconds}; the other hosts wait for it.')
 
     def _named(self, host: int) -> str:
         name = socket.gethostname() if host == self._index else self._seen[host][0].get('name')
@@ -297,7 +297,7 @@ class Hosts:
 
     # ------------------------------------------------------------------ ends
 
-    def fail(self, error: BaseException, fail: Callable[[Exception], int]) -> NoReturn:
+    def fail(self, error: Any, fail: Callable[[Exception], int] | None) -> NoReturn:
         """Ends this process for an error of its own, or for that of another host which was the reason for it."""
         raised = time.monotonic()
         # An error of JAX may only be that another host is gone: if so, the thread ends this process meanwhile.
@@ -306,19 +306,23 @@ class Hosts:
                 break
             time.sleep(0.1)
         self._failing = True
+        text, status = f'{type(error).__name__}: {str(error)[:500]}', 1
         if isinstance(error, KeyboardInterrupt):
-            text, status = 'interrupted', 130
-        elif isinstance(error, (ValueError, OSError)):
+            text, status = 'interrupted', 128 + signal.SIGINT
+        try:
+            if fail is None:
+                raise error
             text, status = str(error), fail(error)
-        else:
-            text, status = f'{type(error).__name__}: {str(error)[:500]}', 1
-            traceback.print_exception(error)
-        self._leave('', status, told=f'{self._named(self._index)}: {text}')
+        except Exception:  # a fault of the program, or SLM_JAX_TRACEBACK
+            traceback.print_exc()
+        except KeyboardInterrupt:
+            pass
+        self._end('', status, told=f'{self._named(self._index)}: {text}')
 
-    def _leave(self, text: str, status: int, lost: int | None = None, told: str = '') -> NoReturn:
+    def _end(self, text: str, status: int, lost: int | None = None, told: str = '') -> NoReturn:
         """Ends this process, whatever its main thread waits for. The first host goes last: it has what all read."""
         if text:
-            _say(text)
+            say(text)
         self._failing = self._ended = True
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             failure = json.dumps({'text': told or text, 'status': status})
@@ -331,14 +335,14 @@ class Hosts:
                 if {*range(self._count)} - {lost} <= {*ended}:
                     break
                 time.sleep(0.2)
-        _exit(status)
+        leave(status)
 
     def _unreachable(self, error: Exception) -> None:
         now = time.monotonic()
         self._failed_since = self._failed_since or now
-        if now - self._failed_since > LOST_SECONDS and not self._ended:
-            _say(self._without_coordinator() + _RESTART)
-            _exit(EXIT_HOST_LOST)
+        if now - self._failed_since > LOST_SECONDS:
+            say(self._without_coordinator() + _RESTART)
+            leave(EXIT_HOST_LOST)
 
     def _without_coordinator(self) -> str:
         return f'host 0 ({self._address}), where the coordinator runs, is lost'
@@ -348,15 +352,16 @@ class Hosts:
         with contextlib.suppress(OSError):
             socket.create_connection(self._address.rsplit(':', 1), timeout=3).close()
             return
-        if self._index and not self._ended:
-            _say(self._without_coordinator() + _RESTART)
+        if self._index and not self._over.is_set():
+            say(self._without_coordinator() + _RESTART)
             os._exit(EXIT_HOST_LOST)
 
     def close(self) -> None:
-        """This host is done: it waits for the others to be, and is not missed then."""
+        """This host is done, and is not missed any more; it waits for the others, and still ends as they do."""
         global _hosts
         self._ended = True
-        self._tell()
+        while not all(beat.get('ended') for beat, _ in self._seen.values()):
+            time.sleep(0.05)
         self._over.set()
         self._thread.join()
         _hosts = None
@@ -372,13 +377,16 @@ class Hosts:
         with doing(_WAITS):
             pause = 0.02
             while True:
+                gone = {other for other, (beat, _) in self._seen.items() if beat.get('ended')}
                 found = self._client.key_value_dir_get(folder)
+                if missing := gone - {int(key.rpartition('/')[2]) for key, _ in found}:
+                    raise HostsError(f'{self._named(min(missing))} has ended already: it was given less to do.')
                 if len(found) == self._count:
                     return [text for _, text in sorted(found, key=lambda pair: int(pair[0].rpartition('/')[2]))]
                 time.sleep(pause)
                 pause = min(2 * pause, 1.0)
 
-    def stopping(self, stop: 'Stop') -> None:
+    def stopping(self, stop: Any) -> None:
         """From now on the hosts agree on when to stop; loops follow each other."""
         self._stops += 1
         self._stop = stop
@@ -387,95 +395,18 @@ class Hosts:
 _RESTART = f'; this process ends too ({EXIT_HOST_LOST}). Start all hosts again: they go on from the last checkpoint.'
 
 
-class Stop:
-    """SIGTERM and Ctrl-C while a loop runs: it is told to stop at its next tick, on several hosts all at the same one.
-
-    Signals are read by a thread, so a second Ctrl-C ends the process at once, whatever it is at.
-
-    Attributes:
-        ticks: how often `reached` was asked.
-    """
-
-    def __init__(self):
-        self.ticks = 0
-        self._asked = False
-        self._at: int | None = None
-        self._told: int | None = None
-        self._changed = threading.Condition()
-        self._hosts = watch()
-
-    def __enter__(self) -> 'Stop':
-        self._reader, self._writer = socket.socketpair()
-        self._writer.setblocking(False)
-        self._before = signal.set_wakeup_fd(self._writer.fileno())
-        self._handlers = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-        self._thread = threading.Thread(target=self._listen, daemon=True, name='slm_jax signals')
-        self._thread.start()
-        if self._hosts:
-            self._hosts.stopping(self)
-        return self
-
-    def __exit__(self, *_) -> None:
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._before)
-        self._writer.close()
-        self._thread.join()
-        self._reader.close()
-        with self._changed:
-            self.ticks = _NEVER
-
-    def _listen(self) -> None:
-        interrupts = 0
-        while number := self._reader.recv(1):
-            interrupts += number[0] == signal.SIGINT
-            if interrupts > 1:
-                _say('interrupted twice: nothing is saved any more')
-                _exit(128 + signal.SIGINT)
-            self._asked = self._asked or number[0] in self._handlers
-
-    def reached(self) -> bool:
-        """Whether to stop now; asked at the same places of the program on every host."""
-        with self._changed:
-            if self._hosts is None:
-                return self._asked
-            self._changed.wait_for(lambda: self._told is None or self._at is not None)
-            self.ticks += 1
-            return self._at is not None and self.ticks >= self._at
-
-    @property
-    def agreeing(self) -> bool:
-        """Whether the hosts are about to agree on a tick."""
-        return self._told is not None and self._at is None
-
-    def agree(self, client: Any, index: int, count: int, folder: str, told: Mapping[str, str]) -> None:
-        """Called by the thread that hears of the others: once one is asked to stop, all do at the same tick.
-
-        Each says at which tick it is and goes no further until all have said so; they stop at the one after the last.
-        """
-        name = folder.rpartition('/')[2]
-        if self._at is not None or not (self._asked or any(key.startswith(f'{name}/') for key in told)):
-            return
-        with self._changed:
-            if self._told is None:
-                self._told = self.ticks
-                client.key_value_set(f'{folder}/{index}', str(self.ticks))
-            ticks = [int(value) for key, value in told.items() if key.startswith(f'{name}/')]
-            if len(ticks) == count:
-                self._at = max(ticks) + 1
-                self._changed.notify_all()
-
-
 def _of_jax(error: BaseException) -> bool:
     """Whether it is an error of XLA or of what it sends messages by, which come as ValueErrors too."""
     return isinstance(error, jax.errors.JaxRuntimeError) or bool(_STATUS.match(str(error)))
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """A line on the standard error, whatever else this process is at."""
     os.write(2, f'slm-jax: {text}\n'.encode())
 
 
-def _exit(status: int) -> NoReturn:
+def leave(status: int) -> NoReturn:
+    """Ends this process, from any of its threads."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from slm_jax import configuration
 from slm_jax.data import notices
-from slm_jax.training import hosts, logs, loop, partitioning
+from slm_jax.training import hosts, logs, loop, partitioning, preemption
 from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
@@ -68,7 +68,7 @@ class Run:
         waiting: list[tuple[int, Any]] = []  # (step, what the step returned), still on the device
         with contextlib.ExitStack() as stack:
             self._open(stack, done)
-            self._stop = stack.enter_context(hosts.Stop())
+            self._stop = stack.enter_context(preemption.Stop())
             batches = stack.enter_context(contextlib.closing(self.loader.batches(done, self._rows)))
             while done < periods.steps and not self._stop.reached():
                 with self._meter.waiting_for_input(), hosts.doing(f'waiting for its input of step {done}'):

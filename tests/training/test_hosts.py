@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import toy
 
-from slm_jax import train
+from slm_jax import evaluate, infer, train
 from slm_jax.training import checkpoints, hosts
 from slm_jax.training.logs import read_losses
 
@@ -23,28 +23,29 @@ def model_dir(tmp_path):
     return tmp_path / 'model'
 
 
-def start(model_dir, steps, processes=2, devices=1, dirs=None, **toy_options):
-    """The processes of one training; what each says goes to a file beside the model's directory."""
+def begin(folder, command, processes, devices=1, dirs=None, **variables):
+    """The processes of one program; what each says goes to a file in `folder`. `dirs`: of each, in place of a '%'."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         address = f'localhost:{free.getsockname()[1]}'
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
-    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'TOY': json.dumps(toy_options)}
+    environment = {**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', **variables}
     if processes > 1:
         environment |= {'JAX_COORDINATOR_ADDRESS': address, 'JAX_NUM_PROCESSES': str(processes)}
     started = []
     for index in range(processes):
-        own = dirs[index] if dirs else model_dir
-        with (model_dir.parent / f'said-{index}').open('w') as said:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, toy.__file__, str(own), str(steps)],
-                    env=environment | ({'JAX_PROCESS_ID': str(index)} if processes > 1 else {}),
-                    stdout=said,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+        own = [sys.executable, *(str(dirs[index]) if word == '%' else str(word) for word in command)]
+        if processes > 1:
+            environment['JAX_PROCESS_ID'] = str(index)
+        with (folder / f'said-{index}').open('w') as said:
+            started.append(subprocess.Popen(own, env=environment, stdout=said, stderr=subprocess.STDOUT))
     return started
+
+
+def start(model_dir, steps, processes=2, devices=1, dirs=None, **options):
+    """The processes of one training of the toy."""
+    command, dirs = [toy.__file__, '%', steps], dirs or [model_dir] * processes
+    return begin(model_dir.parent, command, processes, devices, dirs, TOY=json.dumps(options))
 
 
 def ended(started, seconds=60):
@@ -135,8 +136,81 @@ def test_a_host_with_slow_input_is_named_on_all(model_dir):
         assert 'has been waiting for its input of step 4 for ' in said(model_dir, index)
 
 
+def test_hosts_without_a_shared_disk(model_dir, tmp_path):
+    """Host 0 writes; the hosts may change places; one process goes on with what two wrote, and the other way round."""
+    toy.train(model_dir, 15)
+    dirs = [tmp_path / name / 'model' for name in ('a', 'b')]
+    for own in dirs:
+        toy.save_frozen(own.parent / 'frozen')
+    assert ended(start(model_dir, 5, dirs=dirs)) == [0, 0], said(model_dir, 0)
+    assert f'note: {dirs[0]} is not on a disk that all hosts share: host 0 writes' in said(model_dir, 0)
+    assert not (dirs[1] / 'checkpoints/5').exists() and checkpoints.newest(dirs[0]).name == '5'
+    assert ended(start(model_dir, 10, dirs=dirs[::-1], devices=2, mesh={'model': 4})) == [0, 0], said(model_dir, 0)
+    assert checkpoints.newest(dirs[1]).name == '10'
+    toy.train(dirs[1], 12)
+    assert ended(start(model_dir, 15, dirs=dirs, mesh={'fsdp': 2})) == [0, 0], said(model_dir, 0)
+    assert checkpoints.newest(dirs[0]).name == '15'
+    found = {step: values for own in dirs for step, values in read_losses(own).items()}
+    expected = read_losses(model_dir)
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[step][0] for step in expected], [v[0] for v in expected.values()], rtol=1e-5)
+
+
 def test_nan_on_two_hosts_writes_its_whole_batch_once(model_dir):
     assert ended(start(model_dir, 20, nan_at=3)) == [1, 1]
     batch = np.load(model_dir / 'bad_batch_2.npz')
     assert batch['decoder_target_tokens'].shape[0] == 8
     assert [path.name for path in model_dir.glob('bad_batch*')] == ['bad_batch_2.npz']
+
+
+def test_two_hosts_evaluate_and_infer_as_one(manifest, tmp_path, capsys):
+    """Both decode parts of the rows; the first writes what one process writes."""
+    asked = ['--manifest', manifest, '--instruction', 'Transcribe the speech.', '--batch_seconds', '20']
+    command = ['-m', 'slm_jax.cli', 'evaluate', 'usm_tiny', *asked, '--out', '%']
+    dirs = [tmp_path / 'first', tmp_path / 'second']
+    started = begin(tmp_path, [*command, '--multihost'], 2, dirs=dirs)
+    assert evaluate.main([str(word) for word in command[3:-1]] + [str(tmp_path / 'one')]) == 0
+    assert ended(started) == [0, 0], (tmp_path / 'said-1').read_text()
+    assert not dirs[1].exists() and 'WER' in (tmp_path / 'said-0').read_text()
+    for file in ('predictions.jsonl', 'results.json'):
+        one, first = ((tmp_path / name / file).read_text() for name in ('one', 'first'))
+        if file == 'results.json':
+            one, first = json.loads(one)['scores'], json.loads(first)['scores']
+        assert one == first
+
+    files = sorted(manifest.parent.glob('*.wav'))[:5]
+    started = begin(tmp_path, ['-m', 'slm_jax.cli', 'infer', *files, '--model', 'usm_tiny', '--multihost'], 2)
+    capsys.readouterr()
+    assert infer.main([*map(str, files), '--model', 'usm_tiny']) == 0
+    assert ended(started) == [0, 0]
+    said = [(tmp_path / f'said-{index}').read_text().splitlines() for index in range(2)]
+    heard = [[line for line in lines if not line.startswith('[Gloo]')] for lines in said]
+    assert heard == [capsys.readouterr().out.splitlines(), []]
+
+
+NAMES = ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID')
+
+
+@pytest.mark.parametrize(
+    'values, words',
+    [
+        (('localhost:1', '', ''), 'JAX_COORDINATOR_ADDRESS is set, JAX_NUM_PROCESSES and JAX_PROCESS_ID not'),
+        (('', '2', '0'), 'JAX_NUM_PROCESSES, JAX_PROCESS_ID is set, JAX_COORDINATOR_ADDRESS not: set all three'),
+        (('localhost', '2', '0'), "JAX_COORDINATOR_ADDRESS is 'localhost'; HOST:PORT of process 0 was expected"),
+        (('localhost:1', '2', '2'), "JAX_NUM_PROCESSES is '2' and JAX_PROCESS_ID '2'; a number of hosts, and one"),
+        (('localhost:1', 'two', '0'), "JAX_NUM_PROCESSES is 'two'"),
+    ],
+)
+def test_half_a_word_on_who_is_who_is_refused(monkeypatch, capsys, values, words):
+    for name, value in zip(NAMES, values):
+        monkeypatch.setenv(name, value)
+    for program in (train.main, evaluate.main, infer.main):
+        assert program(['--multihost']) in (1, 2)
+        assert words in capsys.readouterr().err
+
+
+def test_multihost_without_others_is_refused(tmp_path):
+    (host,) = begin(tmp_path, ['-m', 'slm_jax.cli', 'train', '--multihost'], 1)
+    assert ended([host]) == [2]
+    said = (tmp_path / 'said-0').read_text()
+    assert 'slm-jax train: --multihost: nothing says which host this is' in said and 'Traceback' not in said

@@ -146,7 +146,7 @@ def main(model_dir, steps, mesh=None, rows=8, fault_on=-1, fault='', seconds=Non
 
     for name, value in (seconds or {}).items():
         setattr(hosts, f'{name}_SECONDS', value)
-    with hosts.together(complain) if 'JAX_COORDINATOR_ADDRESS' in os.environ else contextlib.nullcontext():
+    with hosts.together(complain, ValueError) if 'JAX_COORDINATOR_ADDRESS' in os.environ else contextlib.nullcontext():
         loaders = {'loader': ToyLoader(rows, fault_on, fault), 'eval_loaders': {'dev': ToyLoader(rows)}}
         partitioner = partitioning.Partitioner(**(mesh or {}))
         system = ToySystem(nan_at=nan_at)
