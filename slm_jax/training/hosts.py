@@ -182,7 +182,7 @@ def compare(fields: Mapping[str, Any]) -> None:
 
 def shared(directory: Any) -> bool:
     """Whether all hosts see one and the same directory, by a file that the first of them puts there for the moment."""
-    if jax.process_count() == 1:
+    if jax.process_count() == 1 or '://' in os.fspath(directory):
         return True
     token = directory / f'.hosts-{os.getpid()}-{time.time_ns()}'
     if first():

@@ -1,6 +1,7 @@
 """The compiled steps of training: one jit each, compiled once per batch shape."""
 
 import contextlib
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -176,15 +177,13 @@ class Meter:
         return rates
 
 
-def bad_batch(step: int) -> str:
-    """Name of the file for a batch that was not finite."""
-    return f'bad_batch_{step}.npz'
-
-
-def save_batch(path: pathlib.Path, step: int, loader: Any) -> None:
-    """Writes all rows of the batch of a step to an .npz file, made once more: it is a function of the step."""
-    with contextlib.closing(loader.batches(step)) as batches:
-        np.savez(path, **next(batches)[1])
+def save_batch(model_dir: str | os.PathLike, step: int, loader: Any) -> pathlib.Path:
+    """Writes the batch of a step, all of its rows, to an .npz file, made once more: it is a function of the step."""
+    path = pathlib.Path(model_dir) / f'bad_batch_{step}.npz'
+    if jax.process_index() == 0:
+        with contextlib.closing(loader.batches(step)) as batches:
+            np.savez(path, **next(batches)[1])
+    return path
 
 
 def sample_texts(tokens: np.ndarray, infos: Sequence[Any], vocabulary: Any, count: int) -> str:

@@ -151,9 +151,7 @@ class Run:
         self._writer.write_scalars(records[-1][0] + 1, {f'train/{name}': value for name, value in scalars.items()})
         if bad_step >= 0:
             self._save()
-            path = self.checkpoints.model_dir / loop.bad_batch(bad_step)
-            if hosts.first():
-                loop.save_batch(path, bad_step, self.loader)
+            path = loop.save_batch(self.checkpoints.model_dir, bad_step, self.loader)
             loss, norm = next((float(v['step_loss']), float(v['grad_norm'])) for v in values if v['bad_step'] >= 0)
             raise loop.NonFiniteError(
                 f'step {bad_step}: the loss is {loss} and the norm of its gradient {norm}. The batch is in {path}; '

@@ -126,10 +126,15 @@ def test_nan_stops_at_its_step_and_keeps_what_was_trained(model_dir):
     with pytest.raises(loop.NonFiniteError, match='step 2: the loss is nan'):
         toy.train(model_dir, 20, system=toy.ToySystem(nan_at=3))
     batch = np.load(model_dir / 'bad_batch_2.npz')
-    assert batch['decoder_target_tokens'][0, 0] == 3
+    assert batch['decoder_target_tokens'][0, 0] == 3 and len(batch['speech_lengths']) == 8
     params, card = checkpoints.load_for_inference(model_dir)
     assert card['step'] == 2
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_one_host_writes_the_bad_batch(model_dir, monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    assert not loop.save_batch(model_dir, 2, toy.ToyLoader()).exists()
 
 
 def test_a_half_written_checkpoint_does_not_count(model_dir):

@@ -155,6 +155,8 @@ def main(model_dir, steps, mesh=None, rows=8, fault_on=-1, fault='', seconds=Non
         except loop.NonFiniteError as error:
             print(error, file=sys.stderr)
             return 1
+    taken = [rows.tolist() for rows in loaders['eval_loaders']['dev'].taken]
+    pathlib.Path(model_dir).parent.joinpath(f'taken-{jax.process_index()}').write_text(json.dumps(taken))
     return 143 if result['terminated'] else 0
 
 
