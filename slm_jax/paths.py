@@ -211,6 +211,15 @@ def remove(directory: pathlib.Path) -> None:
         _filesystem(directory).rm(str(directory), recursive=True)
 
 
+def move(directory: pathlib.Path, to: pathlib.Path, first: str) -> None:
+    """Moves a directory to where nothing is. In an object store, without `first` it counts as half written."""
+    if not is_url(directory):
+        directory.rename(to)
+        return
+    (directory / first).unlink(missing_ok=True)
+    _filesystem(directory).mv(str(directory), str(to), recursive=True)
+
+
 def put(folder: pathlib.Path, directory: pathlib.Path, last: str) -> None:
     """Moves a local folder to where nothing is yet. In an object store `last` says that all of it is there."""
     if not is_url(directory):
