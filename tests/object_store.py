@@ -48,7 +48,11 @@ class Store(http.server.ThreadingHTTPServer):
             if not self.holds(name, condition):
                 return None
             self.generation += 1
-            self.objects[name] = content, 10**15 + self.generation, time.strftime('%Y-%m-%dT%H:%M:%S.000Z', time.gmtime())
+            self.objects[name] = (
+                content,
+                10**15 + self.generation,
+                time.strftime('%Y-%m-%dT%H:%M:%S.000Z', time.gmtime()),
+            )
         return self.described(name)
 
     def holds(self, name: str, condition: str | None) -> bool:
@@ -70,6 +74,7 @@ class Store(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = 'HTTP/1.1'
+    wbufsize, disable_nagle_algorithm = 2**16, True  # else each answer waits 40 ms for an acknowledgement
     server: Store
 
     def log_message(self, *_):
@@ -88,6 +93,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header('Content-Length', str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+        self.wfile.flush()
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get('Content-Length') or 0))
@@ -183,7 +189,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return (200, made, {}) if made else (412, {'error': {'code': 412, 'message': 'conditionNotMet'}}, {})
 
     def batch(self, content: bytes) -> None:
-        message = email.message_from_bytes(b'Content-Type: ' + self.headers['Content-Type'].encode() + b'\n\n' + content)
+        message = email.message_from_bytes(
+            b'Content-Type: ' + self.headers['Content-Type'].encode() + b'\n\n' + content
+        )
         answers = []
         for part in message.get_payload():
             method, target, _ = part.get_payload().strip().split('\n')[0].split(' ')

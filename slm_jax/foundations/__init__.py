@@ -291,6 +291,13 @@ def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None
     return restore(path / PARAMS, unflatten({path: wanted(leaves[path], places[path]) for path in leaves}))
 
 
+def checkpointer_of(handler: Any) -> Any:
+    """What reads a directory that is known to be whole: Orbax's own mark of that is lost where it was copied."""
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(handler, temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath)
+
+
 def stored_tree(directory: pathlib.Path) -> Params:
     """Shapes and types in an Orbax directory of parameters.
 
@@ -300,7 +307,7 @@ def stored_tree(directory: pathlib.Path) -> Params:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(directory).item_metadata.tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # Orbax gives None, or stumbles
@@ -322,7 +329,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
         lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype),
         wanted,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(
             directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
         )

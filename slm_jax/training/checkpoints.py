@@ -71,8 +71,10 @@ def _all(model_dir: str | os.PathLike) -> list[pathlib.Path]:
     """Directories of the checkpoints, the newest first."""
     directory = paths.path(model_dir).absolute() / _DIRECTORY
     found = sorted((path for path in directory.glob('*') if path.name.isdigit()), key=lambda path: -int(path.name))
-    # Orbax renames a checkpoint to its number once all of it is on disk; where it cannot, it says so in a file.
-    return [path for path in found if not paths.is_url(path) or (path / _COMMITTED).exists()]
+    # Orbax renames a checkpoint to its number once all of it is on disk. Where it cannot, it says so in a file, which
+    # a directory that was copied there does not have; ours is written when the items are whole.
+    marks = (_FILES, _COMMITTED)
+    return [path for path in found if not paths.is_url(path) or any((path / mark).exists() for mark in marks)]
 
 
 def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> str | None:
@@ -166,6 +168,10 @@ def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> N
                 f'{damaged[0][1]}. No checkpoint of {model_dir} is whole: restore the file, or train anew in another '
                 'model directory.'
             )
+    if paths.is_url(model_dir):
+        for whole in _all(model_dir)[len(damaged) :]:
+            if not (whole / _COMMITTED).exists():  # copied, or cut off before its last file: Orbax would delete it
+                (whole / _COMMITTED).write_text('')
     for path, problem in damaged:
         names = (path.with_name(f'{path.name}.damaged{suffix}') for suffix in ('', *map('.{}'.format, range(2, 10))))
         aside = next(name for name in names if not name.exists())
@@ -377,5 +383,5 @@ def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) ->
         raise CheckpointError(f'{directory} is not there: the newest checkpoint is {newest(model_dir)}.')
     check_files(directory)
     params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with foundations_lib.checkpointer_of(ocp.JsonCheckpointHandler()) as checkpointer:
         return params, checkpointer.restore(directory / _CARD)
