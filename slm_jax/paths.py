@@ -254,6 +254,18 @@ def write(file: pathlib.Path, content: bytes | str) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def create(url: pathlib.Path, content: str) -> None:
+    """Puts an object where none is, as one condition of the put where the store has that.
+
+    Raises:
+        FileExistsError: one is there.
+    """
+    if url.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(url))
+    with _told(url):
+        _filesystem(url).pipe_file(str(url), content.encode(), mode='create')
+
+
 def remove(directory: pathlib.Path) -> None:
     """Removes a directory with all that is in it, if it is there."""
     if not is_url(directory):

@@ -5,17 +5,13 @@ What stands in for the store is object_store.py; the clients are those that one 
 
 import json
 import os
-import pathlib
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import object_store
 import pytest
 import soundfile
-from training import toy
 
 pytest.importorskip('gcsfs')
 

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from slm_jax import foundations as foundations_lib
 from slm_jax import paths
 from slm_jax.foundations import flatten
+from slm_jax.training import lock
 from slm_jax.training.state import TrainState
 
 KIND = 'model'  # of the card, beside a foundation's 'speech_encoder' and 'llm'
@@ -33,7 +34,7 @@ _CARD = 'card'
 _FILES = 'files.json'
 _COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
 _OURS = re.compile(
-    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|lock\.json'
+    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|\.lock\.json'
 )
 
 
@@ -228,10 +229,19 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the directory holds something else, or damaged checkpoints and no whole one. Damaged ones
-                that are newer than a whole one are renamed.
+                that are newer than a whole one are moved out of the way.
+            LockError: another run trains there.
         """
         self.model_dir = paths.path(model_dir).absolute()
         _refuse_foreign(self.model_dir)
+        self._lock = lock.Lock(self.model_dir, say) if jax.process_index() == 0 else None
+        try:
+            self._open(max_to_keep, best_metric, say)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _open(self, max_to_keep: int, best_metric: str | None, say: Callable[[str], None]) -> None:
         if jax.process_index() == 0:
             _set_damaged_aside(self.model_dir, say)
         if jax.process_count() > 1:
@@ -269,6 +279,8 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
+        if self._lock:
+            self._lock.check()
         card = {**card, 'step': step}
         evaluation = card.get('evaluation', {})
         metrics = (
@@ -361,8 +373,15 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until all is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self._manager.wait_until_finished()
+            self._manager.close()
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock:
+            self._lock.close()
 
 
 def _restore_args(abstract: Any):
