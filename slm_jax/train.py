@@ -38,6 +38,8 @@ def train(
     num_samples: int = 4,
     decode: Any = None,
     tensorboard: bool = True,
+    profile: Sequence[int] | None = None,
+    log_format: str = 'text',
 ) -> dict[str, Any]:
     """Trains until `train_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -68,6 +70,8 @@ def train(
         num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
         decode: `slm_jax.decoding.DecodeConfig` for them; None: greedy.
         tensorboard: whether to write TensorBoard events into `model_dir`.
+        profile: the first step and the one after the last of which `model_dir`/profile gets a profile, on every host.
+        log_format: 'json': what is said is a JSON object a line, with time, host and step, and no progress bar.
 
     Returns:
         {'step': steps done, 'evaluation': {'dev/loss': ...}, 'terminated': whether a signal ended it early}.
@@ -78,10 +82,14 @@ def train(
     """
     import jax
 
-    from slm_jax import decoding
+    from slm_jax import decoding, terminal
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import logs, loop, origins, partitioning, run, setup
+    from slm_jax.training import logs, loop, origins, partitioning, profiles, run, setup
 
+    if log_format not in terminal.FORMATS:
+        raise ValueError(f'train.log_format is {log_format!r}; it must be one of {", ".join(terminal.FORMATS)}.')
+    terminal.use(log_format, jax.process_index())
+    profiles.check(profile)
     say = logs.say
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
@@ -133,7 +141,7 @@ def train(
         say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
         return run.Run(
             state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,
-            num_samples, tensorboard,
+            num_samples, tensorboard, profile,
         ).train()  # fmt: skip
 
 

@@ -4,8 +4,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from tqdm import tqdm
-
+from slm_jax import terminal
 from slm_jax.data import json_lines
 
 Skipped = Sequence[tuple[str, str]]  # (id, what is wrong)
@@ -15,8 +14,7 @@ _FILE = 'skipped.jsonl'
 
 def say(text: str) -> None:
     """A line on the standard error, above progress bars."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    terminal.say(text, sys.stderr)
 
 
 def listing(name: str, skipped: Sequence[str], whole: str = '') -> str:
