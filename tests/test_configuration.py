@@ -44,6 +44,25 @@ def test_what_no_file_mentions_can_be_bound_by_its_short_name(parsed):
     assert gin.query_parameter('t5.T5Config.mlp_dim') == 12
 
 
+def test_the_name_of_a_module_means_its_function_whatever_else_is_called_so(parsed, tmp_path, monkeypatch):
+    (tmp_path / 'others.py').write_text('def train(steps=1): ...\n\n\nclass One:\n    def say(self, a=1): ...\n')
+    with (tmp_path / 'others.py').open('a') as file:
+        file.write('\n\ndef say(a=1): ...\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    text = """
+    from __gin__ import dynamic_registration
+    from slm_jax import train
+    import others
+    others.train.steps = 2
+    others.say.a = 2
+    others.One.say.a = 3
+    """
+    parsed(text, 'train.num_samples=0')
+    assert gin.query_parameter('slm_jax.train.train.num_samples') == 0
+    with pytest.raises(configuration.ConfigurationError, match="'say' may be others.One.say, others.say; write which"):
+        parsed(text, 'say.a=3')
+
+
 @pytest.mark.parametrize(
     ('text', 'bindings', 'words'),
     [

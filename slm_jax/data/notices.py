@@ -4,8 +4,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from tqdm import tqdm
-
+from slm_jax import terminal
 from slm_jax.data import json_lines
 
 Skipped = Sequence[tuple[str, str]]  # (id, what is wrong)
@@ -17,8 +16,7 @@ silent = False  # on hosts other than the first, which speaks for all
 def say(text: str) -> None:
     """A line on the standard error, above progress bars."""
     if not silent:
-        tqdm.write(text, file=sys.stderr)
-        sys.stderr.flush()
+        terminal.say(text, sys.stderr)
 
 
 def listing(name: str, skipped: Sequence[str], whole: str = '') -> str:

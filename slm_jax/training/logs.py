@@ -4,7 +4,6 @@ import io
 import json
 import os
 import pathlib
-import sys
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 import jax
 from tqdm import tqdm
 
-from slm_jax import paths
+from slm_jax import paths, terminal
 
 _LOSSES = 'losses.jsonl'
 _PART_LINES = 2000  # of a record of losses in an object store
@@ -37,8 +36,26 @@ _FORMATS = {
 def say(text: str) -> None:
     """A line on the terminal, above the progress bar; the first host speaks for all."""
     if jax.process_index() == 0:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        terminal.say(text)
+
+
+class Progress:
+    """How far a training is: the first host's progress bar; of JSON lines, the step."""
+
+    def __init__(self, steps: int, done: int):
+        silent = True if jax.process_index() or terminal.structured() else None
+        self._bar = tqdm(total=steps, initial=done, unit='step', disable=silent)
+        terminal.step = done
+
+    def update(self) -> None:
+        """One step more."""
+        self._bar.update()
+        terminal.step += 1
+
+    def close(self) -> None:
+        """The bar stays as it is."""
+        self._bar.close()
+        terminal.step = None
 
 
 class TerminalWriter:
@@ -46,6 +63,8 @@ class TerminalWriter:
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """One line, with the part before the last slash of the names (`train`, `dev`) in front."""
+        if terminal.structured():
+            return terminal.write({'step': step, **{name: float(value) for name, value in scalars.items()}})
         group = next(iter(scalars)).rpartition('/')[0]
         values = {name.rpartition('/')[2]: float(value) for name, value in scalars.items()}
         known = [form.format(values.pop(name)) for name, form in _FORMATS.items() if form and name in values]
@@ -54,6 +73,8 @@ class TerminalWriter:
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Each text below its name."""
+        if terminal.structured():
+            return terminal.write({'step': step, **texts})
         for name, text in texts.items():
             say(f'{name} {step}:\n{text}')
 

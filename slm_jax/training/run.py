@@ -9,11 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
-from tqdm import tqdm
 
 from slm_jax import configuration
 from slm_jax.data import notices
-from slm_jax.training import hosts, logs, loop, partitioning, preemption
+from slm_jax.training import hosts, logs, loop, partitioning, preemption, profiles
 from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
@@ -59,6 +58,7 @@ class Run:
     eval_batches: int | None
     num_samples: int
     tensorboard: bool
+    profile: Sequence[int] | None
 
     def train(self) -> dict[str, Any]:
         """The loop; returns what `slm_jax.train.train` does."""
@@ -76,7 +76,8 @@ class Run:
                 if step != done:
                     raise ValueError(f'the loader gave the batch of step {step} for step {done}')
                 batch = partitioning.shard_batch(host_batch, self.mesh)
-                self.state, record = self.steps.train(batch, self.state, self.frozen, self.rng)
+                with self._profile.step(step):
+                    self.state, record = self.steps.train(batch, self.state, self.frozen, self.rng)
                 self._meter.add(host_batch, len(batch['speech_lengths']))
                 waiting.append((step, record))
                 done += 1
@@ -117,9 +118,10 @@ class Run:
         stack.callback(self._writer.close)
         self._losses = logs.LossRecord(model_dir)
         stack.callback(self._losses.close)
-        silent = None if hosts.first() else True
-        self._progress = tqdm(total=self.periods.steps, initial=done, unit='step', disable=silent)
+        self._progress = logs.Progress(self.periods.steps, done)
         stack.callback(self._progress.close)
+        self._profile = profiles.Profile(self.profile, model_dir, lambda: self.state, logs.say)
+        stack.callback(self._profile.close)
         self._meter, self._unmetered = loop.Meter(self.steps.train), 0
 
     def _rows(self, rows: int) -> np.ndarray:
