@@ -187,10 +187,11 @@ class Plan:
 
         text, speech, spoken = _Histogram(), _Histogram(), 0.0
         for _, samples, inputs, targets, weights in self._parts():
-            mask = samples > 0
-            speech.add(-(-samples[mask] // unit), weights[mask])
-            text.add((inputs + targets)[~mask], weights[~mask])
             spoken += (samples * weights).sum()
+            if not (mask := samples > 0).all():
+                text.add((inputs + targets)[~mask], weights[~mask])
+                samples, weights = samples[mask], weights[mask]
+            speech.add(-(-samples // unit), weights)
         padded: list[int] = []  # samples, by bound
         tables = []  # from a length to the number of its bound
         for kind, most in ((text, num_buckets // 4 if speech else num_buckets), (speech, num_buckets)):
