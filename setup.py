@@ -30,6 +30,8 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.9',
         'importlib_resources>=6',  # tensorflow-datasets uses it and does not say so
         'array_record>=0.8',
+        'etils[epath]>=1.9',
+        'fsspec>=2025.9',
         'sentencepiece>=0.2.1',
         'gin-config>=0.5',
         'clu>=0.0.12',
@@ -52,6 +54,9 @@ setuptools.setup(
         'corpora': ['polib>=1.2', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
+        # What reads and writes gs:// and s3:// (slm_jax/paths.py).
+        'gcs': ['gcsfs>=2025.9'],
+        's3': ['s3fs>=2025.9'],
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
     },

@@ -1,0 +1,264 @@
+"""Paths that a user gives: on a disk, or in an object store (gs://, s3://, and what else etils knows).
+
+An object store has no rename and no append, and a directory is there as long as a file is in it. So what has to be
+there whole or not at all is written by one put, or has a file that says so and is written last.
+"""
+
+import contextlib
+import functools
+import hashlib
+import importlib.util
+import logging
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+# Else epath imports TensorFlow for what is no local path, which answers late and knows neither s3:// nor stand-ins.
+os.environ.setdefault('EPATH_USE_TF', '0')
+
+from etils.epath import backend, gpath  # noqa: E402
+
+# scheme: the module that reads it, how to get it, how to be let in.
+_STORES = {
+    'gs': (
+        'gcsfs',
+        "pip install 'slm_jax[gcs]'",
+        'log in by `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS',
+    ),
+    's3': ('s3fs', "pip install 'slm_jax[s3]'", 'set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY'),
+    'az': ('adlfs', 'pip install adlfs', 'set AZURE_STORAGE_CONNECTION_STRING'),
+    'hf': ('huggingface_hub', 'pip install huggingface_hub', 'log in by `hf auth login`, or set HF_TOKEN'),
+}
+_HOLD_PARAMETERS = ('gs', 's3')  # TensorStore and Orbax read and write there
+
+
+class StorageError(ValueError):
+    """A URL that cannot be used: `str()` names it and the remedy."""
+
+
+class Url(gpath.PosixGPath):
+    """A path in an object store, with the methods of `pathlib.Path` that epath leaves out or gets wrong there."""
+
+    def absolute(self) -> 'Url':
+        """Itself."""
+        return self
+
+    def resolve(self, strict: bool = False) -> 'Url':
+        """Itself."""
+        return self
+
+    def expanduser(self) -> 'Url':
+        """Itself."""
+        return self
+
+    def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
+        """Nothing: a directory is there as soon as a file is in it, and making one might make a bucket."""
+
+    def stat(self) -> os.stat_result:
+        """Size and time of the last change; see `states` for what tells two contents apart."""
+        info = _filesystem(self).info(str(self))
+        changed = info.get('mtime') or info.get('LastModified')
+        return os.stat_result((0, 0, 0, 0, 0, 0, info['size'] or 0, 0, changed.timestamp() if changed else 0, 0))
+
+    def rglob(self, pattern: str) -> Iterator['Url']:
+        """All files below, in order; `pattern` is '*'."""
+        return (self / name for name in sorted(files(self)))
+
+    def rename(self, target: Any) -> 'Url':
+        """Refused: it would copy and then delete, file by file."""
+        raise NotImplementedError(f'{self}: an object store has no rename')
+
+    replace = rename
+
+
+def is_url(name: str | os.PathLike) -> bool:
+    """Whether this is in an object store."""
+    return '://' in os.fspath(name)
+
+
+def path(name: str | os.PathLike) -> pathlib.Path:
+    """What a user calls so: a `pathlib.Path` in which `~` is the home directory, or a `Url`.
+
+    Raises:
+        StorageError: nobody knows the URL's scheme, what reads it is not installed, or its bucket cannot be reached.
+    """
+    text = os.fspath(name)
+    if not is_url(text):
+        return pathlib.Path(text).expanduser()
+    scheme, _, rest = text.partition('://')
+    if scheme not in _STORES:
+        known = ', '.join(f'{known}://' for known in _STORES)
+        raise StorageError(f'{text}: no scheme {scheme}:// is known; give a local path, or one of {known}.')
+    _reach(scheme, rest.split('/')[0])
+    url: Any = Url(text)
+    return url
+
+
+@functools.cache
+def _reach(scheme: str, bucket: str) -> None:
+    """Asks for a bucket once, so that what is wrong with it is said at once and in one line."""
+    module, install, login = _STORES[scheme]
+    where = f'{scheme}://{bucket}'
+    if importlib.util.find_spec(module) is None:
+        raise StorageError(f'{where}: reading {scheme}:// takes {module}, which is not installed: {install}')
+    if not bucket:
+        raise StorageError(f'{where}: the name of the bucket is missing.')
+    import fsspec
+
+    # Others write there too, so what was listed once is not believed.
+    fsspec.config.conf.setdefault(scheme, {}).setdefault('use_listings_cache', False)
+    logging.getLogger('gcsfs').setLevel(logging.ERROR)
+    if scheme == 'hf':  # which has owners and kinds where others have buckets
+        return
+    try:
+        _filesystem(where).info(where)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f'{where}: there is no such bucket, or it is hidden from you. Correct the name, or {login}.'
+        ) from error
+    except Exception as error:  # Each client has its own errors for a login that is missing, wrong or too old.
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise StorageError(f'{where}: cannot be reached ({reason}). To be let in, {login}.') from error
+
+
+def _filesystem(url: Any) -> Any:
+    """The fsspec file system of a URL; epath and Orbax use the same."""
+    return backend.fsspec_backend.fs(os.fspath(url))
+
+
+def kvstore(directory: str | os.PathLike) -> str:
+    """URL of a directory for TensorStore.
+
+    Raises:
+        StorageError: TensorStore has no driver for it.
+    """
+    text = os.fspath(directory)
+    if not is_url(text):
+        return f'file://{text}/'
+    if text.partition('://')[0] not in _HOLD_PARAMETERS:
+        known = ' and '.join(f'{scheme}://' for scheme in _HOLD_PARAMETERS)
+        raise StorageError(f'{text}: parameters are kept on a local disk, and in {known}. Copy the directory there.')
+    return f'{text}/'
+
+
+def files(directory: pathlib.Path) -> dict[str, list[Any]]:
+    """The files below a directory, by their paths in it, each with its `states`; {} where there is none."""
+    if not is_url(directory):
+        found = sorted(each for each in directory.rglob('*') if each.is_file())
+        return {str(each.relative_to(directory)): _local_state(each) for each in found}
+    start = len(_filesystem(directory)._strip_protocol(str(directory))) + 1
+    listed = _filesystem(directory).find(str(directory), detail=True)
+    return {name[start:]: _state(info) for name, info in sorted(listed.items()) if name[start:]}
+
+
+def states(names: Iterable[str]) -> dict[str, list[Any] | None]:
+    """What of a file changes when its content does, its size first; None where there is none.
+
+    Of what is in an object store, each folder is listed once.
+    """
+    result: dict[str, list[Any] | None] = {}
+    folders: dict[str, dict[str, list[Any]]] = {}
+    for name in names:
+        if not is_url(name):
+            result[name] = None
+            with contextlib.suppress(OSError, ValueError):  # ValueError: no possible path
+                result[name] = _local_state(pathlib.Path(name))
+            continue
+        folder = name.rpartition('/')[0]
+        if folder not in folders:
+            folders[folder] = {}
+            with contextlib.suppress(FileNotFoundError):
+                listed = _filesystem(path(folder)).ls(folder, detail=True)
+                folders[folder] = {info['name'].rpartition('/')[2]: _state(info) for info in listed}
+        result[name] = folders[folder].get(name.rpartition('/')[2])
+    return result
+
+
+def _local_state(file: pathlib.Path) -> list[Any]:
+    # The time of change too, which nobody can set: a copy may bring the time of writing along.
+    stat = file.stat()
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+
+
+def _state(info: dict[str, Any]) -> list[Any]:
+    identity = next((info[key] for key in ('generation', 'etag', 'ETag', 'sha256') if info.get(key)), None)
+    return [info['size'], str(identity or info.get('mtime') or info.get('LastModified'))]
+
+
+def write(file: pathlib.Path, content: bytes | str) -> None:
+    """Writes a file that is there whole or not at all, in place of the one that stands there."""
+    content = content.encode() if isinstance(content, str) else content
+    if is_url(file):
+        file.write_bytes(content)
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f'.{file.name}.{os.getpid()}')
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove(directory: pathlib.Path) -> None:
+    """Removes a directory with all that is in it, if it is there."""
+    if not is_url(directory):
+        shutil.rmtree(directory, ignore_errors=True)
+    elif directory.exists():
+        _filesystem(directory).rm(str(directory), recursive=True)
+
+
+def put(folder: pathlib.Path, directory: pathlib.Path, last: str) -> None:
+    """Moves a local folder to where nothing is yet. In an object store `last` says that all of it is there."""
+    if not is_url(directory):
+        folder.rename(directory)
+        return
+    for name in sorted(files(folder), key=lambda name: (name == last, name)):
+        upload(folder / name, directory / name)
+    shutil.rmtree(folder)
+
+
+def upload(file: pathlib.Path, to: pathlib.Path) -> None:
+    """Copies a local file to a URL, by one put that is seen when it is whole."""
+    _filesystem(to).put_file(str(file), str(to))
+
+
+def local(file: str | os.PathLike) -> pathlib.Path:
+    """A file on the local disk with this file's content: itself, or a copy in the cache, made when first asked for.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if not is_url(file):
+        return pathlib.Path(file)
+    found = states([os.fspath(file)])[os.fspath(file)]
+    if found is None:
+        raise FileNotFoundError(f'{file}: no such file.')
+    digest = hashlib.sha256(repr((os.fspath(file), found)).encode()).hexdigest()[:32]
+    copy = local_cache() / 'copies' / digest / re.sub(r'[^\w.-]', '_', os.fspath(file).rpartition('/')[2])
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        partial = copy.with_name(f'{copy.name}.{os.getpid()}.part')
+        try:
+            _filesystem(file).get_file(os.fspath(file), str(partial))
+            partial.replace(copy)
+        finally:
+            partial.unlink(missing_ok=True)
+    return copy
+
+
+def cache() -> pathlib.Path:
+    """Directory for what can be found again: $SLM_JAX_CACHE, or slm_jax in $XDG_CACHE_HOME or ~/.cache."""
+    if own := os.environ.get('SLM_JAX_CACHE'):
+        return path(own)
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
+
+
+def local_cache() -> pathlib.Path:
+    """`cache`, but on this machine, whatever $SLM_JAX_CACHE is: for what is used through the file system."""
+    if is_url(os.environ.get('SLM_JAX_CACHE', '')):
+        return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
+    return cache()
