@@ -188,7 +188,7 @@ class SpeechTextLoader:
             )
         for number, error in errors.items():
             good[number] = False
-            self.skipped.append((store.ids[number], error))
+            self.skipped.append((store.name(number), error))
         index = np.nonzero(good)[0]
         if not len(index):
             first = f'; the first fault: {next(iter(errors.values()))}' if errors else ''

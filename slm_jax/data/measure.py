@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import seqio
 
-from slm_jax.data import cache, preprocessors
+from slm_jax.data import cache, preprocessors, shards
 
 FEATURES = ('speech', 'inputs', 'targets')
 _FORMAT = 2  # of the file: raise it when what is measured changes
@@ -129,7 +129,7 @@ def postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
             return run(example)
         except Exception as error:
             known = isinstance(error, tf.errors.OpError)
-            reason = cache.reason_of(error) if known else f'{type(error).__name__}: {error}'
+            reason = shards.reason_of(error) if known else f'{type(error).__name__}: {error}'
             raise preprocessors.BadExampleError(
                 f'{name_of(example)}: a step of task {task.name!r} fails ({reason}). Leave the example out, or mend it.'
             ) from error
