@@ -14,7 +14,7 @@ import seqio
 from slm_jax.data import cache, preprocessors, shards
 
 FEATURES = ('speech', 'inputs', 'targets')
-_FORMAT = 2  # of the file: raise it when what is measured changes
+_FORMAT = 3  # of the file: raise it when what is measured changes
 _SHOWN = 3  # targets with unknown characters
 
 
@@ -74,7 +74,11 @@ def _measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
     result['bad'] = np.array(list(bad), np.int64)
     result['errors'] = np.array(list(bad.values()), np.str_)
     result['shown'] = np.array(shown, np.str_)
-    return result
+    return result | {name: _narrow(result[name]) for name in ('inputs', 'targets', 'letters', 'lost')}
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(np.min_scalar_type(numbers.max(initial=0)))
 
 
 def unknown(tokens: np.ndarray, said: str, vocabulary: seqio.Vocabulary) -> tuple[int, int, str]:
