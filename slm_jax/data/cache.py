@@ -181,7 +181,7 @@ def open_stores(
         fetch_source(task)
         directory = store_dir(task, split, cache_dir)
         if not (directory / 'store.json').exists():
-            with _locked(directory):
+            with locked(directory):
                 if not (directory / 'store.json').exists():
                     _build(task, split, directory, on_bad_example)
         if directory not in stores:
@@ -193,7 +193,7 @@ def open_stores(
 
 
 @contextlib.contextmanager
-def _locked(directory: pathlib.Path) -> Iterator[None]:
+def locked(directory: pathlib.Path) -> Iterator[None]:
     """A second process waits, then finds the store built. An object store has no locks; there both write the same."""
     directory.mkdir(parents=True, exist_ok=True)
     if paths.is_url(directory):
@@ -236,13 +236,24 @@ def finish(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
     part = shards.part_of(directory / 'samples.npy')
     np.save(part, np.array([length for shard in made for length in shard['samples']], np.uint32))
     shards.publish(part, directory / 'samples.npy')
-    skipped = [{'id': name, 'error': error} for shard in made for name, error in shard['skipped']]
-    lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in skipped]
-    paths.write(directory / 'skipped.jsonl', ''.join(lines))
+    list_skipped(directory, [fault for shard in made for fault in shard['skipped']])
     whole = {'task': task.name, 'split': split, 'spec': shards.spec(task, split)}
     for left in directory.glob('*.part.*'):  # by builds that were cut
         left.unlink()
     paths.write(directory / 'store.json', json.dumps(whole | {'shards': [len(shard['ids']) for shard in made]}))
+
+
+def skipped(directory: pathlib.Path) -> list[tuple[int, str, str]]:
+    """(shard, id, what was wrong) of what the finished shards left out."""
+    numbers = sorted(shards.done(directory))
+    abouts = _map(functools.partial(_about, directory), numbers)
+    return [(number, *fault) for number, about in zip(numbers, abouts) for fault in about['skipped']]
+
+
+def list_skipped(directory: pathlib.Path, faults: Iterable[Sequence[str]]) -> None:
+    """Writes the list of what was left out, (id, what was wrong)."""
+    lines = [json.dumps({'id': name, 'error': error}, ensure_ascii=False) + '\n' for name, error in faults]
+    paths.write(directory / 'skipped.jsonl', ''.join(lines))
 
 
 def _about(directory: pathlib.Path, number: int) -> dict:
@@ -313,9 +324,9 @@ class Store:
         """int16 [samples]."""
         return np.frombuffer(self._record(index, 1), '<i2')
 
-    def all_features(self) -> Iterator[dict[str, np.ndarray | bytes]]:
-        """`features` of every example, in order."""
-        return (self.features(index) for index in range(len(self)))
+    def shard(self, number: int) -> range:
+        """The examples of a shard."""
+        return range(int(self._starts[number]), int(self._starts[number + 1]))
 
 
 @functools.lru_cache(_OPEN_SHARDS)
