@@ -10,6 +10,7 @@ import argparse
 import difflib
 import importlib.util
 import inspect
+import io
 import os
 import pathlib
 import pkgutil
@@ -17,6 +18,8 @@ import re
 import sys
 import tokenize
 from collections.abc import Sequence
+
+from slm_jax import paths
 
 # Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -77,6 +80,10 @@ def find_gin_file(name: str) -> pathlib.Path:
     Raises:
         ConfigurationError: nowhere on the search path; names the nearest file that is.
     """
+    if paths.is_url(name):
+        if (url := paths.path(name)).is_file():
+            return url
+        raise ConfigurationError(f'gin file {name!r} is not there.')
     for directory in search_path():
         if (directory / name).is_file():
             return directory / name
@@ -85,6 +92,14 @@ def find_gin_file(name: str) -> pathlib.Path:
         f'gin file {name!r} is neither here nor in {[str(path) for path in search_path()[1:]]}'
         + _nearest(name, there | {f'gin/{file}' for file in there})
     )
+
+
+def _is_url(name: str) -> bool:
+    return paths.is_url(name) and paths.path(name).is_file()
+
+
+def _open_url(name: str) -> io.StringIO:
+    return io.StringIO(paths.path(name).read_text())
 
 
 def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
@@ -103,7 +118,7 @@ def parse_gin(gin_files: Sequence[str], bindings: Sequence[str] = ()) -> None:
 
     gin.clear_config()
     gin_config._IMPORTS.clear()
-    gin_config._FILE_READERS[:] = [(open, os.path.isfile)]  # gin's other reader logs an error for each miss
+    gin_config._FILE_READERS[:] = [(open, os.path.isfile), (_open_url, _is_url)]  # gin's own log an error for each miss
     for path in search_path():
         if str(path) not in gin_config._LOCATION_PREFIXES:
             gin.add_config_file_search_path(str(path))
@@ -218,7 +233,7 @@ def _hint(message: str) -> str:
 
     def text_of_file():
         location = re.search(r'In file "(.+?)", line', message)
-        return pathlib.Path(location[1]).read_text(encoding='utf-8') if location else ''
+        return paths.path(location[1]).read_text(encoding='utf-8') if location else ''
 
     if found := re.search(r"Configurable '(.+?)' doesn't have a parameter named '(.+?)'", message):
         for selector in (found[1], found[1].rpartition('.')[2]):

@@ -26,7 +26,6 @@ import dataclasses
 import datetime
 import functools
 import json
-import os
 import pathlib
 import re
 import shlex
@@ -35,7 +34,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration
+from slm_jax import cli, configuration, paths
 
 _AUDIO_BYTES = 600_000_000  # kept in memory for the report's players: five hours
 
@@ -154,7 +153,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     if args.predictions:
         from slm_jax.inference import queries
 
-        model, out = None, pathlib.Path(args.out or pathlib.Path(args.predictions).parent)
+        model, out = None, paths.path(args.out or paths.path(args.predictions).parent)
         lines = (queries.Query((), info=line) for line in queries.read_lines(args.predictions))
         predictions = [dict(query.info) for query in queries.checked(lines, _check(args), _on_bad(args, skipped))]
     else:
@@ -205,7 +204,7 @@ def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
     from slm_jax import foundations
 
     if args.out:
-        return pathlib.Path(args.out)
+        return paths.path(args.out)
     if model.step is None or foundations.installed(model.directory):
         return pathlib.Path('evaluations', model.directory.name, label(args))
     return model.directory / 'evaluations' / label(args)
@@ -443,10 +442,8 @@ def record(directory: pathlib.Path, name: str, results: dict[str, Any]) -> None:
     kept = ('created', 'data', 'decode', 'normalizers', 'signatures', 'scores')
     entry = {'step': results['model']['step']} | {k: results[k] for k in kept}
     card['evaluations'] = {**(card.get('evaluations') or {}), name: entry}
-    partial = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
-        partial.write_text(json.dumps(card, ensure_ascii=False, indent=2) + '\n', encoding='utf-8')
-        partial.replace(path)
+        paths.write(path, json.dumps(card, ensure_ascii=False, indent=2) + '\n')
     except OSError as error:
         print(f'{path}: the scores could not be noted ({error.strerror}).', file=sys.stderr)
 

@@ -12,13 +12,12 @@ in float32, with its tokenizer. OUT is there whole or not at all.
 import argparse
 import json
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from slm_jax import cli
+from slm_jax import cli, paths
 
 _PART = 'llm/'
 
@@ -44,7 +43,7 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
     from slm_jax.importers.hugging_face.tensors import Tensor
     from slm_jax.training import checkpoints
 
-    path = pathlib.Path(out).expanduser().absolute()
+    path = paths.path(out).absolute()
     if path.exists():
         raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
     directory = foundations.find(model_dir)
@@ -53,7 +52,8 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
     trained, card = checkpoints.load_for_inference(directory, step)
     leaves = foundations.flatten(trained)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
+    beside = None if paths.is_url(path) else path.parent
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=beside))
     try:
         temporary.chmod(0o755)
         if all(name.startswith(_PART) for name in leaves):
@@ -64,9 +64,9 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
             safetensors.write(temporary / 'trainable.safetensors', tensors, metadata)
         text = json.dumps(card, indent=2, ensure_ascii=False) + '\n'
         (temporary / foundations.CARD).write_text(text, encoding='utf-8')
-        temporary.rename(path)
+        paths.put(temporary, path, last=foundations.CARD)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        paths.remove(temporary)
     return sorted(file.name for file in path.iterdir())
 
 

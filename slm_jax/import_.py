@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from typing import Any
 
-from slm_jax import cli
+from slm_jax import cli, paths
 
 
 def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[str, Any]:
@@ -39,14 +39,15 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     from slm_jax.importers import hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
-    path = pathlib.Path(out).expanduser().absolute()
+    path = paths.path(out).absolute()
     if path.exists():
         raise FileExistsError(f'{path} is there already; remove it, or give another directory.')
-    if t5x.is_checkpoint(source):
-        found = t5x.read(source)
+    source_dir = paths.local_directory(source)
+    if t5x.is_checkpoint(source_dir):
+        found = t5x.read(source_dir)
         imported = t5x.convert(found, path)
     else:
-        family, found = hugging_face.family(directory.read(source))
+        family, found = hugging_face.family(directory.read(source_dir))
         directory.fetch(found, family.FILES)
         imported = family.convert(found, path)
     with tempfile.TemporaryDirectory() as folder:

@@ -28,7 +28,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration, evaluate
+from slm_jax import cli, configuration, evaluate, paths
 
 _SAMPLE_RATE = 16000
 _FORMATS = ('text', 'json', 'srt', 'vtt')
@@ -348,7 +348,7 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
             _say_cut(recording.name, cut, decode)
         text = render(recording, args.format, args.overlap > 0, alone)
         if args.format in ('srt', 'vtt') and args.out:
-            path = pathlib.Path(args.out, f'{pathlib.Path(recording.name).stem}.{args.format}')
+            path = paths.path(args.out) / f'{pathlib.Path(recording.name).stem}.{args.format}'
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding='utf-8')
             print(path)

@@ -5,6 +5,7 @@ there whole or not at all is written by one put, or has a file that says so and 
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.util
@@ -54,12 +55,37 @@ class Url(gpath.PosixGPath):
         """Itself."""
         return self
 
+    def read_bytes(self) -> bytes:
+        """The content, in one request."""
+        with _told(self):
+            return _filesystem(self).cat_file(str(self))
+
+    def read_text(self, encoding: str | None = None) -> str:
+        """The content, which is UTF-8."""
+        return self.read_bytes().decode()
+
+    def write_bytes(self, data: bytes) -> int:
+        """Puts the whole, in place of what was there."""
+        with _told(self):
+            _filesystem(self).pipe_file(str(self), data)
+        return len(data)
+
+    def write_text(self, data: str, encoding: str | None = None, errors: str | None = None) -> int:
+        """Puts the whole, in UTF-8."""
+        return self.write_bytes(data.encode())
+
+    def open(self, mode: str = 'r', *, encoding: str | None = None, errors: str | None = None, **options: Any) -> Any:
+        """A stream; what is written is there, whole, when it is closed."""
+        with _told(self):
+            return _filesystem(self).open(str(self), mode, **({} if 'b' in mode else {'encoding': 'utf-8'}))
+
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a directory is there as soon as a file is in it, and making one might make a bucket."""
 
     def stat(self) -> os.stat_result:
         """Size and time of the last change; see `states` for what tells two contents apart."""
-        info = _filesystem(self).info(str(self))
+        with _told(self):
+            info = _filesystem(self).info(str(self))
         changed = info.get('mtime') or info.get('LastModified')
         return os.stat_result((0, 0, 0, 0, 0, 0, info['size'] or 0, 0, changed.timestamp() if changed else 0, 0))
 
@@ -74,9 +100,31 @@ class Url(gpath.PosixGPath):
     replace = rename
 
 
+@contextlib.contextmanager
+def _told(url: Url) -> Iterator[None]:
+    """Makes of what a client raises what a disk would."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(url)) from None
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, _reason(error), str(url)) from error
+
+
+def _reason(error: Exception) -> str:
+    return ' '.join(str(error).split())[:200] or type(error).__name__
+
+
 def is_url(name: str | os.PathLike) -> bool:
     """Whether this is in an object store."""
-    return '://' in os.fspath(name)
+    return re.match(r'[a-z][a-z0-9+.-]*://', os.fspath(name)) is not None
+
+
+def absolute(name: str | os.PathLike) -> str:
+    """A path as it is from everywhere."""
+    return os.fspath(name) if is_url(name) else os.path.abspath(name)
 
 
 def path(name: str | os.PathLike) -> pathlib.Path:
@@ -87,7 +135,9 @@ def path(name: str | os.PathLike) -> pathlib.Path:
     """
     text = os.fspath(name)
     if not is_url(text):
-        return pathlib.Path(text).expanduser()
+        with contextlib.suppress(RuntimeError):  # no such user: then it is a file that is called so
+            return pathlib.Path(text).expanduser()
+        return pathlib.Path(text)
     scheme, _, rest = text.partition('://')
     if scheme not in _STORES:
         known = ', '.join(f'{known}://' for known in _STORES)
@@ -120,8 +170,7 @@ def _reach(scheme: str, bucket: str) -> None:
             f'{where}: there is no such bucket, or it is hidden from you. Correct the name, or {login}.'
         ) from error
     except Exception as error:  # Each client has its own errors for a login that is missing, wrong or too old.
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise StorageError(f'{where}: cannot be reached ({reason}). To be let in, {login}.') from error
+        raise StorageError(f'{where}: cannot be reached ({_reason(error)}). To be let in, {login}.') from error
 
 
 def _filesystem(url: Any) -> Any:
@@ -154,18 +203,20 @@ def files(directory: pathlib.Path) -> dict[str, list[Any]]:
     return {name[start:]: _state(info) for name, info in sorted(listed.items()) if name[start:]}
 
 
-def states(names: Iterable[str]) -> dict[str, list[Any] | None]:
-    """What of a file changes when its content does, its size first; None where there is none.
+def state(name: str) -> list[Any] | None:
+    """What of a file changes when its content does, its size first; None where there is none."""
+    with contextlib.suppress(OSError, ValueError):  # ValueError: no possible path
+        return _state(_filesystem(path(name)).info(name)) if is_url(name) else _local_state(pathlib.Path(name))
+    return None
 
-    Of what is in an object store, each folder is listed once.
-    """
+
+def states(names: Iterable[str]) -> dict[str, list[Any] | None]:
+    """`state` of many files; of what is in an object store, each folder is listed once."""
     result: dict[str, list[Any] | None] = {}
     folders: dict[str, dict[str, list[Any]]] = {}
     for name in names:
         if not is_url(name):
-            result[name] = None
-            with contextlib.suppress(OSError, ValueError):  # ValueError: no possible path
-                result[name] = _local_state(pathlib.Path(name))
+            result[name] = state(name)
             continue
         folder = name.rpartition('/')[0]
         if folder not in folders:
@@ -211,6 +262,15 @@ def remove(directory: pathlib.Path) -> None:
         _filesystem(directory).rm(str(directory), recursive=True)
 
 
+def move(directory: pathlib.Path, to: pathlib.Path, first: str) -> None:
+    """Moves a directory to where nothing is. In an object store, without `first` it counts as half written."""
+    if not is_url(directory):
+        directory.rename(to)
+        return
+    (directory / first).unlink(missing_ok=True)
+    _filesystem(directory).mv(str(directory), str(to), recursive=True)
+
+
 def put(folder: pathlib.Path, directory: pathlib.Path, last: str) -> None:
     """Moves a local folder to where nothing is yet. In an object store `last` says that all of it is there."""
     if not is_url(directory):
@@ -234,20 +294,38 @@ def local(file: str | os.PathLike) -> pathlib.Path:
     """
     if not is_url(file):
         return pathlib.Path(file)
-    found = states([os.fspath(file)])[os.fspath(file)]
+    found = state(os.fspath(file))
     if found is None:
-        raise FileNotFoundError(f'{file}: no such file.')
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(file))
     digest = hashlib.sha256(repr((os.fspath(file), found)).encode()).hexdigest()[:32]
     copy = local_cache() / 'copies' / digest / re.sub(r'[^\w.-]', '_', os.fspath(file).rpartition('/')[2])
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        partial = copy.with_name(f'{copy.name}.{os.getpid()}.part')
-        try:
-            _filesystem(file).get_file(os.fspath(file), str(partial))
-            partial.replace(copy)
-        finally:
-            partial.unlink(missing_ok=True)
+        _download(file, copy)
     return copy
+
+
+def local_directory(directory: str) -> str:
+    """A directory on the local disk with these files: itself, or copies of all of them in the cache."""
+    if not is_url(directory):
+        return directory
+    url = path(directory)
+    digest = hashlib.sha256(repr((directory, found := files(url))).encode()).hexdigest()[:32]
+    copies = local_cache() / 'copies' / digest / url.name
+    for name in found:
+        copies.joinpath(name).parent.mkdir(parents=True, exist_ok=True)
+        if not copies.joinpath(name).exists():
+            _download(url / name, copies / name)
+    return str(copies)
+
+
+def _download(file: str | os.PathLike, to: pathlib.Path) -> None:
+    partial = to.with_name(f'{to.name}.{os.getpid()}.part')
+    try:
+        _filesystem(file).get_file(os.fspath(file), str(partial))
+        partial.replace(to)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def cache() -> pathlib.Path:

@@ -11,7 +11,7 @@ import pathlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from slm_jax import cli, configuration
+from slm_jax import cli, configuration, paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +56,8 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
     from slm_jax import foundations, train
     from slm_jax.training import checkpoints
 
-    recipe, folder = RECIPES[name], pathlib.Path(out).absolute()
-    tokenizer_dir = pathlib.Path(tokenizer)
+    recipe, folder = RECIPES[name], paths.path(out).absolute()
+    tokenizer_dir = paths.path(tokenizer)
     extra_ids = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0)
 
     def configure(stage: str, previous: Mapping[str, str]) -> pathlib.Path:

@@ -7,7 +7,6 @@ somebody should know of warns with an `AudioWarning`.
 
 import io
 import os
-import pathlib
 import warnings
 
 import numpy as np
@@ -15,6 +14,7 @@ import soundfile
 import soxr
 from jaxtyping import Float32, Int16, Shaped
 
+from slm_jax import paths
 from slm_jax.audio import containers, ffmpeg
 from slm_jax.audio.containers import AudioError, AudioWarning
 
@@ -49,7 +49,9 @@ def read_waveform(source) -> Int16[np.ndarray, ' samples']:
     """
     name = str(getattr(source, 'name', '<memory>')) if hasattr(source, 'read') else os.fspath(source)
     try:
-        content = source.read() if hasattr(source, 'read') else pathlib.Path(name).read_bytes()
+        content = source.read() if hasattr(source, 'read') else paths.path(name).read_bytes()
+    except paths.StorageError as error:
+        raise AudioError(f'{name}: {error}') from error
     except (OSError, ValueError) as error:
         raise AudioError(
             f'{name}: cannot be opened ({getattr(error, "strerror", None) or error}). '

@@ -5,9 +5,10 @@ A line ends at a line feed and nowhere else: a text may hold U+2028, U+0085 and 
 
 import json
 import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TextIO
+
+from slm_jax import paths
 
 _BOM = b'\xef\xbb\xbf'  # also inside a file, where files that have one were joined
 
@@ -23,7 +24,7 @@ def lines(path: str | os.PathLike, may_be_empty: bool = False) -> Iterator[tuple
         JsonLinesError: the file is missing, no file, in another encoding, or empty; names it.
     """
     try:
-        content = pathlib.Path(path).read_bytes()
+        content = paths.path(path).read_bytes()
     except OSError as error:
         raise JsonLinesError(
             f'{path}: cannot be read ({error.strerror or error}). Give the path of a JSONL file that you may read.'
@@ -81,7 +82,7 @@ def read(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def write(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
     """Writes a file of these objects."""
-    with open(path, 'w', encoding='utf-8', newline='\n') as file:
+    with paths.path(path).open('w', encoding='utf-8') as file:
         for row in rows:
             append(file, row)
 

@@ -20,6 +20,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from slm_jax import paths
 from slm_jax.data import json_lines, languages
 
 FIELDS = (
@@ -68,7 +69,7 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
 
 def rows(path: str | os.PathLike) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
     """As `read`, each with the line's own object before it; {} where it has none."""
-    path = pathlib.Path(path)
+    path = paths.path(path)
     for number, line in json_lines.lines(path):
         row, example = {}, dict.fromkeys(FIELDS, '') | {'origin': f'{path}:{number}'}
         try:
@@ -82,6 +83,8 @@ def rows(path: str | os.PathLike) -> Iterator[tuple[dict[str, Any], dict[str, st
 
 def resolve(path: str, folder: pathlib.Path) -> str:
     """A path as it stands in a manifest in `folder`, for everybody."""
+    if paths.is_url(path):
+        return path
     return str(folder / (os.path.expanduser(path) if path.startswith('~/') else path))
 
 
@@ -168,7 +171,7 @@ class Source:
 
     def fingerprint(self, split: str) -> str:
         """Which file is read, and how."""
-        return hashlib.sha256(repr((os.path.abspath(self.path(split)), self)).encode()).hexdigest()
+        return hashlib.sha256(repr((paths.absolute(self.path(split)), self)).encode()).hexdigest()
 
     def state(self, split: str) -> str:
         """Changes when the file does, or a recording that it names: in size or time, also when one is gone or back.
@@ -177,10 +180,13 @@ class Source:
             ValueError, OSError: the file cannot be read.
         """
         digest = hashlib.sha256()
+        remote = paths.states({each['audio'] for each in self.examples(split) if paths.is_url(each['audio'])})
         for example in self.examples(split):
             found: Any = None
             try:
-                if example['audio']:
+                if example['audio'] in remote:
+                    found = remote[example['audio']] or 'missing'
+                elif example['audio']:
                     status = os.stat(example['audio'])
                     found = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: no possible path
@@ -202,7 +208,7 @@ class ManifestSource(Source):
     langs: tuple[str, ...] = ()
 
     def path(self, split: str) -> pathlib.Path:
-        return pathlib.Path(self.paths[split]).expanduser()
+        return paths.path(self.paths[split])
 
     def examples(self, split: str) -> Iterator[dict[str, str]]:
         for example in read(self.path(split)):

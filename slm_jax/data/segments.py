@@ -1,12 +1,12 @@
 """Reading a recording, or the segment of one that a manifest names by `offset` and `duration` (NeMo)."""
 
 import functools
-import os
 import threading
 
 import numpy as np
 from jaxtyping import Int16
 
+from slm_jax import paths
 from slm_jax.audio import waveforms
 
 # A stated duration may differ by this: MP3 encoders add some 50 ms, some tools estimate, and many round.
@@ -39,8 +39,7 @@ def read(path: str, offset: str = '', duration: str = '') -> Int16[np.ndarray, '
                 'Correct it; a segment has an "offset" too.'
             )
         return samples
-    status = os.stat(path) if os.path.exists(path) else None
-    key = status and (status.st_size, status.st_mtime_ns)
+    key = str(paths.state(path))
     with _LOCKS[hash(path) % len(_LOCKS)]:
         samples = _recording(path, key)
     start, whole = round(float(offset) * waveforms.SAMPLE_RATE), _seconds(samples)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from slm_jax import paths
 from slm_jax.data import json_lines
 from slm_jax.evaluation import examples, metrics, page, plots
 
@@ -74,7 +75,7 @@ def write(
     Returns:
         Path of report.html.
     """
-    directory = pathlib.Path(directory)
+    directory = paths.path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     json_lines.write(directory / 'predictions.jsonl', predictions)
     text = json.dumps(results, ensure_ascii=False, indent=2)

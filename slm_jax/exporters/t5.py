@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,7 +111,7 @@ def write(directory: pathlib.Path, cfg: t5.T5Config, leaves: Mapping[str, jax.Ar
     if said.get('vocabulary') == 'bytes':
         described['tokenizer_class'] = settings['tokenizer_class'] = importers_t5.BYTES
     elif (vocabulary / foundations.TOKENIZER).is_file():
-        shutil.copyfile(vocabulary / foundations.TOKENIZER, directory / importers_t5.TOKENIZERS[0])
+        (directory / importers_t5.TOKENIZERS[0]).write_bytes((vocabulary / foundations.TOKENIZER).read_bytes())
     else:
         raise ExportError(
             f'{vocabulary} has no {foundations.TOKENIZER}. Put the SentencePiece file of the training there.'

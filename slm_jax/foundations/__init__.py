@@ -12,7 +12,6 @@ import json
 import math
 import os
 import pathlib
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -21,6 +20,7 @@ import flax.traverse_util
 import jax
 import numpy as np
 
+from slm_jax import paths
 from slm_jax.foundations import added_tokens, tokenizers, verification
 
 CARD = 'card.json'
@@ -52,7 +52,7 @@ def find(name_or_dir: str | os.PathLike) -> pathlib.Path:
     Raises:
         FoundationError: neither exists.
     """
-    for path in (pathlib.Path(__file__).parent / name_or_dir, pathlib.Path(name_or_dir).expanduser()):
+    for path in (pathlib.Path(__file__).parent / name_or_dir, paths.path(name_or_dir)):
         if (path / CARD).is_file():
             return path.absolute()
     raise FoundationError(
@@ -140,23 +140,32 @@ def save(
     Returns:
         The card as written.
     """
-    path = pathlib.Path(path).expanduser().absolute()
+    path = paths.path(path).absolute()
+    if paths.is_url(path):  # where nothing can be renamed: without its card, written last, no foundation is there
+        (path / CARD).unlink(missing_ok=True)
+        paths.remove(path)
+        return _fill(path, params, card, files, dtype)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     try:
         temporary.chmod(0o755)
-        card = {**card, 'fingerprint': _write(temporary / PARAMS, params, dtype), 'files': {}}
-        for file in files:
-            name = pathlib.Path(file).name
-            shutil.copyfile(file, temporary / name)
-            if name != MODEL_FILE:  # which a person may edit
-                card['files'][name] = _sha256(temporary / name)
-        (temporary / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-        if path.exists():
-            shutil.rmtree(path)
+        card = _fill(temporary, params, card, files, dtype)
+        paths.remove(path)
         temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        paths.remove(temporary)
+    return card
+
+
+def _fill(
+    directory: pathlib.Path, params: Params, card: dict[str, Any], files: Iterable[str | os.PathLike], dtype: Any
+) -> dict[str, Any]:
+    card = {**card, 'fingerprint': _write(directory / PARAMS, params, dtype), 'files': {}}
+    for file in map(paths.path, files):
+        (directory / file.name).write_bytes(file.read_bytes())
+        if file.name != MODEL_FILE:  # which a person may edit
+            card['files'][file.name] = _sha256(directory / file.name)
+    paths.write(directory / CARD, json.dumps(card, indent=2, ensure_ascii=False) + '\n')
     return card
 
 
@@ -176,8 +185,8 @@ def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
         places = unflatten({name: np.zeros(()) for name in leaves})
         checkpointer.save(directory, args=ocp.args.PyTreeSave(places))
-    # Orbax notes its temporary path there, and `save` renames what is above it.
-    (directory / 'commit_success.txt').unlink(missing_ok=True)
+    if not paths.is_url(directory):  # Orbax notes its temporary path there, and `save` renames what is above it.
+        (directory / 'commit_success.txt').unlink(missing_ok=True)
     content, stored, written = hashlib.sha256(), {}, 0
     context, transaction = tensorstore.Context(), tensorstore.Transaction(atomic=True)
     for name, leaf in leaves.items():
@@ -189,7 +198,7 @@ def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any
         store = tensorstore.open(
             {
                 'driver': 'zarr',
-                'kvstore': {'driver': 'ocdbt', 'base': f'file://{directory}/', 'path': name.replace('/', '.') + '/'},
+                'kvstore': {'driver': 'ocdbt', 'base': paths.kvstore(directory), 'path': name.replace('/', '.') + '/'},
                 'metadata': {'compressor': {'id': 'zstd', 'level': 1}},
                 'store_data_equal_to_fill_value': True,  # else Orbax takes zeros for missing data
             },
@@ -282,6 +291,13 @@ def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None
     return restore(path / PARAMS, unflatten({path: wanted(leaves[path], places[path]) for path in leaves}))
 
 
+def checkpointer_of(handler: Any) -> Any:
+    """What reads a directory that is known to be whole: Orbax's own mark of that is lost where it was copied."""
+    import orbax.checkpoint as ocp
+
+    return ocp.Checkpointer(handler, temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath)
+
+
 def stored_tree(directory: pathlib.Path) -> Params:
     """Shapes and types in an Orbax directory of parameters.
 
@@ -291,7 +307,7 @@ def stored_tree(directory: pathlib.Path) -> Params:
     import orbax.checkpoint as ocp
 
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
             tree = checkpointer.metadata(directory).item_metadata.tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # Orbax gives None, or stumbles
@@ -313,7 +329,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
         lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype),
         wanted,
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(
             directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
         )

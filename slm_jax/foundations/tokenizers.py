@@ -2,9 +2,10 @@
 
 import functools
 import os
-import pathlib
 from collections.abc import Iterable
 from typing import Any
+
+from slm_jax import paths
 
 BYTES = 256
 _SPECIAL = 3  # 0 padding, 1 end, 2 unknown; bytes follow
@@ -24,7 +25,7 @@ class SentencePiece:
         from sentencepiece import sentencepiece_model_pb2
 
         schema: Any = sentencepiece_model_pb2
-        model = schema.ModelProto.FromString(pathlib.Path(file).read_bytes())
+        model = schema.ModelProto.FromString(paths.path(file).read_bytes())
         for number in reversed(range(extra_ids)):
             model.pieces.add(piece=f'▁<extra_id_{number}>', score=0.0, type=model.SentencePiece.USER_DEFINED)
         self.extra_ids, self.sp_model = extra_ids, model.SerializeToString()

@@ -10,18 +10,13 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 from collections.abc import Mapping
 from typing import Any
 
+from slm_jax import paths
+from slm_jax.paths import cache
+
 _BLOCK_BYTES = 2**26
-
-
-def cache() -> pathlib.Path:
-    """Directory for what can be found again: $SLM_JAX_CACHE, or slm_jax in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get('SLM_JAX_CACHE'):
-        return pathlib.Path(own).expanduser()
-    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
 
 
 def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) -> str | None:
@@ -37,13 +32,7 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
     directory, note = directory.resolve(), None
     with contextlib.suppress(RuntimeError):  # a user without a home
         note = cache() / 'verified' / f'{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}.json'
-    # The time of change too, which nobody can set: a copy may bring the time of writing along.
-    files = {}
-    for path in sorted(directory.rglob('*')):
-        if path.is_file():
-            stat = path.stat()
-            files[str(path.relative_to(directory))] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-    known = {'directory': str(directory), 'content': content, 'files': files}
+    known = {'directory': str(directory), 'content': content, 'files': paths.files(directory)}
     with contextlib.suppress(OSError, ValueError):
         if note and json.loads(note.read_text(encoding='utf-8')) == known:
             return None
@@ -57,10 +46,7 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
     if note is None:
         return None
     with contextlib.suppress(OSError):  # No place to note it: then it is read again.
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile('w', encoding='utf-8', dir=note.parent, delete=False) as stream:
-            json.dump(known, stream)
-        os.replace(stream.name, note)
+        paths.write(note, json.dumps(known))
     return None
 
 
@@ -77,7 +63,7 @@ def _content(directory: pathlib.Path, leaves: Mapping[str, Any]) -> str:
         store = tensorstore.open(
             {
                 'driver': 'zarr',
-                'kvstore': {'driver': 'ocdbt', 'base': f'file://{directory}/', 'path': name.replace('/', '.') + '/'},
+                'kvstore': {'driver': 'ocdbt', 'base': paths.kvstore(directory), 'path': name.replace('/', '.') + '/'},
                 'fill_missing_data_reads': False,
             },
             context=context,

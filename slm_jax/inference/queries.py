@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int16
 
+from slm_jax import paths
 from slm_jax.evaluation import metrics
 
 SAMPLE_RATE = 16000
@@ -391,7 +392,7 @@ def _ask(
             instruction=instruction,
             reference=_reference(question, raw, line, target_lang),
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
-            audio=line['audio'] and os.path.abspath(line['audio']),
+            audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
         ),
         transcribed=instructions.transcribes(instruction),

@@ -9,13 +9,11 @@ import contextlib
 import functools
 import hashlib
 import json
-import os
 import pathlib
-import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from slm_jax import foundations
+from slm_jax import foundations, paths
 from slm_jax.foundations import verification
 
 
@@ -44,10 +42,7 @@ def _kept(of: Any, make: Callable[[], bytes]) -> bytes:
         return path.read_bytes()
     content = make()
     with contextlib.suppress(OSError):  # No place to keep it: then it is traced again.
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as stream:
-            stream.write(content)
-        os.replace(stream.name, path)
+        paths.write(path, content)
     return content
 
 

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from slm_jax import foundations as foundations_lib
+from slm_jax import paths
 from slm_jax.foundations import flatten
 from slm_jax.training.state import TrainState
 
@@ -30,7 +31,10 @@ _DIRECTORY = 'checkpoints'
 _OPTIMIZER = 'optimizer'
 _CARD = 'card'
 _FILES = 'files.json'
-_OURS = re.compile(r'\.?card\.json|checkpoints|losses\.jsonl|events\.out\..*|bad_batch_\d+\.npz')
+_COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
+_OURS = re.compile(
+    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|lock\.json'
+)
 
 
 class CheckpointError(ValueError):
@@ -65,9 +69,12 @@ def newest(model_dir: str | os.PathLike) -> pathlib.Path:
 
 def _all(model_dir: str | os.PathLike) -> list[pathlib.Path]:
     """Directories of the checkpoints, the newest first."""
-    directory = pathlib.Path(model_dir).absolute() / _DIRECTORY
-    # Orbax renames a checkpoint to its number once all of it is on disk.
-    return sorted((path for path in directory.glob('*') if path.name.isdigit()), key=lambda path: -int(path.name))
+    directory = paths.path(model_dir).absolute() / _DIRECTORY
+    found = sorted((path for path in directory.glob('*') if path.name.isdigit()), key=lambda path: -int(path.name))
+    # Orbax renames a checkpoint to its number once all of it is on disk. Where it cannot, it says so in a file, which
+    # a directory that was copied there does not have; ours is written when the items are whole.
+    marks = (_FILES, _COMMITTED)
+    return [path for path in found if not paths.is_url(path) or any((path / mark).exists() for mark in marks)]
 
 
 def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> str | None:
@@ -86,14 +93,15 @@ def damage(checkpoint: pathlib.Path, items: Sequence[str] = ()) -> str | None:
         written = {name: (int(size), int(crc32)) for name, (size, crc32) in read.items()}
     except (ValueError, TypeError, AttributeError):
         return f'{checkpoint / _FILES} is damaged'
+    there = paths.files(checkpoint)
     for name, (size, crc32) in written.items():
         file = checkpoint / name
         if items and name.split('/')[0] not in items:
             continue
-        if not file.is_file():
+        if name not in there:
             return f'{file} is missing'
-        if file.stat().st_size != size:
-            return f'{file} is damaged: it has {file.stat().st_size:,} bytes where {size:,} were written'
+        if there[name][0] != size:
+            return f'{file} is damaged: it has {there[name][0]:,} bytes where {size:,} were written'
         if _crc32(file) != crc32:
             return f'{file} is damaged: its content is not what was written'
     return None
@@ -143,7 +151,7 @@ def _refuse_foreign(model_dir: pathlib.Path) -> None:
 
 
 def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> None:
-    """Renames damaged checkpoints that are newer than the newest whole one.
+    """Moves damaged checkpoints that are newer than the newest whole one out of the way.
 
     Raises:
         CheckpointError: there are some, and none is whole.
@@ -160,10 +168,14 @@ def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> N
                 f'{damaged[0][1]}. No checkpoint of {model_dir} is whole: restore the file, or train anew in another '
                 'model directory.'
             )
+    if paths.is_url(model_dir):
+        for whole in _all(model_dir)[len(damaged) :]:
+            if not (whole / _COMMITTED).exists():  # copied, or cut off before its last file: Orbax would delete it
+                (whole / _COMMITTED).write_text('')
     for path, problem in damaged:
         names = (path.with_name(f'{path.name}.damaged{suffix}') for suffix in ('', *map('.{}'.format, range(2, 10))))
         aside = next(name for name in names if not name.exists())
-        path.rename(aside)
+        paths.move(path, aside, first=_COMMITTED)
         say(
             f'WARNING: {problem}. The checkpoint is set aside as {aside.name}; training goes on from step '
             f'{checkpoint.name}, which is whole.'
@@ -218,7 +230,7 @@ class Checkpoints:
             CheckpointError: the directory holds something else, or damaged checkpoints and no whole one. Damaged ones
                 that are newer than a whole one are renamed.
         """
-        self.model_dir = pathlib.Path(model_dir).expanduser().absolute()
+        self.model_dir = paths.path(model_dir).absolute()
         _refuse_foreign(self.model_dir)
         if jax.process_index() == 0:
             _set_damaged_aside(self.model_dir, say)
@@ -281,11 +293,13 @@ class Checkpoints:
     def _record_files(self) -> None:
         """Writes down what a checkpoint consists of: all of it is on disk, and Orbax is about to give it its number."""
         if jax.process_index() == 0:
-            (directory,) = (self.model_dir / _DIRECTORY).glob(f'{self._saving}.orbax-checkpoint-tmp*')
+            directory = self.model_dir / _DIRECTORY / str(self._saving)
+            if not paths.is_url(directory):
+                (directory,) = directory.parent.glob(f'{self._saving}.orbax-checkpoint-tmp*')
             # Those of the items. What notes times and places of the commit changes yet, and is not read.
-            files = [p for p in sorted(directory.glob('*/**/*')) if p.is_file() and p.name != 'commit_success.txt']
-            record = {str(path.relative_to(directory)): (path.stat().st_size, _crc32(path)) for path in files}
-            (directory / _FILES).write_text(json.dumps(record), encoding='utf-8')
+            names = [name for name in paths.files(directory) if '/' in name and not name.endswith(_COMMITTED)]
+            record = {name: ((directory / name).stat().st_size, _crc32(directory / name)) for name in names}
+            paths.write(directory / _FILES, json.dumps(record))
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Puts the card where a person and `foundations.find` look for it; keeps what `evaluate` wrote into it."""
@@ -294,9 +308,7 @@ class Checkpoints:
             if path.exists():
                 old = json.loads(path.read_text(encoding='utf-8'))
                 card = {**card, **{key: old[key] for key in ('evaluations',) if key in old}}
-            temporary = self.model_dir / f'.{foundations_lib.CARD}'
-            temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False) + '\n', encoding='utf-8')
-            temporary.replace(path)
+            paths.write(path, json.dumps(card, indent=2, ensure_ascii=False) + '\n')
 
     def read_card(self, step: int) -> dict[str, Any]:
         """The card of one checkpoint."""
@@ -366,10 +378,10 @@ def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) ->
     Raises:
         CheckpointError: there is no such checkpoint, or it is damaged.
     """
-    directory = newest(model_dir) if step is None else pathlib.Path(model_dir).absolute() / _DIRECTORY / str(step)
-    if not directory.is_dir():
+    directory = newest(model_dir) if step is None else paths.path(model_dir).absolute() / _DIRECTORY / str(step)
+    if directory not in _all(model_dir):
         raise CheckpointError(f'{directory} is not there: the newest checkpoint is {newest(model_dir)}.')
     check_files(directory)
     params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with foundations_lib.checkpointer_of(ocp.JsonCheckpointHandler()) as checkpointer:
         return params, checkpointer.restore(directory / _CARD)

@@ -1,16 +1,23 @@
 """Where numbers go while training: terminal, TensorBoard, and a record of every step's loss."""
 
+import io
 import json
 import os
 import pathlib
 import sys
+import tempfile
+import time
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from tqdm import tqdm
 
+from slm_jax import paths
+
 _LOSSES = 'losses.jsonl'
+_PART_LINES = 2000  # of a record of losses in an object store
+_UPLOAD_SECONDS = 60  # between two times that events are brought to an object store
 
 # Order and format on the terminal; other metrics follow with four digits.
 _FORMATS = {
@@ -55,21 +62,32 @@ class TerminalWriter:
 
 
 class Writers:
-    """Writes to several: terminal, and TensorBoard if asked; on hosts other than the first, to none."""
+    """Writes to several: terminal, and TensorBoard if asked; on hosts other than the first, to none.
+
+    TensorBoard's events grow, which no object does: where `model_dir` is a URL they are in a local folder, and are
+    brought there from time to time.
+    """
 
     def __init__(self, model_dir: str | os.PathLike, tensorboard: bool):
         self._writers: list[Any] = [] if jax.process_index() else [TerminalWriter()]
+        self._events, self._model_dir, self._uploaded = None, paths.path(model_dir), time.monotonic()
         if self._writers and tensorboard:
             import slm_jax.data.tensorflow_cpu  # isort: skip  # noqa: F401  CLU imports the TensorFlow that writes events
 
             from clu import metric_writers
 
+            if paths.is_url(model_dir):
+                self._events = tempfile.TemporaryDirectory()
+                model_dir = self._events.name
             self._writers.append(metric_writers.AsyncWriter(metric_writers.SummaryWriter(str(model_dir))))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Numbers by name, at a step."""
         for writer in self._writers:
             writer.write_scalars(step, scalars)
+        if self._events and time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+            self._writers[-1].flush()
+            self._upload()
 
     def write_texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Texts by name, at a step."""
@@ -80,19 +98,32 @@ class Writers:
         """All is written then."""
         for writer in self._writers:
             writer.close()
+        if self._events:
+            self._upload()
+            self._events.cleanup()
+
+    def _upload(self) -> None:
+        folder = pathlib.Path(self._events.name)
+        for name in paths.files(folder):
+            paths.upload(folder / name, self._model_dir / name)
+        self._uploaded = time.monotonic()
 
 
 class LossRecord:
     """`losses.jsonl`: one line per step, the loss exactly (as a hexadecimal float).
 
     A killed run repeats the steps after its last checkpoint; the lines of both passes stand in the file, and are
-    equal.
+    equal. In an object store, where no file grows, they are in `losses-<run>-<part>.jsonl`.
     """
 
     def __init__(self, model_dir: str | os.PathLike):
-        path = pathlib.Path(model_dir) / _LOSSES
+        path = paths.path(model_dir) / _LOSSES
         if jax.process_index():
             path = pathlib.Path(os.devnull)
+        self._file: TextIO
+        if paths.is_url(path):
+            self._file = _Parts(path.parent)
+            return
         torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b'\n')
         self._file = path.open('a', encoding='utf-8')
         if torn:
@@ -109,10 +140,35 @@ class LossRecord:
         self._file.close()
 
 
+class _Parts(io.StringIO):
+    """A file that is kept as objects of `_PART_LINES` lines; each flush puts the last of them again."""
+
+    def __init__(self, model_dir: pathlib.Path):
+        super().__init__()
+        runs = [int(path.name.split('-')[1]) for path in model_dir.glob('losses-*-*.jsonl')]
+        self._model_dir, self._run, self._part, self._lines = model_dir, 1 + max(runs, default=0), 1, 0
+
+    def write(self, text: str) -> int:
+        """Adds a line."""
+        self._lines += 1
+        return super().write(text)
+
+    def flush(self) -> None:
+        """What was written is there then."""
+        if self.closed or not self._lines:
+            return
+        paths.write(self._model_dir / f'losses-{self._run:04d}-{self._part:06d}.jsonl', self.getvalue())
+        if self._lines >= _PART_LINES:
+            self.seek(0)
+            self.truncate()
+            self._part, self._lines = self._part + 1, 0
+
+
 def read_losses(model_dir: str | os.PathLike) -> dict[int, list[float]]:
     """From step to the losses recorded for it; more than one where a killed run was resumed before it."""
-    losses = {}
-    for line in (pathlib.Path(model_dir) / _LOSSES).read_text(encoding='utf-8').splitlines():
+    directory, losses = paths.path(model_dir), {}
+    files = sorted(directory.glob('losses-*-*.jsonl')) if paths.is_url(directory) else [directory / _LOSSES]
+    for line in ''.join(file.read_text(encoding='utf-8') for file in files).splitlines():
         try:
             record = json.loads(line)
         except json.JSONDecodeError:  # torn by a kill

@@ -1,6 +1,7 @@
 """The compiled steps of training: one jit each, compiled once per batch shape."""
 
 import contextlib
+import io
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Key
 
+from slm_jax import paths
 from slm_jax.training.state import Params, TrainState, merge
 
 Batch = Mapping[str, Any]
@@ -201,9 +203,10 @@ def termination_signal() -> Iterator[Callable[[int], bool]]:
 
 def save_batch(model_dir: str | os.PathLike, step: int, loader: Any) -> pathlib.Path:
     """Writes the batch of a step to an .npz file, made once more: it is a function of the step."""
-    path = pathlib.Path(model_dir) / f'bad_batch_{step}.npz'
+    path, content = paths.path(model_dir) / f'bad_batch_{step}.npz', io.BytesIO()
     with contextlib.closing(loader.batches(step)) as batches:
-        np.savez(path, **next(batches)[1])
+        np.savez(content, **next(batches)[1])
+    paths.write(path, content.getvalue())
     return path
 
 
