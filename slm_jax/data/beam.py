@@ -9,6 +9,7 @@ import functools
 import logging
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import seqio
 
@@ -77,9 +78,12 @@ class Beam:
 
     def _build(self, task: seqio.Task, split: str, directory: pathlib.Path, on_bad_example: str) -> None:
         cache.say_what_is_stale(task, split, directory)
-        needed = -(-shards.count(task, split) // shards.SHARD_EXAMPLES)
-        missing = sorted({*range(needed)} - shards.done(directory))
-        self._run(functools.partial(_build, self.register, task.name, split, str(directory)), missing)
+        files, size = shards.files_of(task), shards.SHARD_EXAMPLES
+        contents = files.contents(split) if files else None
+        count = int(contents.offsets[-1]) if contents else shards.count(task, split)
+        missing = sorted({*range(-(-count // size))} - shards.done(directory))
+        items = [(each, contents and contents.pieces(each * size, (each + 1) * size)) for each in missing]
+        self._run(functools.partial(_build, self.register, task.name, split, str(directory)), items)
         bad = cache.skipped(directory)
         if bad and on_bad_example == 'raise':
             listed = directory / 'skipped.jsonl'
@@ -91,7 +95,7 @@ class Beam:
             )
         cache.finish(task, split, directory)
 
-    def _run(self, work: Callable[[int], None], items: Sequence[int]) -> None:
+    def _run(self, work: Callable[[Any], None], items: Sequence[Any]) -> None:
         import apache_beam
         from apache_beam.options import pipeline_options
 
@@ -107,8 +111,9 @@ class Beam:
             raise ValueError(f'Beam ended in state {state}; its log says why. What was made stays.')
 
 
-def _build(register: Callable, name: str, split: str, directory: str, number: int) -> None:
-    shards.build(_task(register, name), split, paths.path(directory), number, number + 1)
+def _build(register: Callable, name: str, split: str, directory: str, item: tuple[int, list | None]) -> None:
+    number, pieces = item
+    shards.build(_task(register, name), split, paths.path(directory), number, number + 1, pieces=pieces)
 
 
 def _measure(register: Callable, name: str, directory: str, number: int) -> None:

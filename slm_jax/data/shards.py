@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ import seqio
 from array_record.python import array_record_module
 
 from slm_jax import paths
+from slm_jax.data import sources
 from slm_jax.data.preprocessors import BadExampleError
 
 SHARD_EXAMPLES = 1000
@@ -42,6 +43,7 @@ def build(
     stop: int | None = None,
     on_bad_example: str = 'skip',
     wrote: Callable[[], Any] = lambda: None,
+    pieces: Sequence[Any] | None = None,
 ) -> None:
     """Writes the shards `first` to `stop`, or to the end of the source; of a stopped build all that were finished stay.
 
@@ -51,6 +53,7 @@ def build(
         first, stop: numbers of shards.
         on_bad_example: see `cache.open_store`.
         wrote: called after each example.
+        pieces: where the examples are, if that is known; see `sources.Contents`.
 
     Raises:
         BadExampleError: an example that cannot be used, unless these are skipped.
@@ -58,7 +61,7 @@ def build(
     """
     start, end = first * SHARD_EXAMPLES, None if stop is None else stop * SHARD_EXAMPLES
     shard = _Shard(directory, first)
-    for index, example in _examples(task, split, _dataset(task, split, start, end), start):
+    for index, example in _examples(task, split, _dataset(task, split, start, end, pieces), start):
         while index // SHARD_EXAMPLES > shard.number:
             shard.finish()
             shard = _Shard(directory, shard.number + 1)
@@ -75,25 +78,30 @@ def build(
 
 def spec(task: seqio.Task, split: str) -> dict[str, list]:
     """{feature: [dtype name, rank]} of what is stored."""
-    stored = _dataset(task, split, 0, 0).element_spec
+    stored = _dataset(task, split, 0, 0, []).element_spec
     return {name: [s.dtype.name, s.shape.rank] for name, s in stored.items() if name != 'source_index'}
 
 
 def count(task: seqio.Task, split: str) -> int:
     """How many examples the source gives."""
-    function = getattr(task.source, '_dataset_fn', None)
-    if hasattr(function, 'count'):
-        return function.count(split)
     dataset = task.source.get_dataset(split=split, shuffle=False)
     known = int(dataset.cardinality())
     return known if known >= 0 else sum(1 for _ in dataset)
 
 
-def _dataset(task: seqio.Task, split: str, start: int, stop: int | None) -> tf.data.Dataset:
-    """What the task makes of the examples `start` to `stop` of its source, each with its `source_index`."""
+def files_of(task: seqio.Task) -> sources.Shards | None:
+    """The task's source, if it is one of files that can be read from anywhere on."""
     function = getattr(task.source, '_dataset_fn', None)  # SeqIO gives no public way to it
-    if hasattr(function, 'slice'):
-        dataset = function.slice(split, start, stop)
+    return function if isinstance(function, sources.Shards) else None
+
+
+def _dataset(
+    task: seqio.Task, split: str, start: int, stop: int | None, pieces: Sequence[Any] | None
+) -> tf.data.Dataset:
+    """What the task makes of the examples `start` to `stop` of its source, each with its `source_index`."""
+    files = files_of(task)
+    if files and (pieces is not None or start or stop):
+        dataset = files.dataset(files.contents(split).pieces(start, stop) if pieces is None else pieces)
     else:
         dataset = task.source.get_dataset(split=split, shuffle=False).skip(start)
         dataset = dataset if stop is None else dataset.take(stop - start)
