@@ -61,6 +61,9 @@ setuptools.setup(
         # What reads and writes gs:// and s3:// (slm_jax/paths.py).
         'gcs': ['gcsfs>=2025.9'],
         's3': ['s3fs>=2025.9'],
+        # Beam 2.77 takes protobuf up to 6, which sentencepiece from 0.2.2 on refuses.
+        'beam': ['apache-beam>=2.77', 'sentencepiece==0.2.1'],
+        'datasets': ['datasets>=4'],  # Hugging Face's, for `tasks.hugging_face`
         'tpu': ['jax[tpu]>=0.10'],
         'cuda': ['jax[cuda13]>=0.10'],
     },

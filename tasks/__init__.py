@@ -8,9 +8,9 @@ import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow
 import importlib
 import pkgutil
 
-from slm_jax.tasks.registry import manifest, mixture, speech_task
+from slm_jax.tasks.registry import hugging_face, manifest, mixture, speech_task, tars
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f'{__name__}.{_module.name}')
 
-__all__ = ['manifest', 'mixture', 'speech_task']
+__all__ = ['hugging_face', 'manifest', 'mixture', 'speech_task', 'tars']

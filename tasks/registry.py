@@ -4,12 +4,13 @@ import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 
 import seqio
 
 import gin
-from slm_jax.data import instructions, languages, manifests, output_features, preprocessors
+from slm_jax.data import instructions, languages, output_features, preprocessors, sources
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -17,6 +18,7 @@ TEMPLATES = {
     'instruct': (),
     'ctc': (),
 }
+_SPLITS = ('train', 'validation', 'test')
 
 
 def speech_task(
@@ -68,7 +70,7 @@ def speech_task(
 @gin.configurable
 def manifest(
     name: str = gin.REQUIRED,
-    path: str | Mapping[str, str] = gin.REQUIRED,
+    path: str | Sequence[str] | Mapping[str, str | Sequence[str]] = gin.REQUIRED,
     task: str = 'asr',
     target_lang: str = '',
     langs: Sequence[str] = (),
@@ -80,7 +82,8 @@ def manifest(
 
     Args:
         name: of the task.
-        path: a manifest, used for every split, or {'train': path, 'validation': path, …}.
+        path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
+            'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
         task: 'asr', 'ast', 'instruct' or 'ctc'.
         target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
@@ -89,27 +92,103 @@ def manifest(
     Raises:
         ValueError: the name is taken by something else, or a language is not known.
     """
+    named = _by_split(path)
+    return _files_task(name, sources.ManifestSource(named, tuple(langs)), named, task, target_lang, templates, langs)
+
+
+@gin.configurable
+def tars(
+    name: str = gin.REQUIRED,
+    path: str | Sequence[str] | Mapping[str, str | Sequence[str]] = gin.REQUIRED,
+    task: str = 'asr',
+    lang: str = '',
+    target_lang: str = '',
+    templates: Sequence[str] | None = None,
+) -> str:
+    """Registers a task over tars in WebDataset's layout (slm_jax/data/sources.py) and returns its name.
+
+    Args:
+        name: of the task.
+        path: tars as `sources.expand` takes them, used for every split, or {'train': tars, 'validation': tars, …}.
+        task, target_lang, templates: see `manifest`.
+        lang: of the speech, where no JSON says it.
+
+    Raises:
+        ValueError: see `manifest`.
+    """
+    named, langs = _by_split(path), [lang] if lang else []
+    source = sources.TarSource(named, lang)
+    return _files_task(name, source, named, task, target_lang, templates, langs, preprocessors.decode_content)
+
+
+@gin.configurable
+def hugging_face(
+    name: str = gin.REQUIRED,
+    path: str = gin.REQUIRED,
+    columns: Mapping[str, str] = gin.REQUIRED,
+    splits: Mapping[str, str] | None = None,
+    config: str | None = None,
+    task: str = 'asr',
+    lang: str = '',
+    target_lang: str = '',
+    templates: Sequence[str] | None = None,
+) -> str:
+    """Registers a task over a data set of Hugging Face (slm_jax/data/sources.py) and returns its name.
+
+    Args:
+        name: of the task.
+        path: a directory of `save_to_disk` or of Parquet files, or the name of a data set on the hub.
+        columns: which column is what, {'audio': 'audio', 'text': 'sentence'}; fields as in a manifest.
+        splits: {split of the task: split of the data set}; None: train, validation and test, each of its own name.
+        config: of the data set, on the hub.
+        task, target_lang, templates: see `manifest`.
+        lang: of the speech, where no column says it.
+
+    Raises:
+        ValueError: see `manifest`; also where `columns` names no recording.
+    """
+    if 'audio' not in columns:
+        raise ValueError(f"task {name!r}: columns={dict(columns)!r} must say which column is the recording: 'audio'.")
+    named = dict(splits or {split: split for split in _SPLITS})
+    source = sources.HuggingFaceSource(path, named, dict(columns), lang, config)
+    langs = [lang] if lang else []
+    return _files_task(name, source, named, task, target_lang, templates, langs, preprocessors.decode_content)
+
+
+def _by_split(path: str | Sequence[str] | Mapping[str, str | Sequence[str]]) -> dict[str, str | Sequence[str]]:
+    named = path if isinstance(path, Mapping) else dict.fromkeys(_SPLITS, path)
+    return {split: os.fspath(each) if isinstance(each, os.PathLike) else each for split, each in named.items()}
+
+
+def _files_task(
+    name: str,
+    source: sources.Shards,
+    splits: Mapping[str, object],
+    task: str,
+    target_lang: str,
+    templates: Sequence[str] | None,
+    langs: Sequence[str],
+    decode: Callable = preprocessors.decode_file,
+) -> str:
     for code in (*langs, *([target_lang] if target_lang else [])):
         if languages.name(code) is None:
             raise ValueError(
                 f'task {name!r}: unknown language {code!r}; use an ISO 639 code such as "en", or '
                 'add its name to slm_jax/data/languages.py'
             )
-    splits = ('train', 'validation', 'test')
-    paths = dict(path) if isinstance(path, Mapping) else dict.fromkeys(splits, str(path))
-    source = manifests.ManifestSource({k: str(v) for k, v in paths.items()}, tuple(langs))
     known = seqio.TaskRegistry._REGISTRY.get(name)
     definition = (source, task, target_lang, templates)
-    if known is not None and getattr(known, 'manifest_definition', None) != definition:
+    if known is not None and getattr(known, 'files_definition', None) != definition:
         raise ValueError(f'a task {name!r} is registered already; choose another name')
     registered = speech_task(
         name,
-        seqio.FunctionDataSource(source, splits=list(paths)),
+        seqio.FunctionDataSource(source, splits=list(splits)),
         task,
+        before_cache=(decode,),
         target_lang=target_lang,
         templates=templates,
     )
-    registered.manifest_definition = definition
+    registered.files_definition = definition
     return name
 
 

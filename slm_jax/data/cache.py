@@ -1,17 +1,19 @@
 """What a task computes before its cache placeholder, stored once for random access.
 
     CACHE_DIR/LABEL-SPLIT-FINGERPRINT[-STATE]/
-        00000.arrayrecord …   records 2i and 2i+1: the features of example i, and its speech
-        00000.json …          ids, samples, and what was left out, per shard
-        store.json            written last: the store is whole
+        00000.arrayrecord, 00000.json …   see shards.py
+        samples.npy       of the speech of every example
+        skipped.jsonl     every example that could not be used, and why
+        store.json        written last: the store is whole
 
 The name holds a fingerprint of the source and of the steps up to the placeholder, so tasks that
 share those (transcribe and translate one corpus) share a store, and a changed task gets a new one.
 So does a changed manifest, or one of whose recordings changed: the state is that of these files.
-Every shard takes its name when it is finished; a build that was cut goes on after the last of them.
+A build that was cut goes on after the shards that are finished, whoever made them. A store may be in
+an object store; of such a one the shards that are read come to this machine's cache, one by one.
 """
 
-from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
+import slm_jax.data.tensorflow_cpu  # isort: skip  before others load TensorFlow  # noqa: F401
 
 import contextlib
 import dataclasses
@@ -20,12 +22,14 @@ import functools
 import glob
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 
 import numpy as np
 import seqio
@@ -33,13 +37,14 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from slm_jax.data import notices
+from slm_jax import paths
+from slm_jax.data import json_lines, notices, shards
 from slm_jax.data.preprocessors import BadExampleError
-from slm_jax.foundations import verification
 
-FORMAT = 1  # part of every fingerprint: raise it when what a step writes changes
-SHARD_EXAMPLES = 1000
-_MOST_FAULTS = 1000  # one after the other; a source that cannot go on fails for ever
+FORMAT = 2  # part of every fingerprint: raise it when what a step writes changes
+_OPEN_SHARDS = 256  # of all stores together
+_STAGED_SHARDS = 256  # of a store that is elsewhere, kept on this machine
+_READERS = 32  # threads that read small files
 
 
 def describe(thing) -> object:
@@ -111,7 +116,8 @@ def store_dir(task: seqio.Task, split: str, cache_dir: str | os.PathLike | None)
         label, state = function.label(split), f'-{function.state(split)[:8]}'
     label = re.sub(r'[^\w.-]+', '_', label)
     split = re.sub(r'[^\w.-]+', '_', split)
-    return pathlib.Path(cache_dir or verification.cache()) / f'{label}-{split}-{digest.hexdigest()[:12]}{state}'
+    root = paths.path(cache_dir) if cache_dir else paths.cache()
+    return root / f'{label}-{split}-{digest.hexdigest()[:12]}{state}'
 
 
 def _check_placeholder(task: seqio.Task) -> None:
@@ -149,7 +155,7 @@ def open_store(
 
     Args:
         task, split: what to read.
-        cache_dir: where stores are kept; None = `verification.cache()`.
+        cache_dir: where stores are kept; None = `paths.cache()`.
         on_bad_example: 'raise' stops at the first example that cannot be used, 'skip' leaves it out
             and lists it in `Store.skipped`.
 
@@ -175,31 +181,30 @@ def open_stores(
         fetch_source(task)
         directory = store_dir(task, split, cache_dir)
         if not (directory / 'store.json').exists():
-            directory.mkdir(parents=True, exist_ok=True)
-            with open(directory / 'lock', 'w') as lock:  # a second process waits, then finds it built
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with locked(directory):
                 if not (directory / 'store.json').exists():
                     _build(task, split, directory, on_bad_example)
         if directory not in stores:
             stores[directory] = Store(directory)
         result.append(stores[directory])
         if result[-1].skipped and on_bad_example == 'raise':
-            raise BadExampleError(_REMEDY.format(result[-1].skipped[0][1]))
+            raise BadExampleError(shards.REMEDY.format(result[-1].skipped[0][1]))
     return result
 
 
-_REMEDY = "{}\n(on_bad_example='skip' leaves such examples out, and counts and lists them.)"
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+    """A second process waits, then finds the store built. An object store has no locks; there both write the same."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if paths.is_url(directory):
+        yield
+        return
+    with open(directory / 'lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
-def _source_examples(task: seqio.Task, split: str, skip: int) -> tf.data.Dataset:
-    dataset = task.source.get_dataset(split=split, shuffle=False)
-    if not isinstance(dataset.element_spec, Mapping):
-        raise ValueError(f'the source of task {task.name!r} must give dictionaries')
-    dataset = dataset.enumerate().map(lambda i, example: example | {'source_index': i})
-    return task.preprocess_precache(dataset.skip(skip), seed=0)
-
-
-def _say_what_is_stale(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
+def say_what_is_stale(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
     """Names the stores of what the same files were before."""
     if hasattr(getattr(task.source, '_dataset_fn', None), 'state'):
         same = glob.escape(directory.name.rpartition('-')[0]) + '-*'
@@ -211,133 +216,54 @@ def _say_what_is_stale(task: seqio.Task, split: str, directory: pathlib.Path) ->
             )
 
 
-def _examples(task: seqio.Task, split: str, dataset: tf.data.Dataset, start: int) -> Iterator[tuple[int, dict]]:
-    """(index in the source, example); of what a step could not make, an example with an `error` alone.
-
-    Raises:
-        ValueError: the source itself cannot be read on.
-    """
-    examples, last, faults = dataset.as_numpy_iterator(), start - 1, 0
-    while True:
-        try:
-            example = next(examples)
-        except StopIteration:
-            return
-        except tf.errors.OpError as error:
-            last, faults = last + 1, faults + 1
-            reason = f'{task.name} {split}: example {last} of the source: {reason_of(error)}'
-            ended = isinstance(error, tf.errors.DataLossError) or 'generator_py_func' in error.message
-            if ended or faults > _MOST_FAULTS:
-                raise ValueError(f'{reason}\nThe source cannot be read on: mend it, or fetch it again.') from error
-            yield last, {'id': f'{task.name}/{split}/{last}'.encode(), 'error': reason.encode()}
-        else:
-            last, faults = int(example.pop('source_index', last + 1)), 0
-            yield last, example
+def _build(task: seqio.Task, split: str, directory: pathlib.Path, on_bad_example: str) -> None:
+    say_what_is_stale(task, split, directory)
+    with tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1) as bar:
+        stop: int | None = 0
+        while stop is not None:  # there may be finished shards in between
+            done = shards.done(directory)
+            first = next(number for number in itertools.count(stop) if number not in done)
+            stop = min((number for number in done if number > first), default=None)
+            shards.build(task, split, directory, first, stop, on_bad_example, bar.update)
+    finish(task, split, directory)
 
 
-def reason_of(error: tf.errors.OpError) -> str:
-    """What went wrong in a function that TensorFlow called, or in TensorFlow, without its traceback."""
-    text = re.sub(r'\{\{[^}]*\}\}|\[\[.*?\]\]|\[Op:.*?\]', '', error.message).strip()
-    text = text.split('\nTraceback')[0].split('\n')[0]
-    return re.sub(
-        r'^Error in user-defined function passed to \S+ transformation with iterator: \S+: ', '', text
-    ).strip()
+def finish(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
+    """Makes a store of the shards in a directory, which are all there."""
+    made = list(_map(functools.partial(_about, directory), sorted(shards.done(directory))))
+    while made and not made[-1]['ids'] and not made[-1]['skipped']:  # a step left out the last examples
+        made.pop()
+    part = shards.part_of(directory / 'samples.npy')
+    np.save(part, np.array([length for shard in made for length in shard['samples']], np.uint32))
+    shards.publish(part, directory / 'samples.npy')
+    list_skipped(directory, [fault for shard in made for fault in shard['skipped']])
+    whole = {'task': task.name, 'split': split, 'spec': shards.spec(task, split)}
+    for left in directory.glob('*.part.*'):  # by builds that were cut
+        left.unlink()
+    paths.write(directory / 'store.json', json.dumps(whole | {'shards': [len(shard['ids']) for shard in made]}))
 
 
-def _build(task, split, directory: pathlib.Path, on_bad_example: str) -> None:
-    done = sorted(directory.glob('*.json'))
-    start = json.loads(done[-1].read_text())['next_source_index'] if done else 0
-    dataset = _source_examples(task, split, start)
-    spec = {name: [s.dtype.name, s.shape.rank] for name, s in dataset.element_spec.items() if name != 'source_index'}
-    if 'source_index' not in dataset.element_spec and start:
-        dataset = _source_examples(task, split, 0).skip(sum(len(json.loads(path.read_text())['ids']) for path in done))
-    _say_what_is_stale(task, split, directory)
-    shards = len(done)
-    bar = tqdm.tqdm(desc=f'Preparing {task.name} {split}', unit=' examples', mininterval=1)
-    writer = _ShardWriter(directory, shards)
-    last = start - 1
-    with contextlib.closing(bar):
-        for last, example in _examples(task, split, dataset, start):
-            error = example.get('error', b'').decode()
-            if error and on_bad_example == 'raise':
-                raise BadExampleError(_REMEDY.format(error))
-            writer.add(example, error)
-            bar.update()
-            if len(writer.ids) + len(writer.skipped) == SHARD_EXAMPLES:
-                writer.finish(last + 1)
-                shards += 1
-                writer = _ShardWriter(directory, shards)
-    if writer.ids or writer.skipped:
-        writer.finish(last + 1)
-        shards += 1
-    partial = directory / 'store.json.part'
-    partial.write_text(json.dumps({'task': task.name, 'split': split, 'shards': shards, 'spec': spec}))
-    partial.rename(directory / 'store.json')
+def skipped(directory: pathlib.Path) -> list[tuple[int, str, str]]:
+    """(shard, id, what was wrong) of what the finished shards left out."""
+    numbers = sorted(shards.done(directory))
+    abouts = _map(functools.partial(_about, directory), numbers)
+    return [(number, *fault) for number, about in zip(numbers, abouts) for fault in about['skipped']]
 
 
-class _ShardWriter:
-    def __init__(self, directory: pathlib.Path, number: int):
-        self._path = directory / f'{number:05d}.arrayrecord'
-        self._writer: Any = None
-        self.ids, self.samples, self.skipped = [], [], []
-
-    def add(self, example: dict, error: str) -> None:
-        name = example.get('id', b'').decode() or str(len(self.ids))
-        if error:
-            self.skipped.append([name, error])
-            return
-        if self._writer is None:
-            self._writer = array_record_module.ArrayRecordWriter(f'{self._path}.part', 'group_size:1,uncompressed')
-        speech = example.pop('speech', np.zeros(0, np.int16))
-        self.ids.append(name)
-        self.samples.append(len(speech))
-        self._writer.write(_pack(example))
-        self._writer.write(speech.astype('<i2').tobytes())
-
-    def finish(self, next_source_index: int) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            os.rename(f'{self._path}.part', self._path)
-        index = self._path.with_suffix('.json')
-        partial = index.with_suffix('.part')
-        partial.write_text(
-            json.dumps(
-                {
-                    'ids': self.ids,
-                    'samples': self.samples,
-                    'skipped': self.skipped,
-                    'next_source_index': next_source_index,
-                }
-            )
-        )
-        partial.rename(index)
+def list_skipped(directory: pathlib.Path, faults: Iterable[Sequence[str]]) -> None:
+    """Writes the list of what was left out, (id, what was wrong)."""
+    lines = [json.dumps({'id': name, 'error': error}, ensure_ascii=False) + '\n' for name, error in faults]
+    paths.write(directory / 'skipped.jsonl', ''.join(lines))
 
 
-def _pack(example: Mapping[str, np.ndarray | bytes]) -> bytes:
-    """Length-prefixed JSON header {name: [dtype, shape, bytes]}, then the values."""
-    header, values = {}, []
-    for name, value in example.items():
-        if isinstance(value, bytes):
-            header[name] = ['string', [], len(value)]
-        else:
-            value = np.asarray(value)
-            if value.dtype == object:
-                raise ValueError(f'feature {name!r}: only single strings and numbers are stored')
-            header[name] = [value.dtype.name, value.shape, value.nbytes]
-            value = value.tobytes()
-        values.append(value)
-    head = json.dumps(header).encode()
-    return len(head).to_bytes(4, 'little') + head + b''.join(values)
+def _about(directory: pathlib.Path, number: int) -> dict:
+    return json.loads((directory / f'{number:05d}.json').read_text())
 
 
-def _unpack(record: bytes) -> dict[str, np.ndarray | bytes]:
-    position = 4 + int.from_bytes(record[:4], 'little')
-    example = {}
-    for name, (dtype, shape, size) in json.loads(record[4:position]).items():
-        value = record[position : position + size]
-        example[name] = value if dtype == 'string' else np.frombuffer(value, dtype).reshape(shape)
-        position += size
-    return example
+def _map(function: Callable, items: Iterable) -> Iterator:
+    """`function` of each, some at once: the files may be far away."""
+    with futures.ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(function, items)
 
 
 @dataclasses.dataclass
@@ -345,10 +271,10 @@ class Store:
     """Random access to a task's stored examples.
 
     Attributes:
-        ids: [n] names of the examples.
-        samples: int64 [n], length of each one's speech.
+        samples: uint32 [n], length of each one's speech.
         skipped: (id, what was wrong) of the examples that could not be used.
         spec: {feature: (dtype name, rank)}.
+        sizes: how many examples are in each shard.
     """
 
     directory: pathlib.Path
@@ -356,42 +282,70 @@ class Store:
     def __post_init__(self):
         about = json.loads((self.directory / 'store.json').read_text())
         self.spec = {name: tuple(value) for name, value in about['spec'].items()}
-        self.ids, self.skipped, samples, starts = [], [], [], [0]
-        for number in range(about['shards']):
-            shard = json.loads((self.directory / f'{number:05d}.json').read_text())
-            self.ids += shard['ids']
-            self.skipped += [tuple(entry) for entry in shard['skipped']]
-            samples += shard['samples']
-            starts.append(len(self.ids))
-        self.samples = np.array(samples, np.int64)
-        self._starts = np.array(starts)
-        self._readers = {}
-        if not self.ids:
+        self.sizes = about['shards']
+        self.samples = np.load(paths.local(self.directory / 'samples.npy'), mmap_mode='r')
+        listed = json_lines.read(paths.local(self.directory / 'skipped.jsonl'))
+        self.skipped = [(row['id'], row['error']) for row in listed]
+        self._starts = np.concatenate([[0], np.cumsum(self.sizes, dtype=np.int64)])
+        if not len(self):
             first = f' ({len(self.skipped)} were skipped; the first: {self.skipped[0][1]})' if self.skipped else ''
             raise ValueError(
                 f'{about["task"]}: split {about["split"]!r} holds no usable example{first}. See {self.directory}'
             )
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return int(self._starts[-1])
+
+    @functools.cached_property
+    def ids(self) -> list[str]:
+        """Names of all examples."""
+        numbers = range(len(self.sizes))
+        return [name for about in _map(functools.partial(_about, self.directory), numbers) for name in about['ids']]
+
+    def name(self, index: int) -> str:
+        """Of one example, without reading those of all."""
+        shard, place = self._place(index)
+        return _about(self.directory, shard)['ids'][place]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Shard of an example, and its place there."""
+        shard = int(np.searchsorted(self._starts, index, 'right')) - 1
+        return shard, index - int(self._starts[shard])
 
     def _record(self, index: int, offset: int) -> bytes:
-        shard = int(np.searchsorted(self._starts, index, 'right')) - 1
-        if shard not in self._readers:
-            self._readers[shard] = array_record_module.ArrayRecordReader(
-                str(self.directory / f'{shard:05d}.arrayrecord'),
-                'readahead_buffer_size:0,max_parallelism:0',
-            )
-        return self._readers[shard].read([2 * (index - int(self._starts[shard])) + offset])[0]
+        shard, place = self._place(index)
+        return _reader(self.directory / f'{shard:05d}.arrayrecord').read([2 * place + offset])[0]
 
     def features(self, index: int) -> dict[str, np.ndarray | bytes]:
         """Everything but the speech."""
-        return _unpack(self._record(index, 0))
+        return shards.unpack(self._record(index, 0))
 
     def speech(self, index: int) -> np.ndarray:
         """int16 [samples]."""
         return np.frombuffer(self._record(index, 1), '<i2')
 
-    def all_features(self) -> Iterator[dict[str, np.ndarray | bytes]]:
-        """`features` of every example, in order."""
-        return (self.features(index) for index in range(len(self)))
+    def shard(self, number: int) -> range:
+        """The examples of a shard."""
+        return range(int(self._starts[number]), int(self._starts[number + 1]))
+
+
+@functools.lru_cache(_OPEN_SHARDS)
+def _reader(path: pathlib.Path) -> array_record_module.ArrayRecordReader:
+    local = _staged(path) if paths.is_url(path) else path
+    return array_record_module.ArrayRecordReader(str(local), 'readahead_buffer_size:0,max_parallelism:0')
+
+
+def _staged(path: pathlib.Path) -> pathlib.Path:
+    """A shard of a store that is elsewhere, on this machine; the one not used for longest makes room for it."""
+    folder = paths.local_cache() / 'staged' / hashlib.sha256(str(path.parent).encode()).hexdigest()[:16]
+    staged = folder / path.name
+    if not staged.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = folder / f'{path.name}.{os.getpid()}.part'
+        with path.open('rb') as source, partial.open('wb') as file:
+            shutil.copyfileobj(source, file, 2**24)
+        partial.replace(staged)
+    os.utime(staged)
+    for old in sorted(folder.glob('*.arrayrecord'), key=lambda file: file.stat().st_mtime)[:-_STAGED_SHARDS]:
+        old.unlink(missing_ok=True)
+    return staged

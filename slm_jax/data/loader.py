@@ -69,7 +69,7 @@ class SpeechTextLoader:
             with empty rows.
         tokens_per_batch: see `plan.Plan`.
         prefetch: batches made ahead.
-        encoder_seconds: see `plan.Plan`.
+        encoder_seconds, shape_cost: see `plan.Plan`.
         data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
@@ -93,6 +93,7 @@ class SpeechTextLoader:
         prefetch: int = 4,
         data_dir: str | os.PathLike | None = None,
         encoder_seconds: float = 0.0,
+        shape_cost: float = 0.0,
     ):
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
         _check('num_buckets', num_buckets, 'a whole number from 1 on')
@@ -102,6 +103,7 @@ class SpeechTextLoader:
             _check('tokens_per_batch', tokens_per_batch, 'a whole number from 1 on')
         _check('prefetch', prefetch, 'a whole number from 1 on')
         _check('encoder_seconds', encoder_seconds, 'a number of seconds from 0 on', float, above=-1e-9)
+        _check('shape_cost', shape_cost, 'a share of the training, from 0 on,', float, above=-1e-9)
         _check_lengths(task_feature_lengths)
         if data_dir:
             seqio.set_tfds_data_dir_override(str(data_dir))
@@ -129,6 +131,7 @@ class SpeechTextLoader:
             tokens_per_batch,
             self._lengths,
             encoder_seconds=encoder_seconds,
+            shape_cost=shape_cost,
         )
         self.speech_fill = self.plan.speech_fill
         self._steps: list[Any] = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
@@ -182,8 +185,8 @@ class SpeechTextLoader:
             )
         for number, error in errors.items():
             good[number] = False
-            self.skipped.append((store.ids[number], error))
-        index = np.nonzero(good)[0]
+            self.skipped.append((store.name(number), error))
+        index = np.nonzero(good)[0].astype(np.min_scalar_type(len(good)))
         if not len(index):
             first = f'; the first fault: {next(iter(errors.values()))}' if errors else ''
             raise ValueError(f'{task.name}: no usable example in split {self.split!r}{first}')
@@ -351,7 +354,8 @@ class SpeechTextLoader:
         digest = hashlib.sha256(repr((self._seed, self.plan.buckets)).encode())
         for task in self._planned:
             for array in (task.index, task.samples, task.inputs, task.targets):
-                digest.update(np.ascontiguousarray(array, np.int64).tobytes())
+                for start in range(0, len(array), plan_lib.LARGE):
+                    digest.update(array[start : start + plan_lib.LARGE].astype(np.int64))
             digest.update(repr(task.rate).encode())
         return {
             'seed': self._seed,
@@ -395,6 +399,7 @@ _MACROS = {
     'num_buckets': 'NUM_BUCKETS',
     'seed': 'RANDOM_SEED',
     'encoder_seconds': 'ENCODER_SECONDS',
+    'shape_cost': 'SHAPE_COST',
 }
 
 

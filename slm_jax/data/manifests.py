@@ -11,8 +11,8 @@ A relative path is relative to the manifest, `~/` is the home directory. `lang` 
 recording's own. Fields that are not known here (`speaker`, …) are left alone.
 """
 
-import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -67,14 +67,16 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     return (example for _, example in rows(path))
 
 
-def rows(path: str | os.PathLike) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
-    """As `read`, each with the line's own object before it; {} where it has none."""
+def rows(
+    path: str | os.PathLike, start: int = 0, stop: int | None = None
+) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    """As `read`, each with the line's own object before it; {} where it has none. Those from `start` to `stop`."""
     path = paths.path(path)
-    for number, line in json_lines.lines(path):
+    for number, line in itertools.islice(json_lines.lines(path), start, stop):
         row, example = {}, dict.fromkeys(FIELDS, '') | {'origin': f'{path}:{number}'}
         try:
             row = json_lines.parse(line)
-            example |= _fields(row, path.parent)
+            example |= fields(row, path.parent)
         except ValueError as error:
             example['error'] = f'{path}:{number}: {error}'
         example['id'] = example['id'] or example['origin']
@@ -122,7 +124,12 @@ def _segment(row: Mapping[str, Any], nemo: bool) -> dict[str, str]:
     return {name: '' if value is None else repr(value) for name, value in (('offset', offset), ('duration', duration))}
 
 
-def _fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
+def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
+    """What a line, or what stands in its place, says of an example.
+
+    Raises:
+        ManifestError: a field of another kind, or a language that is not known.
+    """
     fields: dict[str, Any] = {}
     for field, names in _NAMES.items():
         name = next((name for name in names if row.get(name) is not None), field)
@@ -193,24 +200,3 @@ class Source:
                 found = 'missing'
             digest.update(repr((example, found)).encode())
         return digest.hexdigest()
-
-
-@dataclasses.dataclass(frozen=True)
-class ManifestSource(Source):
-    """{split: manifest}, optionally some languages of them.
-
-    Attributes:
-        paths: the manifest of each split.
-        langs: keep lines of these languages only; empty keeps all.
-    """
-
-    paths: Mapping[str, str]
-    langs: tuple[str, ...] = ()
-
-    def path(self, split: str) -> pathlib.Path:
-        return paths.path(self.paths[split])
-
-    def examples(self, split: str) -> Iterator[dict[str, str]]:
-        for example in read(self.path(split)):
-            if not self.langs or example['lang'] in self.langs or example['error']:
-                yield example

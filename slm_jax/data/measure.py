@@ -4,17 +4,19 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 
 import functools
 import hashlib
+import io
 import json
-import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
 
-from slm_jax.data import cache, preprocessors
+from slm_jax import paths
+from slm_jax.data import cache, preprocessors, shards
 
 FEATURES = ('speech', 'inputs', 'targets')
-_FORMAT = 2  # of the file: raise it when what is measured changes
+_FORMAT = 3  # of the file: raise it when what is measured changes
 _SHOWN = 3  # targets with unknown characters
 
 
@@ -26,6 +28,14 @@ def measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
         and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`: which examples cannot be
         used, and why; and `shown`: some targets of which letters are lost.
     """
+    path = path_of(task, store)
+    if not path.exists():
+        _save(path, _joined([_measure(task, store, range(len(store)))]))
+    return _load(path)
+
+
+def path_of(task: seqio.Task, store: cache.Store) -> pathlib.Path:
+    """The file that remembers what was measured."""
     description = [
         cache.FORMAT,
         _FORMAT,
@@ -34,27 +44,58 @@ def measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
         {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
     ]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
-    path = store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
-    if not path.exists():
-        partial = path.with_name(f'{path.stem}.{os.getpid()}.part.npz')
-        np.savez(partial, allow_pickle=False, **_measure(task, store))
-        os.replace(partial, path)
-    with np.load(path) as file:
-        return dict(file)
+    return store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
 
 
-def _measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
-    n = len(store)
-    result = {name: np.zeros(n, np.int64) for name in ('inputs', 'targets', 'letters', 'lost')}
+def part_of(task: seqio.Task, store: cache.Store, number: int) -> pathlib.Path:
+    """The file of what was measured of one shard."""
+    path = path_of(task, store)
+    return path.with_name(f'{path.stem}-{number:05d}.npz')
+
+
+def measure_shard(task: seqio.Task, store: cache.Store, number: int) -> None:
+    """Measures one shard, into its `part_of`."""
+    _save(part_of(task, store, number), _measure(task, store, store.shard(number)))
+
+
+def join(task: seqio.Task, store: cache.Store) -> None:
+    """Makes of the parts of all shards the same file as `measure` does."""
+    parts = [part_of(task, store, number) for number in range(len(store.sizes))]
+    _save(path_of(task, store), _joined([_load(part) for part in parts]))
+    for part in parts:
+        part.unlink()
+
+
+def _save(path: pathlib.Path, measured: Mapping[str, np.ndarray]) -> None:
+    content = io.BytesIO()
+    np.savez(content, allow_pickle=False, **measured)
+    paths.write(path, content.getvalue())
+
+
+def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
+    with path.open('rb') as file, np.load(file) as arrays:
+        return dict(arrays)
+
+
+def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    whole['shown'] = whole['shown'][:_SHOWN]
+    return whole | {name: _narrow(whole[name]) for name in ('inputs', 'targets', 'letters', 'lost')}
+
+
+def _measure(task: seqio.Task, store: cache.Store, examples: range) -> dict[str, np.ndarray]:
+    n = len(examples)
+    result = {name: np.zeros(n, np.int32) for name in ('inputs', 'targets', 'letters', 'lost')}
     result['used'] = np.zeros(n, bool)
     bad, shown = {}, []
     empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
     steps = postcache(task, store.spec)
     vocabulary = task.output_features['targets'].vocabulary
-    for i, features in enumerate(store.all_features()):
+    for i, index in enumerate(examples):
+        features = store.features(index)
         for seed in range(wordings(store)):
             try:
-                example = steps(dict(features, **empty, index=np.int64(i), template_seed=np.int64(seed)))
+                example = steps(dict(features, **empty, index=np.int64(index), template_seed=np.int64(seed)))
             except preprocessors.BadExampleError as error:
                 example = {'error': str(error).encode()}
             if example is None:
@@ -63,7 +104,7 @@ def _measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
             for name in ('inputs', 'targets'):
                 result[name][i] = max(result[name][i], len(example.get(name, ())))
             if example.get('error'):
-                bad[i] = example['error'].decode()
+                bad[index] = example['error'].decode()
                 break
             if seed == 0:
                 said = example.get('targets_pretokenized', b'').decode()
@@ -75,6 +116,10 @@ def _measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
     result['errors'] = np.array(list(bad.values()), np.str_)
     result['shown'] = np.array(shown, np.str_)
     return result
+
+
+def _narrow(numbers: np.ndarray) -> np.ndarray:
+    return numbers.astype(np.min_scalar_type(numbers.max(initial=0)))
 
 
 def unknown(tokens: np.ndarray, said: str, vocabulary: seqio.Vocabulary) -> tuple[int, int, str]:
@@ -129,7 +174,7 @@ def postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
             return run(example)
         except Exception as error:
             known = isinstance(error, tf.errors.OpError)
-            reason = cache.reason_of(error) if known else f'{type(error).__name__}: {error}'
+            reason = shards.reason_of(error) if known else f'{type(error).__name__}: {error}'
             raise preprocessors.BadExampleError(
                 f'{name_of(example)}: a step of task {task.name!r} fails ({reason}). Leave the example out, or mend it.'
             ) from error

@@ -91,7 +91,9 @@ def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
 def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Reads `content`, the bytes of an audio file, into `speech`."""
 
-    def read(content: bytes, origin: bytes):
+    def read(content: bytes, origin: bytes, error: bytes):
+        if error:
+            return np.zeros(0, np.int16), error
         file = io.BytesIO(content)
         file.name = origin.decode()
         try:
@@ -99,7 +101,7 @@ def decode_content(dataset: tf.data.Dataset) -> tf.data.Dataset:
         except Exception as problem:
             return _unread(file.name, problem)
 
-    return _with_speech(dataset, read, ('content', 'origin'))
+    return _with_speech(dataset, read, ('content', 'origin', 'error'))
 
 
 def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:

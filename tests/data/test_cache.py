@@ -10,7 +10,7 @@ import soundfile
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.audio import waveforms
-from slm_jax.data import cache, preprocessors
+from slm_jax.data import cache, preprocessors, shards
 from slm_jax.tasks import registry
 
 
@@ -36,7 +36,7 @@ def test_random_access(manifest, tmp_path):
         features = store.features(index)
         assert features['audio'].decode() == str(path)
         assert features['speech_length'] == store.samples[index]
-    assert [f['target'] for f in store.all_features()] == [f'number {n}'.encode() for n in range(24)]
+    assert [store.features(index)['target'] for index in range(24)] == [f'number {n}'.encode() for n in range(24)]
 
 
 def test_tasks_on_one_corpus_share_a_store(manifest, tmp_path):
@@ -53,16 +53,16 @@ def test_a_changed_manifest_gets_a_new_store(manifest, tmp_path):
 
 
 def test_a_cut_build_goes_on_where_it_stopped(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, 'SHARD_EXAMPLES', 5)
+    monkeypatch.setattr(shards, 'SHARD_EXAMPLES', 5)
     asr = task(manifest)
-    add = cache._ShardWriter.add
+    add = shards._Shard.add
 
     def cut(self, example, error):
         if example['id'].endswith(b':18'):
             raise KeyboardInterrupt
         add(self, example, error)
 
-    monkeypatch.setattr(cache._ShardWriter, 'add', cut)
+    monkeypatch.setattr(shards._Shard, 'add', cut)
     with pytest.raises(KeyboardInterrupt):
         cache.open_store(asr, 'train', tmp_path / 'cache')
     directory = cache.store_dir(asr, 'train', tmp_path / 'cache')
@@ -70,7 +70,7 @@ def test_a_cut_build_goes_on_where_it_stopped(manifest, tmp_path, monkeypatch):
 
     written = []
     monkeypatch.setattr(
-        cache._ShardWriter,
+        shards._Shard,
         'add',
         lambda self, example, error: (written.append(example['id']), add(self, example, error)),
     )
@@ -240,7 +240,7 @@ def test_features_of_any_type_survive():
         'number': np.int64(-3),
         'vector': np.arange(6, dtype=np.float32).reshape(2, 3),
     }
-    unpacked = cache._unpack(cache._pack(example))
+    unpacked = shards.unpack(shards.pack(example))
     assert unpacked['text'] == example['text'] and unpacked['empty'] == b''
     assert unpacked['number'] == -3 and unpacked['number'].dtype == np.int64
     np.testing.assert_array_equal(unpacked['vector'], example['vector'])

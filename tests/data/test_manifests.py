@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from slm_jax.data import manifests
+from slm_jax.data import manifests, sources
 
 
 def read(tmp_path, *rows) -> list[dict]:
@@ -96,14 +96,14 @@ def test_unreadable_or_empty_manifest(tmp_path):
 
 
 def test_a_source_gives_the_chosen_languages(manifest):
-    source = manifests.ManifestSource({'train': str(manifest)}, ('fr',))
+    source = sources.ManifestSource({'train': str(manifest)}, ('fr',))
     assert [e['lang'] for e in source.examples('train')] == ['fr'] * 8
-    assert source.fingerprint('train') != manifests.ManifestSource({'train': str(manifest)}, ()).fingerprint('train')
+    assert source.fingerprint('train') != sources.ManifestSource({'train': str(manifest)}, ()).fingerprint('train')
 
 
 def test_the_state_is_that_of_the_lines_and_of_the_recordings(manifest):
     def state(*langs):
-        return manifests.ManifestSource({'train': str(manifest)}, langs).state('train')
+        return sources.ManifestSource({'train': str(manifest)}, langs).state('train')
 
     before, clip = state(), manifest.parent / 'clip01.wav'
     manifest.write_text(manifest.read_text() + '\n')
@@ -140,4 +140,4 @@ def test_the_home_directory(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     (example,) = read(tmp_path, {'audio': '~/a.wav'})
     assert example['audio'] == '/home/me/a.wav'
-    assert str(manifests.ManifestSource({'train': '~/m.jsonl'}).path('train')) == '/home/me/m.jsonl'
+    assert str(sources.ManifestSource({'train': '~/m.jsonl'}).path('train')) == '/home/me/m.jsonl'

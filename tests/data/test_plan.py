@@ -1,6 +1,7 @@
 """The plan: a function of (seed, step) that loses no example, pads little, and obeys the rates."""
 
 import collections
+import hashlib
 import itertools
 
 import numpy as np
@@ -150,3 +151,44 @@ def test_evaluation_sees_every_example_once():
         seen.update((t, e) for t, e, _ in batch.rows.tolist() if t >= 0)
         assert {seed for t, _, seed in batch.rows.tolist() if t >= 0} == {0}
     assert seen == collections.Counter({(0, i): 1 for i in range(101)} | {(1, i): 1 for i in range(57)})
+
+
+@pytest.mark.parametrize(
+    'tasks, options, digest',
+    [
+        ([(500,)], {}, '28aabaa04875a74e'),
+        (
+            [(100, 0, 1.0), (3000, 1, 3.0), (200, 2, 0.5, False)],
+            {'row_multiple': 2, 'encoder_seconds': 5.0, 'seed': 7},
+            'cb3db2095bc90eba',
+        ),
+    ],
+)
+def test_the_order_of_a_small_set_is_that_of_earlier_versions(tasks, options, digest):
+    """Runs that began with them go on with what would have come."""
+    plan = make(*(lengths(*task) for task in tasks), **options)
+    found = hashlib.sha256(repr([tuple(vars(bucket).values()) for bucket in plan.buckets]).encode())
+    for step in (*range(200), 5000):
+        batch = plan.batch(step)
+        found.update(bytes([batch.bucket]) + batch.rows.astype('<i8').tobytes())
+    assert found.hexdigest()[:16] == digest
+
+
+def test_a_late_step_of_a_small_set_draws_no_chunk_before_it(monkeypatch):
+    plan, drawn = make(lengths(500), lengths(40, seed=1, rate=2.0)), []
+    monkeypatch.setattr(plan, '_drawn', lambda chunk, draw=plan._drawn: drawn.append(chunk) or draw(chunk))
+    late = plan.batch(3000)
+    assert len(drawn) == 1
+    chunks = [len(plan._chunk(chunk)) for chunk in range(drawn[0])]
+    assert plan._first_step[: len(chunks) + 1] == np.cumsum([0, *chunks]).tolist()
+    assert key(late) == key(plan._chunk(drawn[0])[3000 - sum(chunks)])
+
+
+def test_a_shape_that_saves_less_than_it_costs_is_not_made():
+    task = lengths(3000)
+    free, cheap, dear = (make(task, enough=1.0, shape_cost=cost) for cost in (0.0, 0.01, 0.1))
+    assert len(free.buckets) == 24 and 1 < len(dear.buckets) < len(cheap.buckets) < 24
+    assert dear.speech_fill < cheap.speech_fill < free.speech_fill
+    one_more = make(task, enough=1.0, num_buckets=len(dear.buckets) + 1)
+    assert one_more.speech_fill - dear.speech_fill < 0.1 * one_more.speech_fill
+    assert len(make(task, shape_cost=1.0).buckets) == 1
