@@ -15,6 +15,7 @@ import re
 import signal
 import socket
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -52,8 +53,13 @@ def join() -> None:
     """
     jax.config.update('jax_enable_preemption_service', False)  # its handler of SIGTERM would be a second one
     given = _given()
+    where = f'{given[0]} (JAX_COORDINATOR_ADDRESS)' if given else 'the coordinator'
+    remedy = (
+        'Start all of them with the same command, each with a JAX_PROCESS_ID of its own, and let them reach that port.'
+    )
     try:
-        jax.distributed.initialize(*given)
+        with _told_of_abort(f'--multihost: the other hosts were not found at {where}, though waited for. {remedy}'):
+            jax.distributed.initialize(*given)
     except (ValueError, TypeError) as error:
         raise HostsError(
             f'--multihost: nothing says which host this is ({error}). TPU pods and Slurm do; elsewhere set '
@@ -61,11 +67,8 @@ def join() -> None:
             'leave --multihost out to run on this host alone.'
         ) from error
     except RuntimeError as error:
-        where = f'{given[0]} (JAX_COORDINATOR_ADDRESS)' if given else 'the coordinator'
-        raise HostsError(
-            f'--multihost: the hosts did not come together at {where}: {str(error).splitlines()[0][:200]}. Start all '
-            'of them with the same command, each with a JAX_PROCESS_ID of its own, and let them reach that port.'
-        ) from error
+        reason = str(error).splitlines()[0][:200]
+        raise HostsError(f'--multihost: the hosts did not come together at {where}: {reason}. {remedy}') from error
     if watch():
         notices.silent = not first()
 
@@ -412,12 +415,34 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
-def _on_abort(handle: Callable[[], None]) -> None:
+def _on_abort(handle: Callable[[], None] | None) -> None:
     """Calls `handle` when a library aborts the process: Python's own handlers would not run any more."""
     global _abort_handler
     library = ctypes.CDLL(None)
-    kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
-
-    _abort_handler = kind(lambda _: handle())  # where it returns, the abort goes on
     library.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
-    library.signal(signal.SIGABRT, ctypes.cast(_abort_handler, ctypes.c_void_p))
+    # Where it returns, the abort goes on.
+    _abort_handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda _: handle()) if handle else None
+    library.signal(signal.SIGABRT, ctypes.cast(_abort_handler, ctypes.c_void_p) if handle else None)
+
+
+@contextlib.contextmanager
+def _told_of_abort(text: str) -> Iterator[None]:
+    """Inside, JAX may abort the process with pages of C++: this line is told instead, with EXIT_HOST_LOST."""
+    with tempfile.TemporaryFile() as said:
+        terminal = os.dup(2)
+        os.dup2(said.fileno(), 2)
+
+        def aborted():
+            os.dup2(terminal, 2)
+            say(text)
+            os._exit(EXIT_HOST_LOST)
+
+        _on_abort(aborted)
+        try:
+            yield
+        finally:
+            _on_abort(None)
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            said.seek(0)
+            os.write(2, said.read())

@@ -277,3 +277,21 @@ def test_parts_of_the_mesh_need_not_be_blocks_of_rows(monkeypatch):
     assert [rows(crossed, 8, host) for host in range(4)] == [[0, 1, 4, 5]] * 2 + [[2, 3, 6, 7]] * 2
     blocks = mesh([0, 0, 1, 1], data=4, fsdp=1, model=1)
     assert [rows(blocks, 5, host) for host in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+ALONE = """
+import functools, jax
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, initialization_timeout=3)
+from slm_jax import train
+train.main(['--multihost'])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('index', ['0', '1'])
+def test_hosts_that_do_not_come_are_said_in_a_line(index):
+    names = dict(zip(NAMES, ('localhost:47111', '2', index)))
+    done = subprocess.run([sys.executable, '-c', ALONE], env={**os.environ, **names}, capture_output=True, text=True)
+    assert done.returncode == train.EXIT_HOST_LOST
+    assert done.stderr.startswith('slm-jax: --multihost: the other hosts were not found at localhost:47111 (JAX_')
+    assert len(done.stderr.splitlines()) == 1
