@@ -152,7 +152,7 @@ class Report:
             'flops': self.flops,
             'collectives': moved and moved.by_kind,
             'sent_bytes': moved and moved.sent,
-            'largest_collectives': moved and [dataclasses.asdict(each) for each in moved.largest()],
+            'largest_collectives': moved and [dataclasses.asdict(each) for each in moved.largest(20)],
             'open_loops': moved and [dataclasses.asdict(each) for each in moved.open_loops],
             'compile_seconds': round(self.compile_seconds, 1),
             'estimate': self.roofline
