@@ -5,7 +5,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class Training:
         Raises:
             ValueError: the mesh does not fit the devices.
         """
-        partitioner = dataclasses.replace(self.partitioner, **mesh)
+        partitioner = dataclasses.replace(self.partitioner, **cast(dict[str, Any], mesh))
         try:
             devices = partitioner.mesh(topology.devices())
         except NotImplementedError:  # JAX splits no axis of the torus
@@ -152,7 +152,7 @@ class Report:
             'flops': self.flops,
             'collectives': moved and moved.by_kind,
             'sent_bytes': moved and moved.sent,
-            'largest_collectives': moved and [dataclasses.asdict(each) for each in moved.largest()],
+            'largest_collectives': moved and [dataclasses.asdict(each) for each in moved.largest(20)],
             'open_loops': moved and [dataclasses.asdict(each) for each in moved.open_loops],
             'compile_seconds': round(self.compile_seconds, 1),
             'estimate': self.roofline
@@ -263,8 +263,11 @@ def _needed(said: Sequence[str], held: Mapping[str, int]) -> int | None:
 def _moved(program: Any) -> tuple[collectives.Collectives | None, tuple[str, ...]]:
     try:
         return collectives.collectives(program.as_text()), ()
-    except jax.errors.JaxRuntimeError as error:  # libtpu newer than jaxlib
-        return None, (f'collectives not known: this jaxlib cannot read what libtpu wrote ({str(error)[:80]} …)',)
+    except jax.errors.JaxRuntimeError as error:
+        return None, (
+            'collectives are not known: this jaxlib cannot read what this libtpu writes; install the one that belongs '
+            f"to it: pip install 'jax[tpu]=={jax.__version__}' ({str(error)[:60]} …)",
+        )
 
 
 def _roofline(report: Report, layout: setup.Layout, length: int) -> chips.Roofline | None:
