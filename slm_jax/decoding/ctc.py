@@ -1,5 +1,6 @@
 """Writing together with CTC: a language model's next token weighed against what the frames can still spell."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -37,6 +38,8 @@ def with_ctc(
     log_probs = jnp.maximum(jax.nn.log_softmax(ctc_logits.astype(jnp.float32)), -30.0)
     silence = jnp.where(jnp.arange(num_labels) == 0, 0.0, -1e4)
     log_probs = jnp.where((jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence)
+    # Labels are few, and each step looks some up: whole on every device. Tokens are many.
+    log_probs = nn.with_logical_constraint(log_probs, ('batch', 'length', 'labels'))
     blank = log_probs[:, None, :, 0]
     token_labels, between = jnp.abs(token_labels), token_labels < 0
 
@@ -78,7 +81,10 @@ def with_ctc(
             labels[..., token_labels],
             -unheard[..., None],
         )
-        return tokens.at[..., eos_id].set(ended - text).at[..., 0].set(never)  # padding is not text
+        place = jnp.arange(len(token_labels))
+        tokens = jnp.where(place == eos_id, (ended - text)[..., None], tokens)
+        tokens = jnp.where(place == 0, never, tokens)  # padding is not text
+        return nn.with_logical_constraint(tokens, ('batch', 'beams', 'vocab'))
 
     def stored(state):
         return [jnp.expand_dims(x.reshape(-1, *x.shape[2:]), tuple(range(cache_batch_axis))) for x in state]

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, Int32
 
 _METHODS = ('greedy', 'beam', 'sample')
@@ -267,24 +268,27 @@ def best_of_all(scores: Float[Array, 'b k v'], count: int) -> tuple[Float[Array,
 
     A vocabulary that is divided over devices stays so: each gives its own best, and of these few the best are taken.
     """
-    vocab_size, parts = scores.shape[-1], _vocabulary_parts()
+    batch, beams, vocab_size = scores.shape
+    row_axes, token_axes = nn.logical_to_mesh_axes(('batch', 'vocab'))
+    parts = _devices(token_axes)
     size = -(-vocab_size // parts)
     if parts > 1 and size > count:
         scores = jnp.pad(scores, ((0, 0), (0, 0), (0, parts * size - vocab_size)), constant_values=-jnp.inf)
-        scores = scores.reshape(*scores.shape[:2], parts, size)
-        scores, places = lax.top_k(nn.with_logical_constraint(scores, ('batch', 'beams', 'vocab', 'within')), count)
-        places += vocab_size * jnp.arange(scores.shape[1])[:, None, None] + size * jnp.arange(parts)[:, None]
+        # By hand: of `top_k`, XLA divides neither rows nor anything else but on TPUs.
+        spec = PartitionSpec(row_axes if batch % _devices(row_axes) == 0 else None, None, token_axes)
+        best = jax.shard_map(lambda scores: lax.top_k(scores, count), in_specs=spec, out_specs=spec)
+        scores, places = (x.reshape(batch, beams, parts, count) for x in best(scores))
+        places += vocab_size * jnp.arange(beams)[:, None, None] + size * jnp.arange(parts)[:, None]
         # Beam by beam, part by part and best first: of equal scores, the first here is the first of all.
-        scores, chosen = lax.top_k(scores.reshape(len(scores), -1), count)
-        return scores, jnp.take_along_axis(places.reshape(len(scores), -1), chosen, axis=1)
-    return lax.top_k(scores.reshape(len(scores), -1), count)
+        scores, chosen = lax.top_k(scores.reshape(batch, -1), count)
+        return scores, jnp.take_along_axis(places.reshape(batch, -1), chosen, axis=1)
+    return lax.top_k(scores.reshape(batch, -1), count)
 
 
-def _vocabulary_parts() -> int:
-    """Devices that a vocabulary is divided over, by the rules and the mesh of the caller."""
-    axes = nn.logical_to_mesh_axes(('vocab',))[0] or ()
+def _devices(axes: str | tuple[str, ...] | None) -> int:
+    """Devices along axes of the mesh that the caller traces for."""
     shape = jax.sharding.get_abstract_mesh().shape
-    return math.prod(shape[axis] for axis in ([axes] if isinstance(axes, str) else axes) if axis in shape)
+    return math.prod(shape.get(axis, 1) for axis in ([axes] if isinstance(axes, str) else axes or ()))
 
 
 def _of_beams(change: Callable[[Array], Array], cache: Cache) -> Cache:

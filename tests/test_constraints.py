@@ -1,0 +1,116 @@
+"""Every model names the axes of its activations: all modules of the rooms of models are traced, and found here."""
+
+import importlib
+import inspect
+import pkgutil
+
+import constraints
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+
+from slm_jax import adapters, encoders, llms
+from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
+from slm_jax.decoding import DecodeConfig
+from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
+from slm_jax.llms import t5
+from slm_jax.systems.text_to_text import generate
+from slm_jax.training import partitioning
+
+LENGTHS = jnp.array([9, 4], jnp.int32)
+FRAMES = jnp.ones((2, 12, 160))
+TOKENS = jnp.ones((2, 6), jnp.int32)
+SLM = dict(output_dim=24, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
+T5 = dict(vocab_size=64, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=8, mlp_dim=32)
+W2V = dict(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32, adapter_dim=24)
+
+# A new model has to stand here, with one example for each of its ways.
+EXAMPLES = {
+    'usm': (usm.UsmEncoder(usm.UsmConfig(2, 16, 2, remat_policy='minimal')), FRAMES, LENGTHS),
+    'whisper': (whisper.WhisperEncoder(whisper.WhisperConfig(2, 16, 2, 32)), FRAMES, LENGTHS),
+    'w2v-BERT': (w2v_bert.W2vBertEncoder(w2v_bert.W2vBertConfig(**W2V, num_adapter_layers=1)), FRAMES, LENGTHS),
+    'w2v-BERT, relative': (
+        w2v_bert.W2vBertEncoder(w2v_bert.W2vBertConfig(**W2V, positions='relative', intermediate_ffn=True)),
+        FRAMES,
+        LENGTHS,
+    ),
+    'ctc': (ctc.CtcHead(32), FRAMES),
+    'best_rq': (best_rq.BestRqHead(best_rq.BestRqConfig(2, 32)), FRAMES),
+    'adapter': (SlmAdapter(SlmAdapterConfig(**SLM)), FRAMES, LENGTHS),
+    'adapter, conv': (SlmAdapter(SlmAdapterConfig(**SLM, reduction='conv', remat_policy='full')), FRAMES, LENGTHS),
+    't5': (t5.T5(t5.T5Config(**T5)), TOKENS, TOKENS, TOKENS),
+    't5, scanned': (t5.T5(t5.T5Config(**T5, scan_layers=True, remat_policy='full')), TOKENS, TOKENS, TOKENS),
+    't5, old': (t5.T5(t5.T5Config(**T5, logits_via_embedding=True, mlp_activations=('relu',))), *[TOKENS] * 3),
+}
+
+
+@pytest.fixture
+def tracing():
+    """tracing(generation): a mesh of one device, whose constraints are those of any."""
+    partitioner = partitioning.Partitioner()
+    return lambda generation=False: partitioner.tracing(partitioner.mesh(jax.devices()[:1]), generation)
+
+
+def initialised(module, *inputs):
+    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)['params'])
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_every_product_with_weights_is_named_before_the_next(name, tracing):
+    module, *inputs = EXAMPLES[name]
+    params = initialised(module, *inputs)
+    with tracing():
+        assert not constraints.unnamed(
+            lambda params, *inputs: module.apply({'params': params}, *inputs), params, *inputs
+        )
+
+
+@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old'])
+def test_so_it_is_in_a_step_of_decoding(name, tracing):
+    module, *inputs = EXAMPLES[name]
+
+    def generated(params, embeddings, mask):
+        encoded = module.apply({'params': params}, embeddings, mask, method='encode')
+        return generate(module, params, encoded, mask, DecodeConfig('beam', 8, beam_size=2))
+
+    params = initialised(module, *inputs)
+    with tracing(generation=True):
+        assert not constraints.unnamed(generated, params, jnp.ones((2, 6, 16)), jnp.ones((2, 6), bool))
+
+
+def test_a_model_without_constraints_is_found(tracing):
+    class Bare(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.relu(nn.Dense(8)(x))
+            x = nn.with_logical_constraint(nn.Dense(8)(x), ('bach', 'length', 'embed'))  # no rule names it
+            return nn.with_logical_constraint(nn.Dense(8)(x), ('batch', 'length', 'embed'))
+
+    x = jnp.ones((2, 3, 4))
+    params = initialised(Bare(), x)
+    with tracing():
+        found = constraints.unnamed(lambda params, x: Bare().apply({'params': params}, x), params, x)
+    assert len(found) == 1, found  # of the first two: both have this shape
+
+
+def test_no_module_is_left_out():
+    defined = {
+        value
+        for room in (encoders, llms, adapters)
+        for info in pkgutil.walk_packages(room.__path__, f'{room.__name__}.')
+        for value in vars(importlib.import_module(info.name)).values()
+        if inspect.isclass(value) and issubclass(value, nn.Module) and value.__module__ == info.name
+    }
+    traced = set()
+
+    def note(call, args, kwargs, context):
+        traced.add(type(context.module))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        for module, *inputs in EXAMPLES.values():
+            initialised(module, *inputs)
+    bases = {base for kind in traced for base in kind.__mro__}  # nn.scan and nn.remat make classes of their own
+    missing = {f'{kind.__module__}.{kind.__name__}' for kind in defined - bases}
+    assert not missing, f'{missing}: give EXAMPLES one of each, so that its constraints are looked for.'
