@@ -30,7 +30,7 @@ _DIRECTORY = 'checkpoints'
 _OPTIMIZER = 'optimizer'
 _CARD = 'card'
 _FILES = 'files.json'
-_OURS = re.compile(r'\.?card\.json|checkpoints|losses\.jsonl|events\.out\..*|bad_batch_\d+\.npz')
+_OURS = re.compile(r'\.?card\.json|checkpoints|losses\.jsonl|events\.out\..*|bad_batch_\d+\.npz|profile')
 
 
 class CheckpointError(ValueError):
