@@ -12,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # Settings.
 NAME=${NAME:-slm-jax}
 IMAGE=${IMAGE:-us-docker.pkg.dev/PROJECT/slm-jax/slm-jax:latest}
-ACCELERATOR=${ACCELERATOR:-tpu-v5p-slice} # tpu-v5-lite-podslice, tpu-v6e-slice, tpu-v4-podslice
+TPU=${TPU:-tpu-v5p-slice}                 # tpu-v5-lite-podslice, tpu-v6e-slice, tpu-v4-podslice
 TOPOLOGY=${TOPOLOGY:-2x2x4}               # of one slice
 CHIPS_PER_HOST=${CHIPS_PER_HOST:-4}       # 1, 4 or 8, by the machines of the node pool
 SLICES=${SLICES:-1}                       # node pools of that topology; each slice has one to itself
@@ -83,7 +83,7 @@ spec:
               serviceAccountName: $SERVICE_ACCOUNT
               terminationGracePeriodSeconds: $GRACE_SECONDS
               nodeSelector:
-                cloud.google.com/gke-tpu-accelerator: $ACCELERATOR
+                cloud.google.com/gke-tpu-accelerator: $TPU
                 cloud.google.com/gke-tpu-topology: $TOPOLOGY
 ${SPOT:+"                cloud.google.com/gke-spot: 'true'
 "}              volumes:

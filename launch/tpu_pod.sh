@@ -6,6 +6,7 @@
 #   bash launch/tpu_pod.sh keep GIN_FILE MODEL_DIR [--gin.NAME=VALUE ...]
 #                                         both; and again, with new slices, when these are taken away
 #   bash launch/tpu_pod.sh log            shows again what the first host says; what was started goes on without it
+#   bash launch/tpu_pod.sh run COMMAND    runs a command line on every host, beside the code, and waits for its end
 #   bash launch/tpu_pod.sh stop           saves a checkpoint and ends the training
 #   bash launch/tpu_pod.sh delete         gives the slices back: only then do they cost nothing more
 # --dry_run prints the commands and runs none. MODEL_DIR is a bucket (gs://...), since the hosts share no disk. Gin
@@ -28,7 +29,10 @@ nodes() { if [ "$SLICES" = 1 ]; then echo "$NAME"; else seq -f "$NAME-%g" 0 $((S
 state() { tpus queued-resources describe "$NAME" --format='value(state.state)'; }
 
 # Runs a command line on every host.
-on_hosts() { for node in $(nodes); do tpus tpu-vm ssh "$node" --worker=all --command="$1"; done; }
+on_hosts() {
+  local node
+  for node in $(nodes); do tpus tpu-vm ssh "$node" --worker=all --command="$1"; done
+}
 
 create() {
   local names=("--node-id=$NAME")
@@ -106,6 +110,7 @@ keep() {
 
 case ${1:-} in
 create | train | keep | log | delete) "$@" ;;
+run) on_hosts "cd run && ${2:?COMMAND is missing: bash launch/tpu_pod.sh run COMMAND}" ;;
 stop) on_hosts 'cd run && bash ../slm_jax/launch/background.sh stop' ;;
-*) fail 'usage: bash launch/tpu_pod.sh create | train | keep | log | stop | delete (see its first lines)' ;;
+*) fail 'usage: bash launch/tpu_pod.sh create | train | keep | log | run | stop | delete (see its first lines)' ;;
 esac

@@ -36,7 +36,7 @@ _FILES = 'files.json'
 _COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
 _OURS = re.compile(
     r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|\.lock\.json|'
-    r'\.hosts-.*'
+    r'\.hosts-.*|profile'
 )
 
 

@@ -45,12 +45,12 @@ class Progress:
     def __init__(self, steps: int, done: int):
         silent = True if jax.process_index() or terminal.structured() else None
         self._bar = tqdm(total=steps, initial=done, unit='step', disable=silent)
-        terminal.step = done
+        terminal.step = self._done = done
 
     def update(self) -> None:
         """One step more."""
         self._bar.update()
-        terminal.step += 1
+        terminal.step = self._done = self._done + 1
 
     def close(self) -> None:
         """The bar stays as it is."""

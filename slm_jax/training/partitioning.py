@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 Rules = Sequence[tuple[str, str | tuple[str, ...] | None]]
@@ -64,7 +65,7 @@ class Partitioner:
         """The mesh (data, fsdp, model) over `devices` (all there are, if None).
 
         Raises:
-            ValueError: the sizes do not multiply to the number of devices.
+            ValueError: the sizes do not multiply to the number of devices, or TPU slices do not divide `data`.
         """
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp, self.model]
@@ -76,8 +77,18 @@ class Partitioner:
                 f'Partitioner: data={self.data}, fsdp={self.fsdp}, model={self.model} do not multiply to the '
                 f'{len(devices)} devices there are. One of them may be -1, for all that remain.'
             )
-        axis_types = (jax.sharding.AxisType.Auto,) * 3
-        return jax.make_mesh(sizes, ('data', 'fsdp', 'model'), axis_types, devices=devices)
+        names, axis_types = ('data', 'fsdp', 'model'), (jax.sharding.AxisType.Auto,) * 3
+        slices = len({getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'})
+        if slices < 2:
+            return jax.make_mesh(sizes, names, axis_types, devices=devices)
+        # Between slices there is only the network of the data centre, so each has whole examples and whole parameters.
+        if sizes[0] % slices:
+            raise ValueError(
+                f'Partitioner.data is {sizes[0]}; on {slices} TPU slices it must be a multiple of {slices}.'
+            )
+        within = (sizes[0] // slices, *sizes[1:])
+        placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+        return jax.sharding.Mesh(placed, names, axis_types=axis_types)
 
     def shardings(
         self, boxed: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, notes: set[str] | None = None
