@@ -36,6 +36,8 @@ class Beam:
         Raises:
             ValueError: Beam is not installed, there is no such runner, or an option that it needs is missing.
         """
+        logging.getLogger('apache_beam').setLevel(logging.CRITICAL)  # what fails is said by us
+        logging.disable(logging.WARNING)  # what of Google's is not installed
         try:
             from apache_beam import runners
             from apache_beam.options import pipeline_options
@@ -43,7 +45,8 @@ class Beam:
             raise ValueError(
                 f"--runner takes Apache Beam, which is not installed ({error}): pip install 'slm_jax[beam]'"
             ) from error
-        logging.getLogger('apache_beam').setLevel(logging.CRITICAL)  # what fails is said by us
+        finally:
+            logging.disable(logging.NOTSET)
         options = pipeline_options.PipelineOptions(list(self.arguments))
         runner = options.view_as(pipeline_options.StandardOptions).runner
         try:

@@ -230,24 +230,26 @@ def _build(task: seqio.Task, split: str, directory: pathlib.Path, on_bad_example
 
 def finish(task: seqio.Task, split: str, directory: pathlib.Path) -> None:
     """Makes a store of the shards in a directory, which are all there."""
-    made = list(_map(functools.partial(_about, directory), sorted(shards.done(directory))))
-    while made and not made[-1]['ids'] and not made[-1]['skipped']:  # a step left out the last examples
+    numbers = sorted(shards.done(directory))
+    made = list(_map(functools.partial(_lengths, directory), numbers))
+    while made and not len(made[-1][0]) and not made[-1][1]:  # a step left out the last examples
         made.pop()
+        (directory / f'{numbers.pop():05d}.json').unlink()
     part = shards.part_of(directory / 'samples.npy')
-    np.save(part, np.array([length for shard in made for length in shard['samples']], np.uint32))
+    np.save(part, np.concatenate([np.zeros(0, np.uint32), *(samples for samples, _ in made)]))
     shards.publish(part, directory / 'samples.npy')
-    list_skipped(directory, [fault for shard in made for fault in shard['skipped']])
+    list_skipped(directory, [fault for _, faults in made for fault in faults])
     whole = {'task': task.name, 'split': split, 'spec': shards.spec(task, split)}
     for left in directory.glob('*.part.*'):  # by builds that were cut
         left.unlink()
-    paths.write(directory / 'store.json', json.dumps(whole | {'shards': [len(shard['ids']) for shard in made]}))
+    paths.write(directory / 'store.json', json.dumps(whole | {'shards': [len(samples) for samples, _ in made]}))
 
 
 def skipped(directory: pathlib.Path) -> list[tuple[int, str, str]]:
     """(shard, id, what was wrong) of what the finished shards left out."""
     numbers = sorted(shards.done(directory))
-    abouts = _map(functools.partial(_about, directory), numbers)
-    return [(number, *fault) for number, about in zip(numbers, abouts) for fault in about['skipped']]
+    made = _map(functools.partial(_lengths, directory), numbers)
+    return [(number, *fault) for number, (_, faults) in zip(numbers, made) for fault in faults]
 
 
 def list_skipped(directory: pathlib.Path, faults: Iterable[Sequence[str]]) -> None:
@@ -258,6 +260,12 @@ def list_skipped(directory: pathlib.Path, faults: Iterable[Sequence[str]]) -> No
 
 def _about(directory: pathlib.Path, number: int) -> dict:
     return json.loads((directory / f'{number:05d}.json').read_text())
+
+
+def _lengths(directory: pathlib.Path, number: int) -> tuple[np.ndarray, list[list[str]]]:
+    """Of a shard the samples of each example, and what was left out: what is small of it."""
+    about = _about(directory, number)
+    return np.array(about['samples'], np.uint32), about['skipped']
 
 
 def _map(function: Callable, items: Iterable) -> Iterator:

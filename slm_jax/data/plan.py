@@ -285,14 +285,6 @@ class Plan:
     @functools.lru_cache(maxsize=4)
     def _chunk(self, chunk: int) -> list[Batch]:
         """The batches of a chunk, in order."""
-        if self._windows:
-            batches = [Batch(bucket, rows) for bucket, rows in self._windows.chunk(chunk)]
-        else:
-            batches = self._drawn(chunk)
-        order = self._rng(3, chunk).permutation(len(batches))
-        return [batches[i] for i in order]
-
-    def _drawn(self, chunk: int) -> list[Batch]:
         drawn_rows = []
         for task in range(len(self._tasks)):
             size = len(self._tasks[task].index)
@@ -312,7 +304,8 @@ class Plan:
                 here = here[self._rng(2, chunk, number).permutation(len(here))]
                 here = here[np.arange(_round_up(len(here), bucket.rows)) % len(here)]
                 batches += [Batch(number, part) for part in here.reshape(-1, bucket.rows, 3)]
-        return batches
+        order = self._rng(3, chunk).permutation(len(batches))
+        return [batches[i] for i in order]
 
     def batch(self, step: int) -> Batch:
         """The batch of a step, counted from 0.
@@ -320,8 +313,7 @@ class Plan:
         The first call for a late step counts the batches of the chunks before it; of a large plan it does not.
         """
         if self._windows:
-            chunk = self._windows.chunk_of(step)
-            return self._chunk(chunk)[step - int(self._windows.batches_before(chunk).sum())]
+            return Batch(*self._windows.batch(step))
         while self._first_step[-1] <= step:
             self._first_step.append(self._first_step[-1] + self._count(len(self._first_step) - 1))
         chunk = int(np.searchsorted(self._first_step, step, 'right')) - 1

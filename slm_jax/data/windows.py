@@ -57,26 +57,30 @@ class Windows:
         self._epoch = functools.lru_cache(2 * tasks + 2)(self._make_epoch)
         self._window = functools.lru_cache(2 * tasks + 2)(self._make_window)
 
-    def batches_before(self, chunk: int) -> Int[np.ndarray, ' buckets']:
-        """How many batches of each bucket come before a chunk."""
-        return self._draws_before(chunk) // self._rows
-
-    def _draws_before(self, chunk: int) -> Int[np.ndarray, ' buckets']:
-        return np.floor(self._drawn * chunk).astype(np.int64).sum(0)
+    def batch(self, step: int) -> tuple[int, Int[np.ndarray, 'rows 3']]:
+        """Bucket and rows of the batch of a step, counted from 0; a row as in `plan.Batch`."""
+        chunk = self.chunk_of(step)
+        bucket, number = self._order(chunk)[step - self.batches_before(chunk).sum()]
+        return int(bucket), self._rows_of(bucket, number * self._rows[bucket], (number + 1) * self._rows[bucket])
 
     def chunk_of(self, step: int) -> int:
         """The chunk that a step falls into."""
         return _last(lambda chunk: self.batches_before(chunk).sum() <= step)
 
-    def chunk(self, chunk: int) -> list[tuple[int, Int[np.ndarray, 'rows 3']]]:
-        """(bucket, rows) of the batches of a chunk in no particular order; a row as in `plan.Batch`."""
-        batches = []
-        for bucket, (start, stop) in enumerate(zip(self.batches_before(chunk), self.batches_before(chunk + 1))):
-            if stop > start:
-                size = self._rows[bucket]
-                rows = self._rows_of(bucket, start * size, stop * size)
-                batches += [(bucket, part) for part in rows.reshape(-1, size, 3)]
-        return batches
+    def batches_before(self, chunk: int) -> Int[np.ndarray, ' buckets']:
+        """How many batches of each bucket come before a chunk."""
+        return self._draws_before(chunk) // self._rows
+
+    @functools.lru_cache(maxsize=1024)
+    def _draws_before(self, chunk: int) -> Int[np.ndarray, ' buckets']:
+        return np.floor(self._drawn * chunk).astype(np.int64).sum(0)
+
+    @functools.lru_cache(maxsize=4)
+    def _order(self, chunk: int) -> Int[np.ndarray, 'batches 2']:
+        """(bucket, number of the batch in the bucket) of the batches of a chunk."""
+        spans = zip(self.batches_before(chunk), self.batches_before(chunk + 1))
+        batches = [(bucket, number) for bucket, span in enumerate(spans) for number in range(*span)]
+        return self._rng(3, chunk).permutation(batches)
 
     def _rows_of(self, bucket: int, start: int, stop: int) -> Int[np.ndarray, 'rows 3']:
         """Rows `start` to `stop` of all that is drawn for a bucket."""

@@ -1,7 +1,9 @@
 """The store: what was put in comes out in any order; builds resume; bad examples are named."""
 
 import dataclasses
+import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -265,3 +267,52 @@ def test_a_fingerprint_of_its_own_describes_a_dataclass():
         fingerprint: str = 'of all that decides'
 
     assert cache.describe([Step(1)]) == ['of all that decides']
+
+
+def sifted(name: str, left_out: set[int], rekeyed: bool = False):
+    """A task over the numbers to 23 of which a step before the placeholder leaves some out, or drops `source_index`."""
+
+    def dataset_fn(split, shuffle_files, seed=None):
+        return preprocessors.tf.data.Dataset.range(24).map(lambda number: {'number': number})
+
+    def steps(dataset):
+        dataset = dataset.filter(lambda example: ~preprocessors.tf.reduce_any(example['number'] == list(left_out)))
+        if not rekeyed:
+            return dataset.map(lambda example: example | {'id': preprocessors.tf.strings.as_string(example['number'])})
+        return dataset.map(lambda example: {'id': preprocessors.tf.strings.as_string(example['number'])})
+
+    source = seqio.FunctionDataSource(dataset_fn, splits=['train'])
+    return seqio.TaskRegistry.add(
+        name, source, preprocessors=[steps, seqio.CacheDatasetPlaceholder()], output_features={}
+    )
+
+
+@pytest.mark.parametrize('rekeyed', [False, True])
+def test_a_shard_is_a_function_of_the_sources_index(tmp_path, monkeypatch, rekeyed):
+    monkeypatch.setattr(shards, 'SHARD_EXAMPLES', 5)
+    left_out = {1, 3, *range(10, 15), *range(18, 24)}
+    task = sifted(f'sifted_{rekeyed}', left_out, rekeyed)
+    whole = cache.open_store(task, 'train', tmp_path / 'whole')
+    assert whole.ids == [str(number) for number in range(24) if number not in left_out]
+    assert whole.sizes == [3, 5, 0, 3], 'an empty one in the middle is there, one at the end is not'
+    assert [whole.features(i)['id'] for i in range(11)] == [name.encode() for name in whole.ids]
+    directory = cache.store_dir(task, 'train', tmp_path / 'parts')
+    directory.mkdir(parents=True)
+    for number in (4, 0, 2, 3, 1):
+        shards.build(task, 'train', directory, number, number + 1)
+    cache.finish(task, 'train', directory)
+    files = [{path.name: path.read_bytes() for path in each.iterdir()} for each in (whole.directory, directory)]
+    assert files[0].pop('lock') == b'' and files[0] == files[1] and len(files[0]) == 4 + 3 + 3
+
+
+def test_a_store_of_many_shards_opens_few(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, 'SHARD_EXAMPLES', 1)
+    monkeypatch.setattr(cache, '_reader', functools.lru_cache(4)(cache._reader.__wrapped__))
+    store = cache.open_store(task(manifest), 'train', tmp_path / 'cache')
+    read = []
+    monkeypatch.setattr(pathlib.Path, 'read_text', lambda self, *args: read.append(self.name) or self.open().read())
+    store = cache.Store(store.directory)
+    assert read == ['store.json'], 'no file of each shard'
+    assert [store.features(index)['target'] for index in range(24)] == [f'number {n}'.encode() for n in range(24)]
+    assert cache._reader.cache_info().currsize == 4
+    assert store.name(5) == store.ids[5]

@@ -176,12 +176,13 @@ def test_the_order_of_a_small_set_is_that_of_earlier_versions(tasks, options, di
 
 def test_a_late_step_of_a_small_set_draws_no_chunk_before_it(monkeypatch):
     plan, drawn = make(lengths(500), lengths(40, seed=1, rate=2.0)), []
-    monkeypatch.setattr(plan, '_drawn', lambda chunk, draw=plan._drawn: drawn.append(chunk) or draw(chunk))
+    draw = plan._chunk
+    monkeypatch.setattr(plan, '_chunk', lambda chunk: drawn.append(chunk) or draw(chunk))
     late = plan.batch(3000)
     assert len(drawn) == 1
-    chunks = [len(plan._chunk(chunk)) for chunk in range(drawn[0])]
+    chunks = [len(draw(chunk)) for chunk in range(drawn[0])]
     assert plan._first_step[: len(chunks) + 1] == np.cumsum([0, *chunks]).tolist()
-    assert key(late) == key(plan._chunk(drawn[0])[3000 - sum(chunks)])
+    assert key(late) == key(draw(drawn[0])[3000 - sum(chunks)])
 
 
 def test_a_shape_that_saves_less_than_it_costs_is_not_made():
