@@ -176,7 +176,7 @@ def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> N
     for path, problem in damaged:
         names = (path.with_name(f'{path.name}.damaged{suffix}') for suffix in ('', *map('.{}'.format, range(2, 10))))
         aside = next(name for name in names if not name.exists())
-        paths.move(path, aside, first=_COMMITTED)
+        paths.move(path, aside, mark=_COMMITTED)
         say(
             f'WARNING: {problem}. The checkpoint is set aside as {aside.name}; training goes on from step '
             f'{checkpoint.name}, which is whole.'
