@@ -33,6 +33,8 @@ def train(
     eval_period: int = 500,
     eval_batches: int | None = None,
     checkpoint_period: int | None = None,
+    local_checkpoint_dir: str | None = None,
+    local_checkpoint_period: int = 50,
     max_to_keep: int = 2,
     best_metric: str | None = None,
     num_samples: int = 4,
@@ -63,6 +65,8 @@ def train(
             output channel; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
         log_period, eval_period, checkpoint_period: in steps; `checkpoint_period` is `eval_period` if None.
         eval_batches: at most so many batches of each evaluation loader; None: all.
+        local_checkpoint_dir: on a disk of this machine, for more checkpoints, every `local_checkpoint_period` steps:
+            a restart on this machine goes on from the newest that is whole, there or in `model_dir`.
         max_to_keep: newest checkpoints kept.
         best_metric: such as 'dev/loss'; the checkpoint where it was lowest is kept too.
         num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
@@ -80,10 +84,11 @@ def train(
 
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import logs, loop, origins, partitioning, run, setup
+    from slm_jax.training import local_checkpoints, logs, loop, origins, partitioning, run, setup
 
     say = logs.say
-    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
+    local_period = None if local_checkpoint_dir is None else local_checkpoint_period
+    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
@@ -93,7 +98,12 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    with contextlib.closing(checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints: Any = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
+        stack.enter_context(contextlib.closing(checkpoints))
+        if local_checkpoint_dir is not None:
+            checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir)
+            stack.enter_context(contextlib.closing(checkpoints))
         card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
         start = checkpoints.latest()
         if start is not None:
@@ -144,6 +154,7 @@ def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, 
         ('log_period', periods.log, 1),
         ('eval_period', periods.evaluation, 1),
         ('checkpoint_period', periods.checkpoint, 1),
+        ('local_checkpoint_period', periods.local, 1),
         ('eval_batches', eval_batches, 1),
         ('max_to_keep', max_to_keep, 1),
         ('num_samples', num_samples, 0),
