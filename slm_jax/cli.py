@@ -4,6 +4,8 @@ Nothing heavy is imported here, so that `slm-jax --help` answers at once; a sub-
 own module and gives it the rest of the line: `slm-jax train …` is `python -m slm_jax.train …`.
 """
 
+import argparse
+import contextlib
 import difflib
 import importlib
 import keyword
@@ -11,7 +13,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
@@ -76,6 +78,27 @@ def fail(command: str, error: Exception, status: int = 1) -> int:
         message = bindings.explained(message)
     print(f'slm-jax {command}: {message}\n(SLM_JAX_TRACEBACK=1 shows where.)', file=sys.stderr)
     return status
+
+
+def add_multihost(parser: argparse.ArgumentParser) -> None:
+    """The argument that makes a program one of several hosts."""
+    parser.add_argument(
+        '--multihost',
+        action='store_true',
+        help='join the other hosts, on each of which the same command runs (found by themselves on TPU pods and Slurm; '
+        'else set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)',
+    )
+
+
+def together(
+    multihost: bool, fail: Callable[[Exception], int], *kinds: type[Exception]
+) -> contextlib.AbstractContextManager:
+    """What `add_multihost` asks for: `hosts.together`, or nothing."""
+    if not multihost:
+        return contextlib.nullcontext()
+    from slm_jax.training import hosts
+
+    return hosts.together(fail, *kinds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,6 +26,7 @@ import dataclasses
 import datetime
 import functools
 import json
+import os
 import pathlib
 import re
 import shlex
@@ -44,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax evaluate'
     add_model_arguments(result)
+    cli.add_multihost(result)
     data = result.add_argument_group('data')
     data.add_argument('--task', help='registered task or mixture')
     data.add_argument('--split', default='test', help='of the task (default: test)')
@@ -146,6 +148,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         raise ValueError('give one of --task, --manifest and --predictions.')
     for name in (args.normalizer, args.translation_normalizer):
         normalizers.get(name)
+    if args.predictions and args.multihost:
+        raise ValueError('--multihost: of --predictions nothing is decoded; leave it out.')
     started = time.perf_counter()
     skipped: list[str] = []
     samples: dict[int, Any] = {}
@@ -162,6 +166,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         model = load_model(args.model, args)
         out = _out(args, model)
         predictions = _decode(args, model, out, samples, skipped, tally)
+    if notices.silent:
+        return {}
     seconds = time.perf_counter() - started
     if skipped and not predictions:
         raise ValueError(f'all {len(skipped)} examples were skipped; the first: {skipped[0]}')
@@ -350,17 +356,19 @@ def _decode(
     """Decodes everything, in the order of the data; each line is on disk as soon as it is known."""
     import tqdm
 
+    from slm_jax.data import notices
     from slm_jax.inference import queries
 
     stream, total = _queries(args, model, skipped)
     limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
     batches = queries.batched(stream, args.batch_seconds, model.row_multiple, total > 2000, **limits)
-    out.mkdir(parents=True, exist_ok=True)
+    lines = pathlib.Path(os.devnull) if notices.silent else out / 'predictions.jsonl'
+    lines.parent.mkdir(parents=True, exist_ok=True)
     answered: dict[int, dict[str, Any]] = {}
     kept = 0
     with (
-        tqdm.tqdm(total=total, unit='example', disable=None) as bar,
-        (out / 'predictions.jsonl').open('w', encoding='utf-8') as file,
+        tqdm.tqdm(total=total, unit='example', disable=notices.silent or None) as bar,
+        lines.open('w', encoding='utf-8') as file,
     ):
         for group, batch in batches:
             for (position, query), (text, cut) in zip(group, model.answers(batch), strict=False):
@@ -472,10 +480,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.quiet_libraries()
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(arguments)
+    fail = functools.partial(cli.fail, 'evaluate')
     try:
-        evaluate(args, 'slm-jax evaluate ' + shlex.join(arguments))
+        with cli.together(args.multihost, fail, ValueError, OSError, TypeError):
+            evaluate(args, 'slm-jax evaluate ' + shlex.join(arguments))
     except (ValueError, OSError, TypeError) as error:
-        return cli.fail('evaluate', error)
+        return fail(error)
     return 0
 
 

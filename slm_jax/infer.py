@@ -18,6 +18,7 @@ exit status is 1.
 
 import argparse
 import dataclasses
+import functools
 import gc
 import io
 import json
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--max_seconds', type=float, help='longest audio taken at once')
     result.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
     evaluate.add_model_arguments(result, '--model')
+    cli.add_multihost(result)
     return result
 
 
@@ -267,6 +269,8 @@ def infer(args: argparse.Namespace) -> int:
     alone = len(inputs) == 1
     if not inputs:
         raise ValueError("give recordings, a --manifest, or '-' for standard input.")
+    if args.multihost and inputs[0].name == _STDIN:
+        raise ValueError("--multihost: standard input ('-') is there for one host; give files that all of them have.")
     if args.raw and inputs[0].name != _STDIN:
         raise ValueError("--raw: only standard input ('-') may be raw samples.")
     subtitles = args.format in ('srt', 'vtt')
@@ -303,6 +307,8 @@ def infer(args: argparse.Namespace) -> int:
 
 def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
     """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
+    from slm_jax.data import notices
+
     if not model.hears:
         raise ValueError(
             f'{model.directory}: a language model alone hears nothing. Give --model a trained model (`slm-jax train`); '
@@ -319,7 +325,7 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
         recording.transcribed |= args.ctc_weight is not None
         recording.without_ctc = bool(reads and weight and not recording.transcribed)
     other = next((recording for recording in recordings if recording.without_ctc and not recording.error), None)
-    if other:
+    if other and not notices.silent:
         print(
             f'slm-jax infer: CTC (ctc_weight {weight:g}) takes no part in answers to {other.instruction!r}, which is '
             f'no known wording for a transcript; --ctc_weight {weight:g} lets it.',
@@ -337,6 +343,8 @@ def _say_cut(name: str, cut: str, decode: Any) -> None:
 
 
 def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool, decode: Any) -> int:
+    from slm_jax.data import notices
+
     status = 0
     for recording in recordings:
         if recording.error:
@@ -344,6 +352,8 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
             status = 1
             if args.format != 'json':
                 continue
+        if notices.silent:
+            continue
         for cut in sorted({*recording.cuts} - {''}):
             _say_cut(recording.name, cut, decode)
         text = render(recording, args.format, args.overlap > 0, alone)
@@ -446,12 +456,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.quiet_libraries()
     gc.set_threshold(500_000)  # importing and tracing make many objects and little garbage
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
+    fail = functools.partial(cli.fail, 'infer', status=2)
     try:
-        return infer(args)
+        with cli.together(args.multihost, fail, ValueError, OSError, TypeError):
+            return infer(args)
     except BrokenPipeError:
         raise
     except (ValueError, OSError, TypeError) as error:
-        return cli.fail('infer', error, 2)
+        return fail(error)
 
 
 if __name__ == '__main__':

@@ -5,7 +5,9 @@ top to bottom. It knows a system only by its protocol (`slm_jax.systems.System`)
 """
 
 import contextlib
+import functools
 import os
+import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +16,8 @@ from typing import Any
 from slm_jax import cli, configuration
 
 EXIT_TERMINATED = 128 + signal.SIGTERM  # what a shell reports; a scheduler takes it for 'start me again'
+EXIT_HOST_LOST = os.EX_TEMPFAIL  # 75: another host died or cannot be reached; 'start all of us again'
+_PLACES = re.compile(r'(.*\.)?(model_dir|foundations|cache_dir|data_dir)', re.IGNORECASE)  # hosts may differ in them
 
 
 def train(
@@ -43,8 +47,8 @@ def train(
 ) -> dict[str, Any]:
     """Trains until `train_steps`, from the newest checkpoint in `model_dir` if there is one.
 
-    Killed at any instant and started again, it goes on with bit-identical losses. SIGTERM and Ctrl-C write a
-    checkpoint first.
+    Killed at any instant and started again, it goes on with bit-identical losses. SIGTERM and Ctrl-C, on any of several
+    hosts, write a checkpoint first; a second Ctrl-C ends at once. Hosts other than the first say nothing but errors.
 
     Args:
         system: see `slm_jax.systems.System`.
@@ -84,7 +88,7 @@ def train(
 
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import local_checkpoints, logs, loop, origins, partitioning, run, setup
+    from slm_jax.training import hosts, local_checkpoints, logs, loop, origins, partitioning, run, separate_disks, setup
 
     say = logs.say
     local_period = None if local_checkpoint_dir is None else local_checkpoint_period
@@ -99,13 +103,18 @@ def train(
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
     with contextlib.ExitStack() as stack:
-        checkpoints: Any = checkpoints_lib.Checkpoints(model_dir, max_to_keep, best_metric, say)
+        checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
         stack.enter_context(contextlib.closing(checkpoints))
         if local_checkpoint_dir is not None:
-            checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir)
+            checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir, say)
             stack.enter_context(contextlib.closing(checkpoints))
         card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
         start = checkpoints.latest()
+        hosts.compare(
+            _alike(card)
+            | {'mesh': dict(mesh.shape), 'checkpoint to go on from': start, 'best_metric': best_metric}
+            | {'periods': periods, 'eval_batches': eval_batches, 'num_samples': num_samples}
+        )
         if start is not None:
             old_card = checkpoints.read_card(start)
             checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
@@ -115,11 +124,14 @@ def train(
                 return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
 
         # The evaluation's first, so that a split that is not there is said at once.
-        eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
+        with hosts.doing('reading its data'):
+            eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
+            card['data'] = loader.state()
+        hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
         batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
-        for note in sorted(layout.notes):
+        padding = partitioning.padding_note(mesh, [each['speech_lengths'][0][0] for each in loader.batch_shapes()])
+        for note in sorted(layout.notes) + [padding] * bool(padding):
             say(f'note: {note}')
-        card['data'] = loader.state()
         if start is not None and old_card['data'] != card['data']:
             say(
                 'WARNING: the data or its order is not what it was when this training began; the losses that follow '
@@ -166,6 +178,19 @@ def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, 
         raise ValueError(f'train.seed is {seed}; it must be below 2**32.')
 
 
+def _alike(card: Mapping[str, Any]) -> dict[str, Any]:
+    """What has to be the same on every host, before data are read; where things are may differ."""
+    foundations = {**card['foundations'], **card['initialised_from']}
+    fields = {f'the version of {name}': value for name, value in card['versions'].items()}
+    fields |= {f'foundation {part!r}': entry['fingerprint'] for part, entry in foundations.items()}
+    fields |= {name: card[name] for name in ('seed', 'trainable', 'num_params')}
+    for statement in re.split(r'\n(?=\S)', configuration.operative_config()):
+        name, equals, value = statement.partition(' = ')
+        if equals and not _PLACES.fullmatch(name):
+            fields[f'gin: {name}'] = value
+    return fields
+
+
 def _made(loader: Any) -> Any:
     return loader() if callable(loader) else loader
 
@@ -195,30 +220,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program.
 
     Returns:
-        Exit status: 0 trained to the end, 143 saved and stopped by a signal, 1 NaN or infinite loss, 2 configuration.
+        Exit status: 0 trained to the end, 143 saved and stopped by a signal, 75 another host was lost (start all of
+        them again, as after 143), 1 NaN or infinite loss or a fault of the program, 2 configuration or data, 130 a
+        second Ctrl-C. Where one of several hosts ends with 1 or 2, all do.
     """
     parser = configuration.parser(__doc__)
-    parser.add_argument(
-        '--multihost',
-        action='store_true',
-        help='join the other hosts (found by themselves on TPU pods and Slurm; else set JAX_COORDINATOR_ADDRESS, '
-        'JAX_NUM_PROCESSES and JAX_PROCESS_ID)',
-    )
+    cli.add_multihost(parser)
     args = parser.parse_args(argv)
-    if args.multihost:
-        from slm_jax.training import partitioning
-
-        partitioning.join_hosts()
     from slm_jax.training import loop
 
+    fail = functools.partial(cli.fail, 'train', status=2)
     try:
-        configuration.parse_gin(args.gin_file, args.gin_bindings)
-        check_lengths()
-        result = configuration.configured(train)()
+        with cli.together(args.multihost, fail, ValueError, OSError):
+            configuration.parse_gin(args.gin_file, args.gin_bindings)
+            check_lengths()
+            result = configuration.configured(train)()
     except loop.NonFiniteError as error:
         return cli.fail('train', error)
     except (ValueError, OSError) as error:
-        return cli.fail('train', error, 2)
+        return fail(error)
     return EXIT_TERMINATED if result['terminated'] else 0
 
 

@@ -11,7 +11,7 @@ import os
 import queue
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ import gin
 from slm_jax.data import cache, feature_converter, measure, notices, preprocessors
 from slm_jax.data import plan as plan_lib
 
+HostRows = Callable[[int], Iterable[int]]
 DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048}
 
 
@@ -63,9 +64,9 @@ class SpeechTextLoader:
         num_buckets: the most static shapes; fewer where 91% of the samples are speech already.
         seed: of order and wordings.
         cache_dir: where stores are; None = `verification.cache()`.
-        num_shards, shard_index: number of hosts, and which of them this is.
         on_bad_example: 'raise' stops, 'skip' goes on, counts and lists (`skipped`).
-        row_multiple: rows of every batch are a multiple of this: the data-parallel size.
+        row_multiple: rows of every batch are a multiple of this. Those that the devices do not divide are filled up
+            with empty rows.
         tokens_per_batch: see `plan.Plan`.
         prefetch: batches made ahead.
         encoder_seconds: see `plan.Plan`.
@@ -86,8 +87,6 @@ class SpeechTextLoader:
         num_buckets: int = 24,
         seed: int = 0,
         cache_dir: str | os.PathLike | None = None,
-        num_shards: int = 1,
-        shard_index: int = 0,
         on_bad_example: str = 'raise',
         row_multiple: int = 1,
         tokens_per_batch: int | None = None,
@@ -98,8 +97,6 @@ class SpeechTextLoader:
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
         _check('num_buckets', num_buckets, 'a whole number from 1 on')
         _check('seed', seed, 'a whole number from 0 on', above=-1)
-        _check('num_shards', num_shards, 'a whole number from 1 on')
-        _check('shard_index', shard_index, 'a whole number from 0 on', above=-1)
         _check('row_multiple', row_multiple, 'a whole number from 1 on')
         if tokens_per_batch is not None:
             _check('tokens_per_batch', tokens_per_batch, 'a whole number from 1 on')
@@ -113,9 +110,7 @@ class SpeechTextLoader:
         self.vocabulary = self._tasks[0].output_features['targets'].vocabulary
         self.split = split
         self._lengths = {**DEFAULT_LENGTHS, **(task_feature_lengths or {})}
-        self._shard, self._prefetch = (shard_index, num_shards), prefetch
-        if row_multiple % num_shards:
-            raise ValueError(f'row_multiple={row_multiple} is no multiple of the {num_shards} hosts')
+        self._prefetch = prefetch
         self.skipped: list[tuple[str, str]] = []
         self._stores = cache.open_stores(self._tasks, split, cache_dir, on_bad_example)
         for store in {id(store): store for store in self._stores}.values():
@@ -139,8 +134,7 @@ class SpeechTextLoader:
         self._steps: list[Any] = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
         self._seed = seed
         self._waited = self._elapsed = 0.0
-        if shard_index == 0:
-            self._report(num_buckets)
+        self._report(num_buckets)
 
     def _report(self, num_buckets: int) -> None:
         """Says what there is, and what a person should know of it."""
@@ -222,40 +216,48 @@ class SpeechTextLoader:
             example = self._example(task, position, seed % measured)
         return example
 
-    def _rows(self, batch: plan_lib.Batch) -> np.ndarray:
-        """This host's rows of a batch."""
-        index, count = self._shard
-        share = len(batch.rows) // count
-        return batch.rows[index * share : (index + 1) * share]
-
-    def _batch(self, batch: plan_lib.Batch) -> tuple[dict[str, np.ndarray], list[dict | None]]:
-        bucket = self.plan.buckets[batch.bucket]
+    def _batch(
+        self, batch: plan_lib.Batch, host_rows: HostRows | None
+    ) -> tuple[dict[str, np.ndarray], list[tuple[int, dict] | None]]:
+        """A host's rows of a batch, and of each of them (task, example); None for an empty row."""
+        bucket, count = self.plan.buckets[batch.bucket], len(batch.rows)
         lengths = {'speech': bucket.samples, 'inputs': bucket.inputs, 'targets': bucket.targets}
-        examples = [None if row[0] < 0 else self._fitting(bucket, *map(int, row)) for row in self._rows(batch)]
-        rows = [feature_converter.model_features(example or {}, lengths) for example in examples]
+        planned = [batch.rows[row] if row < count else None for row in (host_rows or range)(count)]
+        examples = [
+            None if row is None or row[0] < 0 else (int(row[0]), self._fitting(bucket, *map(int, row)))
+            for row in planned
+        ]
+        rows = [feature_converter.model_features(example[1] if example else {}, lengths) for example in examples]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, examples
 
-    def batches(self, start_step: int = 0) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        """(step, batch) for ever, from `start_step`; made ahead by a thread."""
+    def batches(
+        self, start_step: int = 0, host_rows: HostRows | None = None
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(step, batch) for ever, from `start_step`; made ahead by a thread.
+
+        Args:
+            start_step: the first one.
+            host_rows: from the number of rows of a batch to those that this host takes; from that number on they are
+                empty. None: all of them.
+        """
 
         def make():
             step = start_step
             while True:
-                yield step, self._batch(self.plan.batch(step))[0]
+                yield step, self._batch(self.plan.batch(step), host_rows)[0]
                 step += 1
 
         return self._ahead(make())
 
-    def examples(self) -> Iterator[tuple[dict[str, np.ndarray], list[ExampleInfo | None]]]:
-        """Every example once: (batch, what each of its rows is; None for a row of padding)."""
+    def examples(
+        self, host_rows: HostRows | None = None
+    ) -> Iterator[tuple[dict[str, np.ndarray], list[ExampleInfo | None]]]:
+        """Every example once: (batch, what each of its rows is; None for an empty row). `host_rows` as in `batches`."""
 
         def make():
             for batch in self.plan.evaluation():
-                arrays, examples = self._batch(batch)
-                yield (
-                    arrays,
-                    [example and self._info(int(row[0]), example) for row, example in zip(self._rows(batch), examples)],
-                )
+                arrays, examples = self._batch(batch, host_rows)
+                yield arrays, [example and self._info(*example) for example in examples]
 
         return self._ahead(make())
 
@@ -388,6 +390,7 @@ def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], 
 
 # The macros of gin/runs that set an argument.
 _MACROS = {
+    'row_multiple': 'ROW_MULTIPLE',
     'seconds_per_batch': 'BATCH_SECONDS',
     'num_buckets': 'NUM_BUCKETS',
     'seed': 'RANDOM_SEED',

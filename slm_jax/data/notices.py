@@ -11,12 +11,14 @@ from slm_jax.data import json_lines
 Skipped = Sequence[tuple[str, str]]  # (id, what is wrong)
 _LISTED = 20
 _FILE = 'skipped.jsonl'
+silent = False  # on hosts other than the first, which speaks for all
 
 
 def say(text: str) -> None:
     """A line on the standard error, above progress bars."""
-    tqdm.write(text, file=sys.stderr)
-    sys.stderr.flush()
+    if not silent:
+        tqdm.write(text, file=sys.stderr)
+        sys.stderr.flush()
 
 
 def listing(name: str, skipped: Sequence[str], whole: str = '') -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -34,7 +35,8 @@ _CARD = 'card'
 _FILES = 'files.json'
 _COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
 _OURS = re.compile(
-    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|\.lock\.json'
+    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz'
+    r'|\.lock\.json|\.hosts-.*'
 )
 
 
@@ -133,8 +135,13 @@ def _crc32(file: pathlib.Path) -> int:
     return result
 
 
-def _refuse_foreign(model_dir: pathlib.Path) -> None:
-    """A directory that holds something else than a training is not written into."""
+def checked(model_dir: str | os.PathLike) -> pathlib.Path:
+    """The whole path of a model directory.
+
+    Raises:
+        CheckpointError: it holds something else than a training, and is not to be written into.
+    """
+    model_dir = paths.path(model_dir).absolute()
     remedy = 'Give a directory that is empty or not there yet, or one that this training made.'
     if pathlib.Path(foundations_lib.__file__).parent in model_dir.resolve().parents:
         raise CheckpointError(f'train.model_dir is {model_dir}, which is installed with the package. {remedy}')
@@ -149,6 +156,7 @@ def _refuse_foreign(model_dir: pathlib.Path) -> None:
                 raise CheckpointError(f'train.model_dir is {model_dir}, which holds no training: {path.name}. {remedy}')
     elif model_dir.exists():
         raise CheckpointError(f'train.model_dir is {model_dir}, which is a file. {remedy}')
+    return model_dir
 
 
 def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> None:
@@ -218,6 +226,7 @@ class Checkpoints:
         max_to_keep: int = 2,
         best_metric: str | None = None,
         say: Callable[[str], None] = print,
+        alone: bool = False,
     ):
         """Opens the directory, and removes what a killed process left half-written.
 
@@ -226,15 +235,16 @@ class Checkpoints:
             max_to_keep: newest checkpoints kept.
             best_metric: an evaluation result such as 'dev/loss'; the checkpoint where it is lowest is kept too.
             say: is told of damaged checkpoints.
+            alone: of several hosts this one reads and writes without the others.
 
         Raises:
             CheckpointError: the directory holds something else, or damaged checkpoints and no whole one. Damaged ones
                 that are newer than a whole one are moved out of the way.
             LockError: another run trains there.
         """
-        self.model_dir = paths.path(model_dir).absolute()
-        _refuse_foreign(self.model_dir)
-        self._lock = lock.Lock(self.model_dir, say) if jax.process_index() == 0 else None
+        self.model_dir = checked(model_dir)
+        self._alone, self._writes = alone, alone or jax.process_index() == 0
+        self._lock = lock.Lock(self.model_dir, say) if self._writes else None
         try:
             self._open(max_to_keep, best_metric, say)
         except BaseException:
@@ -242,12 +252,18 @@ class Checkpoints:
             raise
 
     def _open(self, max_to_keep: int, best_metric: str | None, say: Callable[[str], None]) -> None:
-        if jax.process_index() == 0:
+        alone = self._alone
+        if self._writes:
             _set_damaged_aside(self.model_dir, say)
-        if jax.process_count() > 1:
+        if jax.process_count() > 1 and not alone:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices('slm_jax checkpoints')
+        together = ocp.options.MultiprocessingOptions()
+        if alone and jax.process_count() > 1:
+            index = jax.process_index()
+            together = ocp.options.MultiprocessingOptions(index, {index}, f'host-{index}')
+            (self.model_dir / _DIRECTORY).mkdir(parents=True, exist_ok=True)
         self._saving = -1
         keep = [checkpoint_managers.LatestN(max_to_keep)]
         if best_metric:
@@ -267,6 +283,8 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=True,
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._record_files),
+                multiprocessing_options=together,
+                create=together.active_processes is None,
             ),
         )
 
@@ -286,7 +304,8 @@ class Checkpoints:
         metrics = (
             {k: v for k, v in evaluation.items() if isinstance(v, float)} if self._best_metric in evaluation else None
         )
-        optimizer = {'opt_state': state.opt_state, 'step': state.step, 'rng': jax.random.key_data(rng)}
+        key = jax.random.key_data(rng)
+        optimizer = {'opt_state': state.opt_state, 'step': state.step, 'rng': np.asarray(key) if self._alone else key}
         self._manager.wait_until_finished()
         self._saving = step
         self._manager.save(
@@ -304,7 +323,7 @@ class Checkpoints:
 
     def _record_files(self) -> None:
         """Writes down what a checkpoint consists of: all of it is on disk, and Orbax is about to give it its number."""
-        if jax.process_index() == 0:
+        if self._writes:
             directory = self.model_dir / _DIRECTORY / str(self._saving)
             if not paths.is_url(directory):
                 (directory,) = directory.parent.glob(f'{self._saving}.orbax-checkpoint-tmp*')
@@ -315,7 +334,7 @@ class Checkpoints:
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Puts the card where a person and `foundations.find` look for it; keeps what `evaluate` wrote into it."""
-        if jax.process_index() == 0:
+        if self._writes:
             path = self.model_dir / foundations_lib.CARD
             if path.exists():
                 old = json.loads(path.read_text(encoding='utf-8'))

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 
 from slm_jax import foundations, paths
-from slm_jax.training.checkpoints import Checkpoints
+from slm_jax.training import hosts, separate_disks
 from slm_jax.training.state import TrainState
 
 
@@ -25,18 +25,13 @@ class LocalToo:
     A local checkpoint counts if it is of the run in the model directory: both bear the same name, `run` of their cards.
     """
 
-    def __init__(
-        self,
-        durable: Any,
-        directory: str | os.PathLike,
-        open_local: Callable[[os.PathLike], Any] = lambda path: Checkpoints(path, max_to_keep=1),
-    ):
+    def __init__(self, durable: Any, directory: str | os.PathLike, say: Callable[[str], None] = print):
         """Opens the local directory.
 
         Args:
             durable: the checkpoints in the model directory.
             directory: on a local disk; trainings of several model directories may share it.
-            open_local: opens the checkpoints in a directory.
+            say: is told of damaged checkpoints.
 
         Raises:
             ValueError: `directory` is in an object store.
@@ -48,17 +43,18 @@ class LocalToo:
             )
         self._durable, self.model_dir = durable, durable.model_dir
         name = hashlib.sha256(os.fsencode(self.model_dir)).hexdigest()[:8]
-        self._local = open_local(paths.path(directory).absolute() / f'{self.model_dir.name}-{name}')
+        path = paths.path(directory).absolute() / f'{self.model_dir.name}-{name}'
         card = self.model_dir / foundations.CARD
-        self._run = json.loads(card.read_text(encoding='utf-8')).get('run') if card.is_file() else None
+        before = json.loads(card.read_text(encoding='utf-8')).get('run') if card.is_file() else None
+        before, fresh = json.loads(hosts.exchange(json.dumps([before, uuid.uuid4().hex]))[0])
+        self._run = before or fresh
+        self._local = separate_disks.open_checkpoints(path, 1, None, say)
         latest = self._local.latest()
-        own = latest is not None and self._run and self._local.read_card(latest).get('run') == self._run
-        self._newest = latest if own else None
-        if latest is not None and not own:
+        if latest is not None and self._local.read_card(latest).get('run') != before:
             self._local.close()
-            paths.remove(self._local.model_dir)  # of a training that stood at the same place
-            self._local = open_local(self._local.model_dir)
-        self._run = self._run or uuid.uuid4().hex
+            paths.remove(path)  # of another training that had this model directory
+            self._local = separate_disks.open_checkpoints(path, 1, None, say)
+        self._newest = self._local.latest()
 
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, wherever it is."""

@@ -4,7 +4,6 @@ import contextlib
 import io
 import os
 import pathlib
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -142,8 +141,8 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 class Meter:
     """Times steps and counts seconds of audio; compilation does not count."""
 
-    def __init__(self, step_fn: CompiledPerShape, num_hosts: int):
-        self._step_fn, self._num_hosts = step_fn, num_hosts
+    def __init__(self, step_fn: CompiledPerShape):
+        self._step_fn = step_fn
         self.restart()
 
     def restart(self) -> None:
@@ -159,11 +158,12 @@ class Meter:
         yield
         self._waited += time.perf_counter() - asked
 
-    def add(self, batch: Batch) -> None:
-        """Counts a host's batch."""
+    def add(self, batch: Batch, rows: int) -> None:
+        """Counts a batch by its rows on this host; it has `rows` on all of them."""
         speech, sent = speech_seconds(batch)
-        self._speech += speech * self._num_hosts
-        self._sent += sent * self._num_hosts
+        hosts = rows / len(batch['speech_lengths'])
+        self._speech += speech * hosts
+        self._sent += sent * hosts
 
     def take(self, num_steps: int) -> dict[str, float]:
         """Rates since the last call, over `num_steps` steps."""
@@ -179,34 +179,13 @@ class Meter:
         return rates
 
 
-@contextlib.contextmanager
-def termination_signal() -> Iterator[Callable[[int], bool]]:
-    """Catches SIGTERM and Ctrl-C; yields whether to stop before a step. Several hosts agree on the step."""
-    caught = []
-    handlers = {
-        number: signal.signal(number, lambda *_: caught.append(True)) for number in (signal.SIGTERM, signal.SIGINT)
-    }
-
-    def terminated(step: int) -> bool:
-        if jax.process_count() == 1:
-            return bool(caught)
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.reached_preemption_sync_point(step)
-
-    try:
-        yield terminated
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
 def save_batch(model_dir: str | os.PathLike, step: int, loader: Any) -> pathlib.Path:
-    """Writes the batch of a step to an .npz file, made once more: it is a function of the step."""
+    """Writes the batch of a step, all of its rows, to an .npz file, made once more: it is a function of the step."""
     path, content = paths.path(model_dir) / f'bad_batch_{step}.npz', io.BytesIO()
-    with contextlib.closing(loader.batches(step)) as batches:
-        np.savez(content, **next(batches)[1])
-    paths.write(path, content.getvalue())
+    if jax.process_index() == 0:
+        with contextlib.closing(loader.batches(step)) as batches:
+            np.savez(content, **next(batches)[1])
+        paths.write(path, content.getvalue())
     return path
 
 

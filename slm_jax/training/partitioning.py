@@ -7,8 +7,7 @@ axes of a mesh (`data`, `fsdp`, `model`), and XLA does the rest.
 import contextlib
 import dataclasses
 import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -122,31 +121,62 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batch_sharding(mesh: jax.sharding.Mesh, rows: int, notes: set[str] | None = None) -> NamedSharding:
-    """Sharding of a global batch of `rows` examples: rows over data and fsdp, or all rows everywhere."""
-    return _divisible(NamedSharding(mesh, PartitionSpec(_BATCH_AXES)), (rows,), ('batch',), notes)
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Sharding of a global batch: its rows over data and fsdp, which divide them (`padded_rows`)."""
+    return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
 
 
-def shard_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """Puts this host's rows of a batch on its devices; the result is the global batch.
+def _ways(mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts the rows of a batch are divided."""
+    return math.prod(mesh.shape[axis] for axis in _BATCH_AXES)
 
-    Raises:
-        ValueError: several hosts, and a number of rows that the devices do not divide.
-    """
-    hosts = jax.process_count()
 
-    def one(name, array):
-        rows = array.shape[0] * hosts
-        sharding = batch_sharding(mesh, rows)
-        if hosts > 1 and sharding.spec[0] is None:
-            ways = mesh.shape['data'] * mesh.shape['fsdp']
-            raise ValueError(
-                f'{name}: {rows} rows of {hosts} hosts are not divided by data * fsdp = {ways} devices. '
-                'Choose a batch size that is a multiple of it.'
-            )
-        return jax.make_array_from_process_local_data(sharding, array, (rows, *array.shape[1:]))
+def _parts(mesh: jax.sharding.Mesh) -> list[int]:
+    """Which of these parts the devices of this host hold; hosts that a model axis joins hold the same ones."""
+    host = jax.process_index()
+    devices = mesh.devices.reshape(_ways(mesh), -1)
+    return [number for number, part in enumerate(devices) if any(device.process_index == host for device in part)]
 
-    return {name: one(name, array) for name, array in batch.items()}
+
+def padded_rows(mesh: jax.sharding.Mesh, rows: int) -> int:
+    """Rows of a global batch on the devices: filled up with empty ones to what data * fsdp divides."""
+    return -(-rows // _ways(mesh)) * _ways(mesh)
+
+
+def host_rows(mesh: jax.sharding.Mesh, rows: int) -> np.ndarray:
+    """Which rows of a global batch of `rows` this host's devices hold, ascending; from `rows` on they are empty."""
+    size = padded_rows(mesh, rows) // _ways(mesh)
+    return np.concatenate([np.arange(part * size, (part + 1) * size) for part in _parts(mesh)])
+
+
+def padding_note(mesh: jax.sharding.Mesh, rows: Sequence[int]) -> str | None:
+    """A line on what empty rows cost batches of these sizes, and the remedy; None where it is next to nothing."""
+    ways = _ways(mesh)
+    uneven = sum(count % ways > 0 for count in rows)
+    empty = 1 - float(np.mean([count / padded_rows(mesh, count) for count in rows]))
+    if empty < 0.02:
+        return None
+    return (
+        f'data * fsdp = {ways} divides the rows of {len(rows) - uneven} of {len(rows)} shapes of batches; the others '
+        f'are filled up with empty rows, {empty:.0%} of all. ROW_MULTIPLE = {ways} (row_multiple of the loader), with '
+        'more BATCH_SECONDS where the clips are long, avoids it; the batches are others then.'
+    )
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Puts this host's rows of a batch, those of `host_rows`, on its devices; the result is the global batch."""
+    sharding, parts = batch_sharding(mesh), _parts(mesh)
+
+    def one(array):
+        size = len(array) // len(parts)
+
+        def piece(index):
+            place = parts.index((index[0].start or 0) // size) if size else 0
+            return array[place * size : (place + 1) * size]
+
+        return jax.make_array_from_callback((_ways(mesh) * size, *array.shape[1:]), sharding, piece)
+
+    return {name: one(array) for name, array in batch.items()}
 
 
 def like_params(tree: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh) -> Any:
@@ -169,19 +199,3 @@ def like_params(tree: Any, params: Any, shardings: Any, mesh: jax.sharding.Mesh)
         return replicated(mesh)
 
     return jax.tree_util.tree_map_with_path(one, tree)
-
-
-def join_hosts() -> None:
-    """Makes this process one of several hosts, before JAX is used for anything else.
-
-    TPU pods and Slurm say by themselves who is who; elsewhere JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-    JAX_PROCESS_ID do.
-    """
-    if os.environ.get('JAX_COORDINATOR_ADDRESS'):
-        jax.distributed.initialize(
-            os.environ['JAX_COORDINATOR_ADDRESS'],
-            int(os.environ['JAX_NUM_PROCESSES']),
-            int(os.environ['JAX_PROCESS_ID']),
-        )
-    else:
-        jax.distributed.initialize()

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from slm_jax import configuration
 from slm_jax.data import notices
-from slm_jax.training import logs, loop, partitioning
+from slm_jax.training import hosts, logs, loop, partitioning, preemption
 from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
@@ -69,16 +69,16 @@ class Run:
         waiting: list[tuple[int, Any]] = []  # (step, what the step returned), still on the device
         with contextlib.ExitStack() as stack:
             self._open(stack, done)
-            terminated = stack.enter_context(loop.termination_signal())
-            batches = stack.enter_context(contextlib.closing(self.loader.batches(done)))
-            while done < periods.steps and not terminated(done):
-                with self._meter.waiting_for_input():
+            self._stop = stack.enter_context(preemption.Stop())
+            batches = stack.enter_context(contextlib.closing(self.loader.batches(done, self._rows)))
+            while done < periods.steps and not self._stop.reached():
+                with self._meter.waiting_for_input(), hosts.doing(f'waiting for its input of step {done}'):
                     step, host_batch = next(batches)
                 if step != done:
                     raise ValueError(f'the loader gave the batch of step {step} for step {done}')
                 batch = partitioning.shard_batch(host_batch, self.mesh)
                 self.state, record = self.steps.train(batch, self.state, self.frozen, self.rng)
-                self._meter.add(host_batch)
+                self._meter.add(host_batch, len(batch['speech_lengths']))
                 waiting.append((step, record))
                 done += 1
                 self._progress.update()
@@ -113,7 +113,7 @@ class Run:
     def _open(self, stack: contextlib.ExitStack, done: int) -> None:
         """What is written to while training, closed with `stack`."""
         model_dir = self.checkpoints.model_dir
-        if jax.process_index() == 0:
+        if hosts.first():
             skipped = {'train': self.loader.skipped, **{name: each.skipped for name, each in self.eval_loaders.items()}}
             notices.record(model_dir, skipped)
             stack.callback(notices.remind, model_dir, skipped)
@@ -121,10 +121,14 @@ class Run:
         stack.callback(self._writer.close)
         self._losses = logs.LossRecord(model_dir)
         stack.callback(self._losses.close)
-        silent = None if jax.process_index() == 0 else True
+        silent = None if hosts.first() else True
         self._progress = tqdm(total=self.periods.steps, initial=done, unit='step', disable=silent)
         stack.callback(self._progress.close)
-        self._meter, self._unmetered = loop.Meter(self.steps.train, jax.process_count()), 0
+        self._meter, self._unmetered = loop.Meter(self.steps.train), 0
+
+    def _rows(self, rows: int) -> np.ndarray:
+        """Which rows of a global batch this host takes."""
+        return partitioning.host_rows(self.mesh, rows)
 
     def _card(self) -> dict[str, Any]:
         return self.card | {'config': configuration.operative_config()}
@@ -160,19 +164,27 @@ class Run:
             )
 
     def _evaluate(self, done: int) -> dict[str, float]:
-        """Metrics of all evaluation loaders, by 'loader/metric', and some decoded examples on the terminal."""
+        """Metrics of all evaluation loaders, by 'loader/metric', and some decoded examples on the terminal.
+
+        Those of before, where a signal ends it; the last evaluation is finished.
+        """
         results: dict[str, float] = {}
         for position, (name, eval_loader) in enumerate(self.eval_loaders.items()):
             mean = loop.MeanMetrics()
-            with contextlib.closing(eval_loader.examples()) as examples:
-                for index, (batch, infos) in enumerate(examples):
+            with contextlib.closing(eval_loader.examples(self._rows)) as examples:
+                waited = hosts.named(examples, f'waiting for its input of {name!r}')
+                for index, (batch, infos) in enumerate(waited):
                     if index == self.eval_batches:
                         break
+                    if self._stop.reached() and done < self.periods.steps:
+                        return self.card['evaluation']
                     batch = partitioning.shard_batch(batch, self.mesh)
                     mean.add(self.steps.evaluate(batch, self.state.trainable, self.frozen))
                     if index == position == 0 and self.num_samples:
                         tokens = np.asarray(self.steps.decode(batch, self.state.trainable, self.frozen))
-                        texts = loop.sample_texts(tokens, infos, eval_loader.vocabulary, self.num_samples)
+                        texts = loop.sample_texts(
+                            tokens[self._rows(len(tokens))], infos, eval_loader.vocabulary, self.num_samples
+                        )
                         self._writer.write_texts(done, {f'{name}/samples': texts})
             means = {f'{name}/{metric}': value for metric, value in mean.means().items()}
             self._writer.write_scalars(done, means)

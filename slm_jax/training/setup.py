@@ -57,10 +57,14 @@ class Layout:
         return partitioning.replicated(self.mesh)
 
     def batch(self, shapes: BatchShapes) -> dict[str, jax.ShapeDtypeStruct]:
-        """An abstract batch with its sharding."""
-        rows = next(iter(shapes.values()))[0][0]
-        sharding = partitioning.batch_sharding(self.mesh, rows, self.notes)
-        return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, (shape, dtype) in shapes.items()}
+        """An abstract batch with its sharding; rows are filled up to what the devices divide."""
+        sharding = partitioning.batch_sharding(self.mesh)
+
+        def one(shape, dtype):
+            rows = partitioning.padded_rows(self.mesh, shape[0])
+            return jax.ShapeDtypeStruct((rows, *shape[1:]), dtype, sharding=sharding)
+
+        return {name: one(*each) for name, each in shapes.items()}
 
 
 def _init(system: System, rng: Key[Array, '']) -> Params:

@@ -5,8 +5,8 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -127,10 +127,15 @@ def test_nan_stops_at_its_step_and_keeps_what_was_trained(model_dir):
     with pytest.raises(loop.NonFiniteError, match='step 2: the loss is nan'):
         toy.train(model_dir, 20, system=toy.ToySystem(nan_at=3))
     batch = np.load(model_dir / 'bad_batch_2.npz')
-    assert batch['decoder_target_tokens'][0, 0] == 3
+    assert batch['decoder_target_tokens'][0, 0] == 3 and len(batch['speech_lengths']) == 8
     params, card = checkpoints.load_for_inference(model_dir)
     assert card['step'] == 2
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def test_one_host_writes_the_bad_batch(model_dir, monkeypatch):
+    monkeypatch.setattr(jax, 'process_index', lambda: 1)
+    assert not loop.save_batch(model_dir, 2, toy.ToyLoader()).exists()
 
 
 def test_a_half_written_checkpoint_does_not_count(model_dir):
@@ -165,22 +170,6 @@ def test_loss_is_the_same_on_many_devices(model_dir, tmp_path, devices):
     np.testing.assert_allclose(losses(many), losses(model_dir), rtol=1e-5)
 
 
-def test_two_hosts_train_as_one(model_dir, tmp_path):
-    """Two processes that talk to each other, half of every batch each; one of them writes, and both resume."""
-    toy.train(model_dir, 12)
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'localhost:{free.getsockname()[1]}'
-    two = tmp_path / 'two'
-    for steps in (7, 12):
-        hosts = [
-            start(two, steps, JAX_COORDINATOR_ADDRESS=address, JAX_NUM_PROCESSES='2', JAX_PROCESS_ID=str(host))
-            for host in range(2)
-        ]
-        assert [host.wait() for host in hosts] == [0, 0]
-    np.testing.assert_allclose(losses(two), losses(model_dir), rtol=1e-5)
-
-
 def test_card_is_readable(model_dir):
     toy.train(model_dir, 5)
     card = json.loads((model_dir / 'card.json').read_text())
@@ -211,3 +200,27 @@ def test_data_are_made_after_all_else_was_checked(model_dir):
         with pytest.raises(ValueError, match=words):
             toy.train(model_dir, 5, loader=loader, eval_loaders={'dev': loader}, **wrong)
     assert not model_dir.exists()
+
+
+def test_a_restart_goes_on_from_the_local_disk(model_dir, tmp_path, capsys):
+    options = {
+        'local_checkpoint_dir': str(tmp_path / 'ssd'),
+        'local_checkpoint_period': 2,
+        'checkpoint_period': 50,
+        'eval_period': 50,
+    }
+    toy.train(tmp_path / 'whole', 20)
+    with pytest.raises(loop.NonFiniteError):  # at step 3; the local checkpoint is of step 2
+        toy.train(model_dir, 20, system=toy.ToySystem(nan_at=4), **options)
+    shutil.rmtree(model_dir / 'checkpoints')  # as if it had ended before the first of these
+    toy.train(model_dir, 20, **options)
+    assert f'resumed {model_dir} at step 2' in capsys.readouterr().out
+    assert losses(model_dir) == losses(tmp_path / 'whole')
+    shutil.rmtree(tmp_path / 'ssd')  # the machine was taken away
+    assert toy.train(model_dir, 22, **options)['step'] == 22
+    assert f'resumed {model_dir} at step 20' in capsys.readouterr().out
+    shutil.rmtree(model_dir)  # a training that begins anew does not go on with the old one's
+    toy.train(model_dir, 3, **options)
+    assert 'resumed' not in capsys.readouterr().out
+    with pytest.raises(ValueError, match='LOCAL_CHECKPOINT_DIR.*is gs://bucket/x; it is for a disk of this'):
+        toy.train(model_dir, 4, **(options | {'local_checkpoint_dir': 'gs://bucket/x'}))

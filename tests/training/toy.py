@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import sys
+import time
 import types
 
 import flax.linen as nn
@@ -57,8 +59,9 @@ class ToyLoader:
     vocabulary = types.SimpleNamespace(decode=str)
     skipped = ()
 
-    def __init__(self, rows=8):
-        self.rows = rows
+    def __init__(self, rows=8, fault_on=-1, fault=''):
+        self.rows, self.taken = rows, []
+        self._fault = fault if fault_on == jax.process_index() else ''
 
     def _batch(self, step):
         rng = np.random.default_rng(step)
@@ -74,21 +77,32 @@ class ToyLoader:
             'decoder_loss_weights': weights,
         }
 
-    def _rows_of_this_host(self, batch):
-        first, rows = jax.process_index(), self.rows // jax.process_count()
-        return {name: array[first * rows : (first + 1) * rows] for name, array in batch.items()}
+    def _rows(self, batch, host_rows):
+        rows = np.asarray((host_rows or range)(self.rows))
+        taken = rows[rows < self.rows]
+        self.taken.append(taken)
+        return {
+            name: np.pad(a[taken], [(0, len(rows) - len(taken))] + [(0, 0)] * (a.ndim - 1)) for name, a in batch.items()
+        }
 
-    def batches(self, start_step):
+    def batches(self, start_step, host_rows=None):
         """(step, batch) for ever."""
         while True:
-            yield start_step, self._rows_of_this_host(self._batch(start_step))
+            if self._fault == 'slow' and start_step == 4:
+                time.sleep(5)
+            if self._fault == 'fails' and start_step == 4:
+                raise ValueError('clip7.wav: the file is cut')
+            if self._fault == 'bug' and start_step == 4:
+                raise ZeroDivisionError('a step of the task')
+            yield start_step, self._rows(self._batch(start_step), host_rows)
             start_step += 1
 
-    def examples(self):
+    def examples(self, host_rows=None):
         """Two batches with what is known of their rows."""
         info = types.SimpleNamespace(instruction='?', reference='!')
         for step in range(2):
-            yield self._rows_of_this_host(self._batch(step)), [info] * self.rows
+            batch = self._rows(self._batch(step), host_rows)
+            yield batch, [info] * len(batch['speech_lengths'])
 
     def batch_shapes(self):
         """Shapes of the two."""
@@ -96,7 +110,7 @@ class ToyLoader:
 
     def state(self):
         """What fixes the data."""
-        return {'rows': self.rows}
+        return {'rows': self.rows, 'plan': 'another' if self._fault == 'differs' else 'one'}
 
 
 def train(model_dir, steps, **options):
@@ -126,10 +140,31 @@ def save_frozen(directory, seed=0):
     foundations.save(directory, {'kernel': kernel}, {'name': 'frozen', 'kind': 'speech_encoder'})
 
 
-if __name__ == '__main__':
-    if 'JAX_COORDINATOR_ADDRESS' in os.environ:
-        from slm_jax.training import partitioning
+def main(model_dir, steps, mesh=None, rows=8, fault_on=-1, fault='', seconds=None, nan_at=-1, **options):
+    """One of several hosts, if the environment says so; returns the exit status."""
+    from slm_jax.training import hosts, loop, partitioning
 
-        partitioning.join_hosts()
-    with contextlib.suppress(KeyboardInterrupt):
-        sys.exit(143 if train(sys.argv[1], int(sys.argv[2]))['terminated'] else 0)
+    for name, value in (seconds or {}).items():
+        setattr(hosts, f'{name}_SECONDS', value)
+    with hosts.together(complain, ValueError) if 'JAX_COORDINATOR_ADDRESS' in os.environ else contextlib.nullcontext():
+        loaders = {'loader': ToyLoader(rows, fault_on, fault), 'eval_loaders': {'dev': ToyLoader(rows)}}
+        partitioner = partitioning.Partitioner(**(mesh or {}))
+        system = ToySystem(nan_at=nan_at)
+        try:
+            result = train(model_dir, steps, system=system, partitioner=partitioner, **loaders, **options)
+        except loop.NonFiniteError as error:
+            print(error, file=sys.stderr)
+            return 1
+    taken = [rows.tolist() for rows in loaders['eval_loaders']['dev'].taken]
+    pathlib.Path(model_dir).parent.joinpath(f'taken-{jax.process_index()}').write_text(json.dumps(taken))
+    return 143 if result['terminated'] else 0
+
+
+def complain(error):
+    """What `cli.fail` does."""
+    print(error, file=sys.stderr)
+    return 2
+
+
+if __name__ == '__main__':
+    sys.exit(main(sys.argv[1], int(sys.argv[2]), **json.loads(os.environ.get('TOY', '{}'))))
