@@ -274,13 +274,14 @@ def remove(directory: pathlib.Path) -> None:
         _filesystem(directory).rm(str(directory), recursive=True)
 
 
-def move(directory: pathlib.Path, to: pathlib.Path, first: str) -> None:
-    """Moves a directory to where nothing is. In an object store, without `first` it counts as half written."""
+def move(directory: pathlib.Path, to: pathlib.Path, mark: str) -> None:
+    """Moves a directory to where nothing is. In an object store, without the file `mark` it counts as half written."""
     if not is_url(directory):
         directory.rename(to)
         return
-    (directory / first).unlink(missing_ok=True)
+    (directory / mark).unlink(missing_ok=True)
     _filesystem(directory).mv(str(directory), str(to), recursive=True)
+    (to / mark).write_text('')
 
 
 def put(folder: pathlib.Path, directory: pathlib.Path, last: str) -> None:
@@ -322,7 +323,9 @@ def local_directory(directory: str) -> str:
     if not is_url(directory):
         return directory
     url = path(directory)
-    digest = hashlib.sha256(repr((directory, found := files(url))).encode()).hexdigest()[:32]
+    if not (found := files(url)):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), directory)
+    digest = hashlib.sha256(repr((directory, found)).encode()).hexdigest()[:32]
     copies = local_cache() / 'copies' / digest / url.name
     for name in found:
         copies.joinpath(name).parent.mkdir(parents=True, exist_ok=True)

@@ -37,6 +37,8 @@ def train(
     eval_period: int = 500,
     eval_batches: int | None = None,
     checkpoint_period: int | None = None,
+    local_checkpoint_dir: str | None = None,
+    local_checkpoint_period: int = 50,
     max_to_keep: int = 2,
     best_metric: str | None = None,
     num_samples: int = 4,
@@ -70,6 +72,8 @@ def train(
             output channel; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
         log_period, eval_period, checkpoint_period: in steps; `checkpoint_period` is `eval_period` if None.
         eval_batches: at most so many batches of each evaluation loader; None: all.
+        local_checkpoint_dir: on a disk of this machine, for more checkpoints, every `local_checkpoint_period` steps:
+            a restart on this machine goes on from the newest that is whole, there or in `model_dir`.
         max_to_keep: newest checkpoints kept.
         best_metric: such as 'dev/loss'; the checkpoint where it was lowest is kept too.
         num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
@@ -92,7 +96,18 @@ def train(
 
     from slm_jax import decoding, terminal
     from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import hosts, logs, loop, origins, partitioning, profiles, run, separate_disks, setup
+    from slm_jax.training import (
+        hosts,
+        local_checkpoints,
+        logs,
+        loop,
+        origins,
+        partitioning,
+        profiles,
+        run,
+        separate_disks,
+        setup,
+    )
 
     if log_format not in terminal.FORMATS:
         raise ValueError(f'train.log_format is {log_format!r}; it must be one of {", ".join(terminal.FORMATS)}.')
@@ -102,7 +117,8 @@ def train(
         jax.config.update('jax_compilation_cache_dir', str(compilation_cache_dir))
         compilation_cache.reset_cache()  # it was opened, if anything has been compiled
     say = logs.say
-    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period)
+    local_period = None if local_checkpoint_dir is None else local_checkpoint_period
+    periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
     partitioner = partitioner or partitioning.Partitioner()
     mesh = partitioner.mesh()
@@ -112,7 +128,12 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    with contextlib.closing(separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)) as checkpoints:
+    with contextlib.ExitStack() as stack:
+        checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
+        stack.enter_context(contextlib.closing(checkpoints))
+        if local_checkpoint_dir is not None:
+            checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir, say)
+            stack.enter_context(contextlib.closing(checkpoints))
         card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
         start = checkpoints.latest()
         hosts.compare(
@@ -171,6 +192,7 @@ def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, 
         ('log_period', periods.log, 1),
         ('eval_period', periods.evaluation, 1),
         ('checkpoint_period', periods.checkpoint, 1),
+        ('local_checkpoint_period', periods.local, 1),
         ('eval_batches', eval_batches, 1),
         ('max_to_keep', max_to_keep, 1),
         ('num_samples', num_samples, 0),

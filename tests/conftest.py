@@ -120,3 +120,18 @@ def _cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('SLM_JAX_CACHE', str(tmp_path_factory.mktemp('cache')))
         yield
+
+
+@pytest.fixture(scope='session')
+def store():
+    """An empty bucket, gs://bucket, on loopback, and clients that look for it there."""
+    pytest.importorskip('gcsfs')
+    import object_store
+
+    from slm_jax import paths
+
+    with object_store.serving() as store, pytest.MonkeyPatch.context() as patch:
+        for name, value in store.environment().items():
+            patch.setenv(name, value)
+        paths._reach.cache_clear()
+        yield store

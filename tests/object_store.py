@@ -23,7 +23,7 @@ BUCKET = 'bucket'
 
 
 class Store(http.server.ThreadingHTTPServer):
-    """`objects`: {name: (content, generation, time)}."""
+    """`objects`: {name: (content, generation, time)}; `let_in`: whether anybody is."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -32,6 +32,7 @@ class Store(http.server.ThreadingHTTPServer):
         super().__init__(('localhost', port), _Handler)
         self.url = f'http://localhost:{self.server_port}'
         self.objects, self.uploads, self.lock, self.generation = {}, {}, threading.Lock(), 0
+        self.let_in = True
 
     def environment(self) -> dict[str, str]:
         """What sends the client libraries here."""
@@ -40,6 +41,7 @@ class Store(http.server.ThreadingHTTPServer):
             'TENSORSTORE_GCS_HTTP_URL': self.url,
             'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'anybody',
             'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
+            'NO_GCE_CHECK': 'true',
         }
 
     def put(self, name: str, content: bytes, condition: str | None = None) -> dict | None:
@@ -110,6 +112,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def respond(self, method: str, path: str, query: dict, content: bytes) -> tuple[int, bytes | dict, dict]:
         """(status, body, headers) of one request, alone or in a batch."""
+        if not self.server.let_in:
+            return 401, {'error': {'code': 401, 'message': 'Anonymous caller does not have access'}}, {}
         match = re.fullmatch(r'(/upload|/download)?/storage/v1/b/([^/]+)(?:/o(?:/([^/]+)(/.*)?)?)?', path)
         if not match or match[2] != BUCKET:
             return 404, {'error': {'code': 404, 'message': f'{method} {path}: Not Found'}}, {}

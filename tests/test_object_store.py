@@ -9,11 +9,8 @@ import subprocess
 import sys
 
 import numpy as np
-import object_store
 import pytest
 import soundfile
-
-pytest.importorskip('gcsfs')
 
 GIN = """
 from __gin__ import dynamic_registration
@@ -32,18 +29,6 @@ WARMUP_STEPS = 1
 train.train.num_samples = 0
 TASK_FEATURE_LENGTHS = {'speech': 32000, 'inputs': 48, 'targets': 16}
 """
-
-
-@pytest.fixture(scope='session')
-def store():
-    """An empty bucket, gs://bucket, and clients that look for it there."""
-    from slm_jax import paths
-
-    with object_store.serving() as store, pytest.MonkeyPatch.context() as patch:
-        for name, value in store.environment().items():
-            patch.setenv(name, value)
-        yield store
-        paths._reach.cache_clear()
 
 
 def slm_jax(store, folder, *arguments, status=0):
@@ -91,7 +76,7 @@ def test_the_whole_way(store, sounds):
     )  # fmt: skip
     assert 'report: gs://bucket/report/report.html' in said
     assert 'sounds' in slm_jax(store, sounds, 'card', 'gs://bucket/model')
-    print(slm_jax(store, sounds, 'infer', 'gs://bucket/sounds/audio/0.wav', '--model', 'gs://bucket/model'))
-    print(slm_jax(store, sounds, 'export', 'gs://bucket/model', 'gs://bucket/export'))
+    slm_jax(store, sounds, 'infer', 'gs://bucket/sounds/audio/0.wav', '--model', 'gs://bucket/model')
+    assert 'wrote gs://bucket/export' in slm_jax(store, sounds, 'export', 'gs://bucket/model', 'gs://bucket/export')
     assert sorted(paths.files(paths.path('gs://bucket/export'))) == ['card.json', 'trainable.safetensors']
     assert [path.name for path in sounds.iterdir()] == ['cache']

@@ -35,8 +35,8 @@ _CARD = 'card'
 _FILES = 'files.json'
 _COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
 _OURS = re.compile(
-    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz|\.lock\.json|'
-    r'\.hosts-.*|profile'
+    r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz'
+    r'|\.lock\.json|\.hosts-.*|profile'
 )
 
 
@@ -184,7 +184,7 @@ def _set_damaged_aside(model_dir: pathlib.Path, say: Callable[[str], None]) -> N
     for path, problem in damaged:
         names = (path.with_name(f'{path.name}.damaged{suffix}') for suffix in ('', *map('.{}'.format, range(2, 10))))
         aside = next(name for name in names if not name.exists())
-        paths.move(path, aside, first=_COMMITTED)
+        paths.move(path, aside, mark=_COMMITTED)
         say(
             f'WARNING: {problem}. The checkpoint is set aside as {aside.name}; training goes on from step '
             f'{checkpoint.name}, which is whole.'

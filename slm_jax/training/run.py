@@ -28,6 +28,7 @@ class Periods:
     log: int
     evaluation: int
     checkpoint: int
+    local: int | None = None  # checkpoints on a local disk, besides
 
     def due(self, period: int, done: int) -> bool:
         """Whether what is done every so many steps is due after `done`; after the last all is."""
@@ -89,13 +90,16 @@ class Run:
                 evaluation_due, checkpoint_due = (
                     periods.due(period, done) for period in (periods.evaluation, periods.checkpoint)
                 )
-                if evaluation_due or checkpoint_due:
+                local_due = periods.local is not None and done % periods.local == 0
+                if evaluation_due or checkpoint_due or local_due:
                     self._report(waiting)
                     waiting = []
                     if evaluation_due:
                         self.card['evaluation'] = self._evaluate(done)
                     if checkpoint_due:
                         self._save()
+                    elif local_due:
+                        self.checkpoints.save_local(self.state, self.rng, self._card())
                     self._meter.restart()
                 elif len(waiting) > 1 and (step % periods.log == 0 or step - start in _EARLY):
                     self._report(waiting[:-1], rates=step % periods.log == 0)

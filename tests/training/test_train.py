@@ -5,6 +5,7 @@ import os
 import pathlib
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -213,3 +214,27 @@ def test_compiled_steps_are_kept_where_hosts_share_them(model_dir, tmp_path):
             jax.config.update(name, value)
         compilation_cache.reset_cache()
     assert any(path.name.startswith('jit') for path in (tmp_path / 'shared').iterdir())
+
+
+def test_a_restart_goes_on_from_the_local_disk(model_dir, tmp_path, capsys):
+    options = {
+        'local_checkpoint_dir': str(tmp_path / 'ssd'),
+        'local_checkpoint_period': 2,
+        'checkpoint_period': 50,
+        'eval_period': 50,
+    }
+    toy.train(tmp_path / 'whole', 20)
+    with pytest.raises(loop.NonFiniteError):  # at step 3; the local checkpoint is of step 2
+        toy.train(model_dir, 20, system=toy.ToySystem(nan_at=4), **options)
+    shutil.rmtree(model_dir / 'checkpoints')  # as if it had ended before the first of these
+    toy.train(model_dir, 20, **options)
+    assert f'resumed {model_dir} at step 2' in capsys.readouterr().out
+    assert losses(model_dir) == losses(tmp_path / 'whole')
+    shutil.rmtree(tmp_path / 'ssd')  # the machine was taken away
+    assert toy.train(model_dir, 22, **options)['step'] == 22
+    assert f'resumed {model_dir} at step 20' in capsys.readouterr().out
+    shutil.rmtree(model_dir)  # a training that begins anew does not go on with the old one's
+    toy.train(model_dir, 3, **options)
+    assert 'resumed' not in capsys.readouterr().out
+    with pytest.raises(ValueError, match='LOCAL_CHECKPOINT_DIR.*is gs://bucket/x; it is for a disk of this'):
+        toy.train(model_dir, 4, **(options | {'local_checkpoint_dir': 'gs://bucket/x'}))
