@@ -1,5 +1,6 @@
 """A model of public parts: a small Whisper and a small T5, as transformers saved them, and an untrained adapter."""
 
+import contextlib
 import json
 import pathlib
 
@@ -12,6 +13,7 @@ import soundfile
 from slm_jax import configuration, evaluate, import_, infer, train
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import traces
+from slm_jax.training import partitioning
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata'
 GIN = """
@@ -67,6 +69,24 @@ def test_whisper_takes_all_clips_up_to_its_30_seconds(world, tmp_path, capsys):
     assert data['examples'] == 1 and 'long.wav: 31 s is longer' in data['skipped'][0]
     assert evaluate.main([*argv, '--max_seconds', '31']) == 1
     assert 'the speech encoder of model takes 30 s at once' in capsys.readouterr().err
+
+
+def test_answers_are_traced_by_the_rules_of_generation(world, monkeypatch):
+    asked = []
+
+    def tracing(partitioner, mesh, generation=False):
+        asked.append(generation)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(partitioning.Partitioner, 'tracing', tracing)
+    loaded = model_lib.load(world / 'model', decode={'max_decode_length': 2})
+    batch = {
+        'speech_samples': np.zeros((1, 0), np.int16),
+        'speech_lengths': np.zeros(1, np.int32),
+        'encoder_input_tokens': np.full((1, 4), 5, np.int32),
+    }
+    assert len(loaded.answers(batch)) == 1
+    assert asked == [True]
 
 
 @pytest.mark.parametrize('lengths', ["{'speech': 480640}", "{'inputs': 64}"])

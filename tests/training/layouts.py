@@ -1,20 +1,26 @@
 """What steps send between devices, for test_partitioning.py.
 
-`python layouts.py` prints, as JSON, what a small SLM does on the mesh 1,4,2 of eight simulated devices.
+`python layouts.py evaluation ctc` prints, as JSON, what these steps of a small SLM do on eight simulated devices;
+`python layouts.py v5e:4x8 1,4,8 32 beam` what a step of SLM-XXL sends on a slice of TPUs.
 """
 
 import json
+import math
 import sys
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import topologies
 
+from slm_jax import configuration
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.audio.frontends import UsmFrontend
 from slm_jax.decoding import DecodeConfig, search
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
+from slm_jax.inference import model
 from slm_jax.llms.t5 import T5, T5Config
 from slm_jax.systems.slm import SLM
 from slm_jax.systems.speech_encoder import SpeechEncoder
@@ -59,34 +65,32 @@ def sent(hlo_text: str) -> list[tuple[str, int, int, str]]:
     return [(each.kind, each.result_bytes, each.times, each.op_name) for each in collectives(hlo_text).found]
 
 
-def small_steps() -> dict:
-    """{step: what it sends} on the mesh 1,4,2, and the tokens there and on one device."""
-    system, shapes = small(), batch_of(ROWS, 1.0, 4, 4)
+def small_steps(names: Sequence[str]) -> dict:
+    """{step: what it sends} on the mesh 1,4,2, of evaluation and ways to decode; and tokens there and on one device."""
+    system, shapes = small(), batch_of(ROWS, 0.5, 4, 4)
     rng = np.random.default_rng(0)
     batch = {name: rng.integers(1, 30, shape).astype(dtype) for name, (shape, dtype) in shapes.items()}
     batch['speech_samples'] = rng.integers(-9000, 9000, shapes['speech_samples'][0]).astype(np.int16)
-    batch['speech_lengths'] = np.arange(8_000, 16_000, 1000, np.int32)
+    batch['speech_lengths'] = np.arange(4_000, 8_000, 500, np.int32)
     params = jax.jit(lambda key: state.unboxed(system.init(key, setup.least_batch())))(jax.random.key(0))
-    found: dict = {'sent': {}, 'tokens': {}}
-    for mesh_of in ((1, 4, 2), (1, 1, 1)):
-        partitioner = partitioning.Partitioner(*mesh_of)
-        mesh = partitioner.mesh(jax.devices()[: np.prod(mesh_of)])
+    found: dict = {'sent': {}, 'tokens': {name: [] for name in names if name in DECODE}}
+    for sizes in ((1, 4, 2), (1, 1, 1)):
+        partitioner = partitioning.Partitioner(*sizes)
+        mesh = partitioner.mesh(jax.devices()[: math.prod(sizes)])
         layout = setup.lay_out(system, ('adapter/.*',), partitioner, mesh)
         optimizer = optax.sgd(1e-3)
         abstract = setup.abstract_state(layout, optimizer)
-        placed = jax.tree.map(
-            lambda leaf, like: jax.device_put(leaf, like.sharding), params, state.merge(layout.trainable, layout.frozen)
-        )
-        trained, frozen = state.split(placed, ('adapter/.*',))
+        places = jax.tree.map(lambda leaf: leaf.sharding, state.merge(layout.trainable, layout.frozen))
+        trained, frozen = state.split(jax.device_put(params, places), ('adapter/.*',))
         given = partitioning.shard_batch(batch, mesh)
-        for name, decode in DECODE.items():
-            step = setup.steps(layout, optimizer, abstract, decode, lambda text: None).decode
-            found['tokens'].setdefault(name, []).append(np.asarray(step(given, trained, frozen)).tolist())
+        for name in names:
+            steps = setup.steps(layout, optimizer, abstract, DECODE.get(name, DecodeConfig()), lambda text: None)
+            step = steps.decode if name in DECODE else steps.evaluate
             if mesh.size > 1:
                 found['sent'][name] = sent(step.compiled(given, trained, frozen).as_text())
+            if name in DECODE:
+                found['tokens'][name].append(np.asarray(step(given, trained, frozen)).tolist())
         if mesh.size > 1:
-            evaluate = setup.steps(layout, optimizer, abstract, DecodeConfig(), lambda text: None).evaluate
-            found['sent']['evaluation'] = sent(evaluate.compiled(given, trained, frozen).as_text())
             found['best'] = best_of_all(partitioner, mesh)
     return found
 
@@ -103,5 +107,26 @@ def best_of_all(partitioner, mesh) -> list[bool]:
     return alike
 
 
+def xxl(topology: str, sizes: Sequence[int], rows: int, step: str) -> dict[str, int]:
+    """Bytes that a step of SLM-XXL sends on TPUs that are not there, by kind of collective: 15 s, 64 + 128 tokens."""
+    configuration.parse_gin(['models/slm_xxl.gin'], [])
+    partitioner = partitioning.Partitioner(*sizes)
+    devices = topologies.get_topology_desc(platform='tpu', topology_name=topology).devices
+    layout = setup.lay_out(
+        model.configured_system(), ('adapter/.*',), partitioner, partitioner.mesh(devices), 'bfloat16'
+    )
+    optimizer = optax.adam(1e-3)
+    decode = DecodeConfig() if step == 'evaluation' else DecodeConfig(step, 128)
+    steps = setup.steps(layout, optimizer, setup.abstract_state(layout, optimizer), decode, lambda text: None)
+    compiled = (steps.evaluate if step == 'evaluation' else steps.decode).compiled(
+        layout.batch(batch_of(rows, 15.0, 64, 128)), layout.trainable, layout.held
+    )
+    return collectives(compiled.as_text()).by_kind
+
+
 if __name__ == '__main__':
-    json.dump(small_steps(), sys.stdout)
+    if ':' in sys.argv[1]:
+        topology, sizes, rows, step = sys.argv[1:]
+        json.dump(xxl(topology, [int(size) for size in sizes.split(',')], int(rows), step), sys.stdout)
+    else:
+        json.dump(small_steps(sys.argv[1:]), sys.stdout)
