@@ -104,8 +104,8 @@ def paper() -> str:
         rows.append((name, f'{hours:,.0f}', f'{hours / 64:.1f}'))
     return (
         f'{cells.table(rows)}\n\nAn estimate: {example:.3g} FLOPs an example of {SECONDS:g} s, '
-        f'{INSTRUCTION} + {ANSWER} tokens; {examples:,.0f} examples ({HOURS:,.0f} h of speech, heard once: '
-        f'assumed); MFU {MFU:.0%} (assumed). It grows in proportion to the hours: {example * 3600 / SECONDS * 1000:.3g} FLOPs for each 1,000.'
+        f'{INSTRUCTION} + {ANSWER} tokens; {examples:,.0f} examples ({HOURS:,.0f} h of speech, heard once: assumed); '
+        f'MFU {MFU:.0%} (assumed). In proportion to the hours: {example * 3600 / SECONDS * 1000:.3g} FLOPs for 1,000.'
     )
 
 
