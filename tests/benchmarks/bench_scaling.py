@@ -32,7 +32,7 @@ def all_cells(gin_file: str) -> list[cells.Cell]:
 
 
 def show(found: dict[str, Any]) -> str:
-    steps = {name: entry['steps'][0] for name, entry in found.items()}
+    steps = {name: entry['steps'][0] for name, entry in found.items() if entry['steps'][0]['collectives'] is not None}
     kinds = sorted({kind for step in steps.values() for kind in step['collectives']})
     rows = [('chips', 'temporaries, GB', *(f'{kind}, GB' for kind in kinds), 'sent, GB', 'estimate, s', 'MFU')]
     for name, step in steps.items():
