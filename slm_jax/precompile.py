@@ -234,6 +234,12 @@ def _head(args: argparse.Namespace, training: Any, first: Any, tried: int) -> li
         f'batch: {size.rows} rows of {size.seconds:g} s, {size.inputs} + {size.targets} tokens; answers of up to '
         f'{training.decode.max_decode_length} tokens ({training.decode.method})',
     ]
+    chip = topology.chip
+    if chip and chip.libtpu:
+        kept, memory = (card.byte_text(round(count)) for count in (chip.memory - chip.usable, chip.memory))
+        lines.append(f'memory: {memory} a device, of which the compiler keeps {kept}')
+    else:
+        lines.append('memory: 8% is taken to be kept back by the driver, JAX and what is in pieces')
     if tried:
         lines.append(f'--mesh auto: {tried} layouts were compiled, those that fit and send least by an estimate')
     return lines

@@ -251,11 +251,9 @@ def _program(step: loop.CompiledPerShape, arguments: Sequence[Any]) -> tuple[Any
 
 
 def _needed(said: Sequence[str], held: Mapping[str, int]) -> int | None:
-    """Bytes of temporaries by the compiler's message that they are too many."""
+    """Bytes of temporaries by the compiler's message that it is all too much; it counts the arguments among them."""
     for line in said:
-        if found := re.search(r'memory required for HLO temporaries \(' + _SIZE.pattern, line):
-            return int(float(found[1]) * _POWER[found[2]])
-        if found := re.search(r'Used ' + _SIZE.pattern + r' of', line):
+        if found := re.search(r'(?:HLO temporaries \(|Used )' + _SIZE.pattern, line):
             return max(0, int(float(found[1]) * _POWER[found[2]]) - sum(held.values()))
     return None
 

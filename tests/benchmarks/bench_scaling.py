@@ -32,7 +32,7 @@ def all_cells(gin_file: str) -> list[cells.Cell]:
 
 
 def show(found: dict[str, Any]) -> str:
-    steps = {name: entry['steps'][0] for name, entry in found.items()}
+    steps = {name: entry['steps'][0] for name, entry in found.items() if entry['steps'][0]['collectives'] is not None}
     kinds = sorted({kind for step in steps.values() for kind in step['collectives']})
     rows = [('chips', 'temporaries, GB', *(f'{kind}, GB' for kind in kinds), 'sent, GB', 'estimate, s', 'MFU')]
     for name, step in steps.items():
@@ -104,8 +104,8 @@ def paper() -> str:
         rows.append((name, f'{hours:,.0f}', f'{hours / 64:.1f}'))
     return (
         f'{cells.table(rows)}\n\nAn estimate: {example:.3g} FLOPs an example of {SECONDS:g} s, '
-        f'{INSTRUCTION} + {ANSWER} tokens; {examples:,.0f} examples ({HOURS:,.0f} h of speech, heard once: '
-        f'assumed); MFU {MFU:.0%} (assumed). It grows in proportion to the hours: {example * 3600 / SECONDS * 1000:.3g} FLOPs for each 1,000.'
+        f'{INSTRUCTION} + {ANSWER} tokens; {examples:,.0f} examples ({HOURS:,.0f} h of speech, heard once: assumed); '
+        f'MFU {MFU:.0%} (assumed). In proportion to the hours: {example * 3600 / SECONDS * 1000:.3g} FLOPs for 1,000.'
     )
 
 

@@ -35,9 +35,10 @@ def run(cells: Sequence[Cell], file: pathlib.Path, jobs: int) -> dict[str, Any]:
     """Runs the cells that the file lacks, so many at a time, each in a process of its own."""
     missing = [cell for cell in cells if cell.name not in read(file)]
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        for cell, result in tqdm(zip(missing, pool.map(_result, missing)), total=len(missing), desc=str(file)):
+        running = {pool.submit(_result, cell): cell for cell in missing}
+        for future in tqdm(concurrent.futures.as_completed(running), total=len(missing), desc=str(file)):
             with file.open('a', encoding='utf-8') as out:
-                out.write(json.dumps({'name': cell.name, **result}) + '\n')
+                out.write(json.dumps({'name': running[future].name, **future.result()}) + '\n')
     return {cell.name: entry for cell in cells if (entry := read(file).get(cell.name))}
 
 
