@@ -14,6 +14,7 @@ from slm_jax import configuration
 from slm_jax.data import notices
 from slm_jax.training import hosts, logs, loop, partitioning, preemption, profiles
 from slm_jax.training.checkpoints import Checkpoints
+from slm_jax.training.separate_disks import SeparateDisks
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
 
@@ -53,7 +54,7 @@ class Run:
     steps: Steps
     loader: Any
     eval_loaders: Mapping[str, Any]
-    checkpoints: Checkpoints
+    checkpoints: Checkpoints | SeparateDisks
     card: dict[str, Any]
     periods: Periods
     eval_batches: int | None
