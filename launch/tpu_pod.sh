@@ -24,8 +24,8 @@ TIER=${TIER---spot}     # --spot may be taken away at any time; --reserved; noth
 FILES=${FILES:-}        # what else the run reads: paths below the working directory, with spaces between them
 POLL_SECONDS=${POLL_SECONDS:-60}
 # What each host needs before: the images of TPU VMs have Python 3.10.
-SETUP=${SETUP-'command -v python3.11 >/dev/null || (sudo apt-get update -q &&
-  sudo apt-get -o DPkg::Lock::Timeout=600 install -qy python3.11-venv)'}
+apt='sudo apt-get -qy -o DPkg::Lock::Timeout=600'
+SETUP=${SETUP-"command -v python3.11 || ($apt update && $apt install python3.11-venv)"}
 
 tpus() { run gcloud compute tpus "$@" --zone="$ZONE"; }
 nodes() { if [ "$SLICES" = 1 ]; then echo "$NAME"; else seq -f "$NAME-%g" 0 $((SLICES - 1)); fi; }
