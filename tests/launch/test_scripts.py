@@ -358,10 +358,11 @@ def test_a_real_training_is_started_again_in_the_callers_folder(place, manifest)
         tasks.manifest.name = 'mine'
         tasks.manifest.path = {'train': 'data/manifest.jsonl', 'validation': 'data/manifest.jsonl'}
         MIXTURE_OR_TASK_NAME = @tasks.manifest()
-        TRAIN_STEPS = 60
+        TRAIN_STEPS = 40
         WARMUP_STEPS = 5
-        EVAL_PERIOD = 60
+        EVAL_PERIOD = 40
         EVAL_BATCHES = 1
+        NUM_BUCKETS = 1
         BATCH_SECONDS = 6.0
         LOG_FORMAT = 'json'
         PROFILE_STEPS = (3, 5)
@@ -390,4 +391,4 @@ def test_a_real_training_is_started_again_in_the_callers_folder(place, manifest)
     assert any(message.startswith('resumed ') for message in messages)
     assert {line['host'] for line in lines} == {0}
     assert (place.cwd / 'out/profile/plugins/profile/steps_3_5/host0.xplane.pb').exists()
-    assert (place.cwd / 'out/checkpoints/60').is_dir()
+    assert (place.cwd / 'out/checkpoints/40').is_dir()
