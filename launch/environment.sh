@@ -12,7 +12,8 @@ if [ ! -x "$VENV/bin/pip" ]; then
     fi
   done
   [ -n "${found:-}" ] ||
-    fail 'no Python from 3.11 to 3.13 on the PATH. Install one, or name it: PYTHON=/path/to/python3.11'
+    fail 'no Python from 3.11 to 3.13 on the PATH. Install one (on a TPU VM: sudo apt install' \
+      'python3.11-venv), or name it: PYTHON=/path/to/python3.11'
   run rm -rf "$VENV"
   run "$found" -m venv "$VENV" || {
     rm -rf "$VENV"

@@ -23,6 +23,9 @@ SLICES=${SLICES:-1}
 TIER=${TIER---spot}     # --spot may be taken away at any time; --reserved; nothing: on demand
 FILES=${FILES:-}        # what else the run reads: paths below the working directory, with spaces between them
 POLL_SECONDS=${POLL_SECONDS:-60}
+# What each host needs before: the images of TPU VMs have Python 3.10.
+apt='sudo apt-get -qy -o DPkg::Lock::Timeout=600'
+SETUP=${SETUP-"command -v python3.11 || ($apt update && $apt install python3.11-venv)"}
 
 tpus() { run gcloud compute tpus "$@" --zone="$ZONE"; }
 nodes() { if [ "$SLICES" = 1 ]; then echo "$NAME"; else seq -f "$NAME-%g" 0 $((SLICES - 1)); fi; }
@@ -74,6 +77,7 @@ train() {
     tpus tpu-vm scp "$bundle/slm_jax.tar" "$bundle/run.tar" "$node:" --worker=all
   done
   run rm -r "$bundle"
+  [ -z "$SETUP" ] || on_hosts "$SETUP"
   on_hosts "[ ! -e run/pid ] || (cd run && bash ../slm_jax/launch/background.sh stop)"
   on_hosts "rm -rf slm_jax && mkdir -p slm_jax run && \
 tar -xf slm_jax.tar -C slm_jax && tar -xf run.tar -C run && cd run && \

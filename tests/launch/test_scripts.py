@@ -1,6 +1,7 @@
 """The scripts of launch/: what --dry_run prints is what runs, in the caller's folder, and again where that is meant."""
 
 import json
+import os
 import pathlib
 import shlex
 import signal
@@ -175,6 +176,13 @@ def test_what_is_started_again(place, codes, times):
     assert done.stderr.count('starting it again') == times - 1
 
 
+def test_a_python_that_is_too_old_is_said(place):
+    place.fake(pathlib.Path(place.env['HOME']) / 'bin/python3.10')
+    place.does('python3.10', 'exit 1')
+    done = place.run('train.sh', 'mine.gin', 'out', VENV='new', PYTHON='python3.10')
+    assert done.returncode == 2 and 'no Python from 3.11 to 3.13 on the PATH. Install one' in done.stderr
+
+
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_goes_to_the_training_and_ends_it_for_good(place, number):
     place.does('slm-jax', 'trap "sleep 0.5; echo saved; exit 143" TERM; touch started; while true; do sleep 0.1; done')
@@ -210,6 +218,7 @@ def pod(place):
     (place.cwd / 'runs').mkdir()
     (place.cwd / 'runs/mine.gin').write_text("include 'models/slm_tiny.gin'")
     (place.cwd / 'words.txt').write_text('a\n')
+    place.env['SETUP'] = 'echo ready >setup'
     place.does('slm-jax', 'echo "$PWD says $*"; exit $(cat "$HOME/codes")')
     (pathlib.Path(place.env['HOME']) / 'codes').write_text('0')
     for host in ('slm-jax.0', 'slm-jax.1'):  # where the environment lies beside the code
@@ -228,6 +237,7 @@ def test_a_pod_is_trained_on_every_host(pod):
     assert calls == {f'{home}/slm-jax.{host}/run': expected for host in (0, 1)}
     assert f'{home}/slm-jax.0/run says train' in done.stdout and 'slm-jax.1' not in done.stdout
     for host in (0, 1):
+        assert (home / f'slm-jax.{host}/setup').read_text() == 'ready\n'
         assert (home / f'slm-jax.{host}/run/runs/mine.gin').read_text() == "include 'models/slm_tiny.gin'"
         assert (home / f'slm-jax.{host}/run/words.txt').exists()
         assert (home / f'slm-jax.{host}/slm_jax/gin/models/slm_tiny.gin').exists()
@@ -331,3 +341,54 @@ def test_a_slurm_job_goes_back_into_the_queue(place, code, restarts, again):
         f'{place.env["VENV"]}/bin/slm-jax', 'train', '--gin_file=runs/mine.gin', "--gin.MODEL_DIR='out'", '--multihost'
     ]  # fmt: skip
     assert [call for _, call in place.calls('scontrol')] == [['scontrol', 'requeue', '5']] * again
+
+
+@pytest.mark.slow
+def test_a_real_training_is_started_again_in_the_callers_folder(place, manifest):
+    """SIGTERM to the training alone, as in a maintenance: it saves, and the script starts it again."""
+    for program in ('slm-jax', 'python'):
+        (pathlib.Path(place.env['VENV']) / 'bin' / program).unlink()
+        (pathlib.Path(place.env['VENV']) / 'bin' / program).symlink_to(BIN / program)
+    (place.cwd / 'data').symlink_to(manifest.parent)
+    (place.cwd / 'mine.gin').write_text("""
+        from __gin__ import dynamic_registration
+        from slm_jax import tasks
+        include 'runs/train.gin'
+        include 'models/slm_tiny.gin'
+        tasks.manifest.name = 'mine'
+        tasks.manifest.path = {'train': 'data/manifest.jsonl', 'validation': 'data/manifest.jsonl'}
+        MIXTURE_OR_TASK_NAME = @tasks.manifest()
+        TRAIN_STEPS = 40
+        WARMUP_STEPS = 5
+        EVAL_PERIOD = 40
+        EVAL_BATCHES = 1
+        NUM_BUCKETS = 1
+        BATCH_SECONDS = 6.0
+        LOG_FORMAT = 'json'
+        PROFILE_STEPS = (3, 5)
+    """)
+    environment = place.env | {name: os.environ[name] for name in os.environ if name.startswith(('JAX', 'XLA', 'SLM'))}
+    with subprocess.Popen(
+        ['bash', LAUNCH / 'train.sh', 'mine.gin', 'out'],
+        cwd=place.cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        said = [process.stdout.readline()]  # Installing …
+        while '"step": 10, ' not in said[-1]:
+            said.append(process.stdout.readline())
+            assert said[-1], process.stderr.read()
+        (child,) = (int(pid) for pid in subprocess.check_output(['pgrep', '-P', str(process.pid)], text=True).split())
+        os.kill(child, signal.SIGTERM)
+        out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert 'ended with 143: starting it again' in err
+    lines = [json.loads(line) for line in [*said[1:], *out.splitlines()]]
+    messages = [line.get('message', '') for line in lines]
+    assert any('stopped by a signal' in message for message in messages)
+    assert any(message.startswith('resumed ') for message in messages)
+    assert {line['host'] for line in lines} == {0}
+    assert (place.cwd / 'out/profile/plugins/profile/steps_3_5/host0.xplane.pb').exists()
+    assert (place.cwd / 'out/checkpoints/40').is_dir()
