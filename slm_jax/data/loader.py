@@ -355,7 +355,7 @@ class SpeechTextLoader:
         for task in self._planned:
             for array in (task.index, task.samples, task.inputs, task.targets):
                 for start in range(0, len(array), plan_lib.LARGE):
-                    digest.update(array[start : start + plan_lib.LARGE].astype(np.int64))
+                    digest.update(array[start : start + plan_lib.LARGE].astype(np.int64).tobytes())
             digest.update(repr(task.rate).encode())
         return {
             'seed': self._seed,

@@ -241,7 +241,8 @@ class Plan:
                 np.concatenate([getattr(self._tasks[t], name)[p] for t, p in zip(here, parts)], dtype=np.int32)
                 for name in ('samples', 'inputs', 'targets')
             )
-            yield start, *lengths, np.repeat(self._weights, np.diff(cuts))
+            samples, inputs, targets = lengths
+            yield start, samples, inputs, targets, np.repeat(self._weights, np.diff(cuts))
 
     def _shape(self, samples: int, inputs: int, targets: int, clips: int, row_multiple: int) -> Bucket:
         """The bucket of examples up to these lengths, at most so many clips a batch."""

@@ -70,7 +70,7 @@ class Contents:
     def pieces(self, start: int, stop: int | None) -> list[Piece]:
         """Where the examples `start` to `stop` are."""
         stop = int(self.offsets[-1]) if stop is None else stop
-        result = []
+        result: list[Piece] = []
         first = max(int(np.searchsorted(self.offsets, start, 'right')) - 1, 0)
         for number in range(first, len(self.files)):
             begin, end = (int(at) for at in self.offsets[number : number + 2])
@@ -190,8 +190,9 @@ class TarSource(Shards):
             for key, members in itertools.islice(_keys(tar), start, stop):
                 contents = {}
                 for ending, member in members.items():
-                    if ending.lower() in (*AUDIO, 'json', 'txt'):
-                        contents[ending.lower()] = tar.extractfile(member).read()
+                    opened = tar.extractfile(member)
+                    if opened and ending.lower() in (*AUDIO, 'json', 'txt'):
+                        contents[ending.lower()] = opened.read()
                 yield _example(f'{file}:{key}', contents, self.lang)
 
     def size(self, file: str) -> int:
@@ -300,10 +301,10 @@ class HuggingFaceSource(Shards):
                 texts = {field: row[column] for field, column in self.columns.items() if field != 'audio'}
                 fields = manifests.fields({'lang': self.lang} | texts, pathlib.Path())
                 example |= {name: text for name, text in fields.items() if text}
-                content, named = recording.get('bytes'), recording.get('path')
-                if content is None and not named:
+                content = recording.get('bytes')
+                if content is None and not recording.get('path'):
                     raise ValueError(f'column "{self.columns["audio"]}" holds no recording. Remove the row.')
-                example['content'] = paths.path(named).read_bytes() if content is None else content
+                example['content'] = paths.path(recording['path']).read_bytes() if content is None else content
             except (ValueError, OSError) as error:
                 example['error'] = f'{origin}: {error}'
             yield example

@@ -9,7 +9,6 @@ chunk. How many batches come before a chunk is a sum over tasks and buckets.
 
 import bisect
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int, UInt
@@ -36,10 +35,10 @@ class Windows:
         offsets: Int[np.ndarray, ' tasks+1'],
         shares: Float[np.ndarray, ' tasks'],
         bucket: UInt[np.ndarray, ' n'],
-        rows: Sequence[int],
+        rows: Int[np.ndarray, ' buckets'],
         draws: int,
     ):
-        self._seed, self._offsets, self._bucket, self._rows = seed, offsets, bucket, np.array(rows)
+        self._seed, self._offsets, self._bucket, self._rows = seed, offsets, bucket, rows
         tasks, buckets, sizes = len(shares), len(rows), np.diff(offsets)
         self._blocks = np.concatenate([[0], np.cumsum(-(-sizes // BLOCK))])
         self._counts = np.zeros((self._blocks[-1], buckets), np.uint16)  # of a block's examples in each bucket

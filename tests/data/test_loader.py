@@ -260,6 +260,7 @@ def test_what_is_skipped_is_listed(make, manifest, capsys, monkeypatch):
         ({'num_buckets': True}, 'NUM_BUCKETS'),
         ({'seed': -1}, r'seed \(RANDOM_SEED\) is -1'),
         ({'encoder_seconds': -1.0}, r'encoder_seconds \(ENCODER_SECONDS\) is -1.0'),
+        ({'shape_cost': '1%'}, r"shape_cost \(SHAPE_COST\) is '1%'; a share of the training, from 0 on, was expected"),
         ({'tokens_per_batch': 0}, 'tokens_per_batch is 0'),
         ({'task_feature_lengths': {'spech': 1}}, r"\(TASK_FEATURE_LENGTHS\) has no 'spech'; did you mean 'speech'"),
         ({'task_feature_lengths': {'speech': 0}}, r"\(TASK_FEATURE_LENGTHS\): 'speech' is 0; .* samples from 1 on"),

@@ -87,7 +87,7 @@ def test_beam_goes_on_with_the_shards_that_are_missing(beam, run, tmp_path, monk
     for name in ('store.json', '00001.json', '00003.json', '00003.arrayrecord'):
         (store / name).unlink()
     built, build = [], shards.build
-    monkeypatch.setattr(shards, 'build', lambda *args: built.append(args[3:5]) or build(*args))
+    monkeypatch.setattr(shards, 'build', lambda *args, **pieces: built.append(args[3:5]) or build(*args, **pieces))
     assert run('--gin_file', run.gin_file, '--runner=DirectRunner') == 0
     assert sorted(built) == [(1, 2), (3, 4)] and files(tmp_path / 'cache') == whole
 
