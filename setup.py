@@ -47,7 +47,16 @@ setuptools.setup(
         'matplotlib>=3.9',
     ],
     extras_require={
-        'dev': ['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+        'dev': [
+            'gcsfs>=2025.9',
+            'mypy>=1.18',
+            'polib>=1.2',
+            'pytest>=8',
+            'pytest-xdist>=3',
+            'ruff>=0.14',
+            's3fs>=2025.9',
+            'typeguard>=4',
+        ],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
         # catalogues of messages that text_corpora takes.

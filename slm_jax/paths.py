@@ -178,8 +178,8 @@ def _filesystem(url: Any) -> Any:
     return backend.fsspec_backend.fs(os.fspath(url))
 
 
-def kvstore(directory: str | os.PathLike) -> str:
-    """URL of a directory for TensorStore.
+def kvstore(directory: str | os.PathLike) -> str | dict[str, Any]:
+    """What TensorStore knows a directory by.
 
     Raises:
         StorageError: TensorStore has no driver for it.
@@ -190,6 +190,13 @@ def kvstore(directory: str | os.PathLike) -> str:
     if text.partition('://')[0] not in _HOLD_PARAMETERS:
         known = ' and '.join(f'{scheme}://' for scheme in _HOLD_PARAMETERS)
         raise StorageError(f'{text}: parameters are kept on a local disk, and in {known}. Copy the directory there.')
+    if (
+        text.startswith('s3://') and 'AWS_ENDPOINT_URL' in os.environ
+    ):  # MinIO and others, which TensorStore is not told of
+        bucket, _, rest = text[5:].partition('/')
+        region = os.environ.get('AWS_DEFAULT_REGION', 'us-east-1')
+        where = {'endpoint': os.environ['AWS_ENDPOINT_URL'], 'aws_region': region}
+        return {'driver': 's3', 'bucket': bucket, 'path': f'{rest}/', **where}
     return f'{text}/'
 
 
@@ -280,7 +287,9 @@ def move(directory: pathlib.Path, to: pathlib.Path, mark: str) -> None:
         directory.rename(to)
         return
     (directory / mark).unlink(missing_ok=True)
-    _filesystem(directory).mv(str(directory), str(to), recursive=True)
+    for name in files(directory):
+        _filesystem(directory).cp_file(str(directory / name), str(to / name))
+    remove(directory)
     (to / mark).write_text('')
 
 
