@@ -76,8 +76,9 @@ class Url(gpath.PosixGPath):
 
     def open(self, mode: str = 'r', *, encoding: str | None = None, errors: str | None = None, **options: Any) -> Any:
         """A stream; what is written is there, whole, when it is closed."""
+        text = {} if 'b' in mode else {'encoding': encoding or 'utf-8', **options}
         with _told(self):
-            return _filesystem(self).open(str(self), mode, **({} if 'b' in mode else {'encoding': 'utf-8'}))
+            return _filesystem(self).open(str(self), mode, **text)
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a directory is there as soon as a file is in it, and making one might make a bucket."""
