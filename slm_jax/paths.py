@@ -102,7 +102,7 @@ class Url(gpath.PosixGPath):
 
 
 @contextlib.contextmanager
-def _told(url: Url) -> Iterator[None]:
+def _told(url: pathlib.PurePath) -> Iterator[None]:
     """Makes of what a client raises what a disk would."""
     try:
         yield

@@ -14,7 +14,6 @@ from tqdm import tqdm
 from slm_jax import configuration
 from slm_jax.data import notices
 from slm_jax.training import hosts, logs, loop, partitioning, preemption
-from slm_jax.training.checkpoints import Checkpoints
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
 
@@ -54,7 +53,7 @@ class Run:
     steps: Steps
     loader: Any
     eval_loaders: Mapping[str, Any]
-    checkpoints: Checkpoints
+    checkpoints: Any  # `checkpoints.Checkpoints`, or several as one
     card: dict[str, Any]
     periods: Periods
     eval_batches: int | None
