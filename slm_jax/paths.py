@@ -76,8 +76,9 @@ class Url(gpath.PosixGPath):
 
     def open(self, mode: str = 'r', *, encoding: str | None = None, errors: str | None = None, **options: Any) -> Any:
         """A stream; what is written is there, whole, when it is closed."""
+        text = {} if 'b' in mode else {'encoding': encoding or 'utf-8', **options}
         with _told(self):
-            return _filesystem(self).open(str(self), mode, **({} if 'b' in mode else {'encoding': 'utf-8'}))
+            return _filesystem(self).open(str(self), mode, **text)
 
     def mkdir(self, mode: int | None = None, parents: bool = False, exist_ok: bool = False) -> None:
         """Nothing: a directory is there as soon as a file is in it, and making one might make a bucket."""
@@ -101,7 +102,7 @@ class Url(gpath.PosixGPath):
 
 
 @contextlib.contextmanager
-def _told(url: Url) -> Iterator[None]:
+def _told(url: pathlib.PurePath) -> Iterator[None]:
     """Makes of what a client raises what a disk would."""
     try:
         yield
@@ -178,8 +179,8 @@ def _filesystem(url: Any) -> Any:
     return backend.fsspec_backend.fs(os.fspath(url))
 
 
-def kvstore(directory: str | os.PathLike) -> str:
-    """URL of a directory for TensorStore.
+def kvstore(directory: str | os.PathLike) -> str | dict[str, Any]:
+    """What TensorStore knows a directory by.
 
     Raises:
         StorageError: TensorStore has no driver for it.
@@ -190,6 +191,13 @@ def kvstore(directory: str | os.PathLike) -> str:
     if text.partition('://')[0] not in _HOLD_PARAMETERS:
         known = ' and '.join(f'{scheme}://' for scheme in _HOLD_PARAMETERS)
         raise StorageError(f'{text}: parameters are kept on a local disk, and in {known}. Copy the directory there.')
+    if (
+        text.startswith('s3://') and 'AWS_ENDPOINT_URL' in os.environ
+    ):  # MinIO and others, which TensorStore is not told of
+        bucket, _, rest = text[5:].partition('/')
+        region = os.environ.get('AWS_DEFAULT_REGION', 'us-east-1')
+        where = {'endpoint': os.environ['AWS_ENDPOINT_URL'], 'aws_region': region}
+        return {'driver': 's3', 'bucket': bucket, 'path': f'{rest}/', **where}
     return f'{text}/'
 
 
@@ -280,7 +288,9 @@ def move(directory: pathlib.Path, to: pathlib.Path, mark: str) -> None:
         directory.rename(to)
         return
     (directory / mark).unlink(missing_ok=True)
-    _filesystem(directory).mv(str(directory), str(to), recursive=True)
+    for name in files(directory):
+        _filesystem(directory).cp_file(str(directory / name), str(to / name))
+    remove(directory)
     (to / mark).write_text('')
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import seqio
 
 import gin
+from slm_jax import paths
 from slm_jax.data import languages, manifests
 from slm_jax.tasks import registry
 
@@ -48,7 +49,7 @@ def corpus(folder: str = '') -> pathlib.Path:
             f'Common Voice has no folder: download the languages from {_HOME}, unpack them into '
             'FOLDER/LANGUAGE, and give --gin.slm_jax.tasks.common_voice.corpus.folder=FOLDER'
         )
-    return pathlib.Path(folder)
+    return paths.path(folder)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,7 @@ class _Clips(manifests.Source):
                 f'{path} is missing: download {self.lang} of Common Voice from {_HOME}, and unpack it there.'
             )
         try:
-            with open(path, encoding='utf-8-sig', newline='') as file:
+            with path.open(encoding='utf-8-sig', newline='') as file:
                 rows = csv.DictReader(file, delimiter='\t', quoting=csv.QUOTE_NONE)
                 if not {'path', 'sentence'} <= {*(rows.fieldnames or ())}:
                     raise ValueError('it has no columns "path" and "sentence"')

@@ -32,6 +32,7 @@ import numpy as np
 import seqio
 
 import gin
+from slm_jax import paths
 from slm_jax.corpora import numerals, text_noise, tokenizers
 from slm_jax.data import instructions, json_lines, languages, output_features, preprocessors
 from slm_jax.data.tensorflow_cpu import tf
@@ -72,13 +73,13 @@ def corpora(folder: str = '') -> pathlib.Path:
     Raises:
         FileNotFoundError: it is not named, or holds no corpora.
     """
-    if not folder or not pathlib.Path(folder, 'text_train.jsonl').exists():
+    if not folder or not (paths.path(folder) / 'text_train.jsonl').exists():
         raise FileNotFoundError(
             f'no text corpora in {folder or "(no folder named)"}: write them by '
             'python -m slm_jax.corpora.text_corpora FOLDER, and give '
             '--gin.slm_jax.tasks.text.corpora.folder="\'FOLDER\'"'
         )
-    return pathlib.Path(folder)
+    return paths.path(folder)
 
 
 def _noisy(row: dict, rng: random.Random, share: float) -> str:

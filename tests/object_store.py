@@ -1,7 +1,7 @@
-"""An object store on loopback, in memory: as much of the JSON API of Google Cloud Storage as its clients use.
+"""An object store on loopback, in memory: as much of the APIs of Google Cloud Storage and S3 as their clients use.
 
-What makes it one: objects are put whole and have a generation, a put or delete can be bound to a generation, there is
-no append, and no rename.
+What makes it one: objects are put whole and have a generation (S3: an ETag), a put can be bound to it, there is no
+append, and no rename.
 
     python object_store.py PORT     serves the bucket `bucket` until it is killed
 """
@@ -10,6 +10,7 @@ import base64
 import contextlib
 import email
 import hashlib
+import html
 import http.server
 import json
 import re
@@ -30,7 +31,7 @@ class Store(http.server.ThreadingHTTPServer):
 
     def __init__(self, port: int = 0):
         super().__init__(('localhost', port), _Handler)
-        self.url = f'http://localhost:{self.server_port}'
+        self.url = f'http://127.0.0.1:{self.server_port}'
         self.objects, self.uploads, self.lock, self.generation = {}, {}, threading.Lock(), 0
         self.let_in = True
 
@@ -42,6 +43,10 @@ class Store(http.server.ThreadingHTTPServer):
             'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'anybody',
             'GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT': 'false',
             'NO_GCE_CHECK': 'true',
+            'AWS_ENDPOINT_URL': self.url,
+            'AWS_ACCESS_KEY_ID': 'anybody',
+            'AWS_SECRET_ACCESS_KEY': 'anything',
+            'AWS_DEFAULT_REGION': 'us-east-1',
         }
 
     def put(self, name: str, content: bytes, condition: str | None = None) -> dict | None:
@@ -92,10 +97,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace('_', '-'), value)
-        self.send_header('Content-Length', str(len(content)))
+        if 'Content_Length' not in headers:
+            self.send_header('Content-Length', str(len(content)))
         self.end_headers()
-        self.wfile.write(content)
+        if self.command != 'HEAD':
+            self.wfile.write(content)
         self.wfile.flush()
+
+    def handle_expect_100(self):
+        return super().handle_expect_100() and self.wfile.flush() is None
 
     def body(self) -> bytes:
         return self.rfile.read(int(self.headers.get('Content-Length') or 0))
@@ -104,6 +114,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         content = self.body()
+        if re.match(rf'/{BUCKET}(/|$)', url.path):
+            query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
+            status, result, headers = self.s3(method, urllib.parse.unquote(url.path[len(BUCKET) + 2 :]), query, content)
+            self.answer(status, result, **headers)
+            return
         if url.path.startswith('/batch/'):
             self.batch(content)
             return
@@ -208,6 +223,92 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             )
         self.answer(200, (''.join(answers) + '--answers--').encode(), Content_Type='multipart/mixed; boundary=answers')
 
+    def s3(self, method: str, name: str, query: dict, content: bytes) -> tuple[int, bytes, dict]:
+        """(status, body, headers) of a request to S3."""
+        if not self.server.let_in:
+            return 403, b'<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>', {}
+        if not name and method == 'POST':
+            for deleted in re.findall(r'<Key>(.*?)</Key>', content.decode()):
+                self.server.objects.pop(html.unescape(deleted), None)
+            return 200, b'<DeleteResult/>', {}
+        if not name:
+            return (200, b'', {}) if method == 'HEAD' else (200, self.s3_listed(query), {})
+        if method == 'PUT':
+            return self.s3_put(name, query, content)
+        if method == 'POST':
+            return self.s3_multipart(name, query)
+        if method == 'DELETE':
+            self.server.objects.pop(name, None)
+            return 204, b'', {}
+        if name not in self.server.objects:
+            return 404, b'<Error><Code>NoSuchKey</Code><Message>No such key</Message></Error>', {}
+        whole, generation, _ = self.server.objects[name]
+        etag = f'"{generation}"'
+        if self.headers.get('If-None-Match') == etag:
+            return 304, b'', {'ETag': etag}
+        if self.headers.get('If-Match') not in (None, etag):
+            return 412, b'', {}
+        status, content, headers = self.media(name, {})
+        headers = headers | {'ETag': etag, 'Last_Modified': 'Thu, 26 Nov 2026 10:00:00 GMT'}
+        return status, content, headers
+
+    def s3_put(self, name: str, query: dict, content: bytes) -> tuple[int, bytes, dict]:
+        if 'aws-chunked' in (self.headers.get('Content-Encoding') or ''):
+            content = _unchunked(content)
+        if source := self.headers.get('x-amz-copy-source'):
+            source = urllib.parse.unquote(source).lstrip('/')[len(BUCKET) + 1 :]
+            if source not in self.server.objects:
+                return 404, b'<Error><Code>NoSuchKey</Code><Message>No such key</Message></Error>', {}
+            made = self.server.put(name, self.server.objects[source][0])
+            return 200, f'<CopyObjectResult><ETag>"{made["generation"]}"</ETag></CopyObjectResult>'.encode(), {}
+        if 'uploadId' in query:
+            self.server.uploads[query['uploadId']][int(query['partNumber'])] = content
+            return 200, b'', {'ETag': f'"part{query["partNumber"]}"'}
+        wanted = (self.headers.get('If-Match') or '').strip('"') or None
+        made = self.server.put(name, content, '0' if self.headers.get('If-None-Match') else wanted)
+        if not made:
+            return 412, b'<Error><Code>PreconditionFailed</Code><Message>there</Message></Error>', {}
+        return 200, b'', {'ETag': f'"{made["generation"]}"'}
+
+    def s3_multipart(self, name: str, query: dict) -> tuple[int, bytes, dict]:
+        if 'uploads' in query:
+            number = str(len(self.server.uploads))
+            self.server.uploads[number] = {}
+            answer = f'<InitiateMultipartUploadResult><UploadId>{number}</UploadId></InitiateMultipartUploadResult>'
+            return 200, answer.encode(), {}
+        parts = self.server.uploads[query['uploadId']]
+        made = self.server.put(name, b''.join(parts[number] for number in sorted(parts)))
+        answer = f'<CompleteMultipartUploadResult><ETag>"{made["generation"]}"</ETag></CompleteMultipartUploadResult>'
+        return 200, answer.encode(), {}
+
+    def s3_listed(self, query: dict) -> bytes:
+        found = self.listed({
+            'prefix': query.get('prefix', ''), 'maxResults': query.get('max-keys', '1000'),
+            'pageToken': query.get('continuation-token', ''), 'startOffset': query.get('start-after', ''),
+            **({'delimiter': query['delimiter']} if query.get('delimiter') else {}),
+        })  # fmt: skip
+        escape = (lambda text: urllib.parse.quote(text, safe='/')) if query.get('encoding-type') else html.escape
+        items = ''.join(
+            f'<Contents><Key>{escape(item["name"])}</Key><LastModified>2026-11-26T10:00:00.000Z</LastModified>'
+            f'<ETag>&quot;{item["generation"]}&quot;</ETag><Size>{item["size"]}</Size></Contents>'
+            for item in found['items'] if item['name'] != query.get('start-after')
+        )  # fmt: skip
+        items += ''.join(
+            f'<CommonPrefixes><Prefix>{escape(each)}</Prefix></CommonPrefixes>' for each in found['prefixes']
+        )
+        if 'nextPageToken' in found:
+            items += f'<NextContinuationToken>{html.escape(found["nextPageToken"])}</NextContinuationToken>'
+        cut = str('nextPageToken' in found).lower()
+        count = len(found['items']) + len(found['prefixes'])
+        encoding = '<EncodingType>url</EncodingType>' if query.get('encoding-type') else ''
+        return (
+            f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/"><Name>{BUCKET}</Name>{encoding}'
+            f'<KeyCount>{count}</KeyCount><IsTruncated>{cut}</IsTruncated>{items}</ListBucketResult>'
+        ).encode()
+
+    def do_HEAD(self):
+        self.route('HEAD')
+
     def do_GET(self):
         self.route('GET')
 
@@ -225,6 +326,17 @@ def _parts(content_type: str, content: bytes) -> list[bytes]:
     boundary = re.search(r'boundary=[\'"]?([^\'";]+)', content_type)[1].encode()
     parts = re.split(rb'(?:^|\r?\n)--' + re.escape(boundary) + rb'(?:--)?\r?\n?', content)
     return [re.split(rb'\r?\n\r?\n', part, maxsplit=1)[1] for part in parts if part.strip()]
+
+
+def _unchunked(content: bytes) -> bytes:
+    whole, at = b'', 0
+    while True:
+        end = content.index(b'\r\n', at)
+        size = int(content[at:end].split(b';')[0], 16)
+        if not size:
+            return whole
+        whole += content[end + 2 : end + 2 + size]
+        at = end + 2 + size + 2
 
 
 @contextlib.contextmanager

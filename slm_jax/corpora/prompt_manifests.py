@@ -8,10 +8,10 @@ yet is downloaded into OUT/downloads.
 
 import argparse
 import os
-import pathlib
 
 import soundfile
 
+from slm_jax import paths
 from slm_jax.corpora import splits
 from slm_jax.data import json_lines
 from slm_jax.data.voice_prompts import builder, fetch
@@ -23,7 +23,7 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
     Raises:
         FetchError: the prompts can be had nowhere.
     """
-    out = pathlib.Path(out)
+    out = paths.path(out)
     rows = {split: [] for split in splits.SPLITS}
     folders = fetch.fetch(downloads or out / 'downloads')
     texts = builder.spoken_texts(folders)

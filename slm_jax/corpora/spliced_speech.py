@@ -13,9 +13,9 @@ As in aligned data augmentation (arXiv 2104.01393), words keep their voice and l
 import argparse
 import collections
 import dataclasses
+import io
 import itertools
 import os
-import pathlib
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -25,6 +25,7 @@ import jiwer
 import numpy as np
 from jaxtyping import Float, Int
 
+from slm_jax import paths
 from slm_jax.corpora import synthetic_speech
 from slm_jax.data import ctc_text, json_lines
 
@@ -259,14 +260,14 @@ def write(
     """
     import soundfile
 
-    out = pathlib.Path(out)
+    out = paths.path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
     total: collections.Counter = collections.Counter()
     rng = random.Random(seed)
     langs = sorted(clips)
     weights = [sum(len(words) for _, words in clips[lang]) for lang in langs]
     voices = {lang: Voice(clips[lang]) for lang in langs}
-    with open(out / 'manifest.jsonl', 'w', encoding='utf-8') as lines:
+    with (out / 'manifest.jsonl').open('w', encoding='utf-8') as lines:
         for number in itertools.count():
             (lang,) = rng.choices(langs, weights)
             if texts and lang in texts and rng.random() < 0.5:
@@ -287,7 +288,9 @@ def write(
                 'audio': f'audio/{seed}_{number:06d}.flac',
                 'duration': round(samples.size / _SAMPLE_RATE, 3),
             }
-            soundfile.write(out / row['audio'], samples, _SAMPLE_RATE, subtype='PCM_16')
+            flac = io.BytesIO()
+            soundfile.write(flac, samples, _SAMPLE_RATE, format='FLAC', subtype='PCM_16')
+            (out / row['audio']).write_bytes(flac.getvalue())
             json_lines.append(lines, row)
             total[lang] += row['duration'] / 3600
             if total.total() >= hours:
@@ -311,7 +314,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         texts = collections.defaultdict(list)
         if args.texts:
-            for row in json_lines.read(pathlib.Path(args.texts, 'text_train.jsonl')):
+            for row in json_lines.read(paths.path(args.texts) / 'text_train.jsonl'):
                 if text := ctc_text.normalize(row['text']):
                     texts[row['lang']].append(text)
         clips = read_words(args.manifest, args.encoder)

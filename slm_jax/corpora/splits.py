@@ -11,8 +11,8 @@ that the hash leaves one side empty, name the values: `--test alice --validation
 import argparse
 import hashlib
 import os
-import pathlib
 
+from slm_jax import paths
 from slm_jax.data import json_lines, manifests
 
 SPLITS = ('train', 'validation', 'test')
@@ -44,7 +44,7 @@ def split_manifest(
     Raises:
         ValueError: a line is not JSON or lacks the field, or a named value does not occur.
     """
-    manifest, out = pathlib.Path(manifest), pathlib.Path(out)
+    manifest, out = paths.path(manifest), paths.path(out)
     rows: dict[str, list[dict]] = {split: [] for split in SPLITS}
     hours = dict.fromkeys(SPLITS, 0.0)
     named = {**dict.fromkeys(validation, 'validation'), **dict.fromkeys(test, 'test')}
@@ -62,7 +62,7 @@ def split_manifest(
         split = named.get(value, 'train') if named else split_of(value, parts)
         audio = next((name for name in manifests.AUDIO if row.get(name) is not None), None)
         if audio and isinstance(row[audio], str):
-            row[audio] = str(pathlib.Path(manifests.resolve(row[audio], manifest.parent)).resolve())
+            row[audio] = str(paths.path(manifests.resolve(row[audio], manifest.parent)).resolve())
         rows[split].append(row)
         hours[split] += seconds / 3600
     if absent := sorted(set(named) - met):

@@ -14,8 +14,8 @@ festvox-czech-ph festvox-czech-machac festvox-czech-dita festival-hi festvox-hi-
 
 import argparse
 import collections
+import io
 import os
-import pathlib
 import random
 import re
 import shutil
@@ -26,6 +26,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
+from slm_jax import paths
 from slm_jax.data import json_lines
 
 SAMPLE_RATE = 16_000
@@ -223,7 +224,7 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
     Digits are left to the prompts: what a synthesiser makes of '1,5' is not what is written.
     """
     pools = collections.defaultdict(list)
-    for row in json_lines.read(pathlib.Path(corpora, 'text_train.jsonl')):
+    for row in json_lines.read(paths.path(corpora) / 'text_train.jsonl'):
         if (
             row['source'] in SOURCES
             and row['lang'] in LANGUAGES
@@ -231,9 +232,9 @@ def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
             and (row['source'] == 'voice_prompts' or not re.search(r'\d|[A-Z]{2}', row['text']))
         ):
             pools[row['lang'], row['source']].append({**row, 'source': f'synthetic/{row["source"]}'})
-    for row in json_lines.read(pathlib.Path(corpora, 'orders_train.jsonl')):
+    for row in json_lines.read(paths.path(corpora) / 'orders_train.jsonl'):
         pools['en', 'orders'].append({'text': row['text'], 'lang': 'en', 'source': 'synthetic/orders'})
-    for row in json_lines.read(pathlib.Path(corpora, 'speech.jsonl')):
+    for row in json_lines.read(paths.path(corpora) / 'speech.jsonl'):
         if row['lang'] in LANGUAGES:
             pools[row['lang'], 'recordings'].append({**row, 'source': f'altered/{row["source"]}'})
     rng = random.Random(seed)
@@ -268,10 +269,10 @@ def synthesise(
     """
     import soundfile
 
-    out = pathlib.Path(out)
+    out = paths.path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
     total, unread = collections.Counter(), 0
-    with open(out / 'manifest.jsonl', 'w', encoding='utf-8') as manifest:
+    with (out / 'manifest.jsonl').open('w', encoding='utf-8') as manifest:
         for number, row in enumerate(sentences(corpora, seed)):
             rng = random.Random(f'{seed}/{number}')
             if 'audio' in row:
@@ -295,7 +296,9 @@ def synthesise(
                 'speaker': voice,
                 'duration': round(samples.size / SAMPLE_RATE, 3),
             }
-            soundfile.write(out / row['audio'], samples, SAMPLE_RATE, subtype='PCM_16')
+            flac = io.BytesIO()
+            soundfile.write(flac, samples, SAMPLE_RATE, format='FLAC', subtype='PCM_16')
+            (out / row['audio']).write_bytes(flac.getvalue())
             json_lines.append(manifest, row)
             total[row['lang']] += row['duration'] / 3600
             if total.total() >= hours:

@@ -29,6 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import jiwer
 
+from slm_jax import paths
 from slm_jax.corpora import messages, numerals, splits
 from slm_jax.data import ctc_text, json_lines
 
@@ -164,11 +165,11 @@ def build(
     heard: Iterable[str | os.PathLike] = (),
 ) -> dict[str, int]:
     """Writes the files of the module's docstring; returns {file name: lines}."""
-    out = pathlib.Path(out)
+    out = paths.path(out)
     out.mkdir(parents=True, exist_ok=True)
     corpora = {
-        pathlib.Path(folder).name: {
-            split: json_lines.read(pathlib.Path(folder, f'{split}.jsonl')) for split in splits.SPLITS
+        paths.path(folder).name: {
+            split: json_lines.read(paths.path(folder) / f'{split}.jsonl') for split in splits.SPLITS
         }
         for folder in speech
     }
@@ -240,7 +241,7 @@ def build(
             pairs[split].append(_pair(words[lang], lang, words[target], target, 'numerals'))
     made: dict[str, list[dict]] = {'train': [], 'validation': []}
     if orders:
-        folder = pathlib.Path(orders)
+        folder = paths.path(orders)
         grammar = Orders(json_lines.read(folder / 'train.jsonl'))
         held_out |= {
             ctc_text.normalize(row['text'])

@@ -16,9 +16,9 @@ import collections
 import io
 import json
 import os
-import pathlib
 from typing import Any
 
+from slm_jax import paths
 from slm_jax.data import ctc_text, json_lines
 
 LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix unit.
@@ -34,7 +34,7 @@ def train_llm_tokenizer(corpora: str | os.PathLike) -> bytes:
     Characters, as the speech encoder writes: what a small adapter hears stands for the same units that the language
     model reads.
     """
-    rows = json_lines.read(pathlib.Path(corpora, 'text_train.jsonl'))
+    rows = json_lines.read(paths.path(corpora) / 'text_train.jsonl')
     return _train(
         [row['text'] for row in rows if row['lang'] not in UNSPELT],
         model_type='char',
@@ -50,11 +50,11 @@ def train_ctc_tokenizer(corpora: str | os.PathLike, seldom: int = 20) -> bytes:
     """The speech encoder's characters: those of the clips, and those met `seldom` times in text."""
     clips = [
         ctc_text.normalize(row['text'])
-        for row in json_lines.read(pathlib.Path(corpora, 'speech.jsonl'))
+        for row in json_lines.read(paths.path(corpora) / 'speech.jsonl')
         if row['lang'] not in UNSPELT
     ]
     counts = collections.Counter()
-    for row in json_lines.read(pathlib.Path(corpora, 'text_train.jsonl')):
+    for row in json_lines.read(paths.path(corpora) / 'text_train.jsonl'):
         if row['lang'] not in UNSPELT:
             counts.update(ctc_text.normalize(row['text']))
     common = sorted(c for c, n in counts.items() if n >= seldom and c != ' ')
@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     except FileNotFoundError as error:
         parser.exit(2, f'{error}; write the corpora by python -m slm_jax.corpora.text_corpora\n')
     for name, model in models.items():
-        path = pathlib.Path(args.out, name, 'tokenizer.model')
+        path = paths.path(args.out) / name / 'tokenizer.model'
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(model)
         kind, extra_ids = ('llm', EXTRA_IDS) if name == 't5_tiny' else ('speech_encoder', 0)

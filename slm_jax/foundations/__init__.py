@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from slm_jax import paths
-from slm_jax.foundations import added_tokens, tokenizers, verification
+from slm_jax.foundations import added_tokens, s3, tokenizers, verification
 
 CARD = 'card.json'
 PARAMS = 'params'
@@ -181,6 +181,7 @@ def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any
     import orbax.checkpoint as ocp
     import tensorstore
 
+    s3.teach_orbax(directory)
     leaves = flatten(params)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True)) as checkpointer:
         places = unflatten({name: np.zeros(()) for name in leaves})
@@ -291,10 +292,11 @@ def load(name_or_dir: str | os.PathLike, dtype: Any = None, sharding: Any = None
     return restore(path / PARAMS, unflatten({path: wanted(leaves[path], places[path]) for path in leaves}))
 
 
-def checkpointer_of(handler: Any) -> Any:
+def checkpointer_of(handler: Any, directory: pathlib.Path) -> Any:
     """What reads a directory that is known to be whole: Orbax's own mark of that is lost where it was copied."""
     import orbax.checkpoint as ocp
 
+    s3.teach_orbax(directory)
     return ocp.Checkpointer(handler, temporary_path_class=ocp.path.atomicity.AtomicRenameTemporaryPath)
 
 
@@ -307,7 +309,7 @@ def stored_tree(directory: pathlib.Path) -> Params:
     import orbax.checkpoint as ocp
 
     try:
-        with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with checkpointer_of(ocp.PyTreeCheckpointHandler(), directory) as checkpointer:
             tree = checkpointer.metadata(directory).item_metadata.tree
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
     except (ValueError, OSError, LookupError, TypeError, AttributeError) as error:  # Orbax gives None, or stumbles
@@ -329,7 +331,7 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
         lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype),
         wanted,
     )
-    with checkpointer_of(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with checkpointer_of(ocp.PyTreeCheckpointHandler(), directory) as checkpointer:
         return checkpointer.restore(
             directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
         )

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from slm_jax import foundations as foundations_lib
 from slm_jax import paths
-from slm_jax.foundations import flatten
+from slm_jax.foundations import flatten, s3
 from slm_jax.training import lock
 from slm_jax.training.state import TrainState
 
@@ -244,6 +244,7 @@ class Checkpoints:
         """
         self.model_dir = checked(model_dir)
         self._alone, self._writes = alone, alone or jax.process_index() == 0
+        s3.teach_orbax(self.model_dir)
         self._lock = lock.Lock(self.model_dir, say) if self._writes else None
         try:
             self._open(max_to_keep, best_metric, say)
@@ -420,5 +421,5 @@ def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) ->
         raise CheckpointError(f'{directory} is not there: the newest checkpoint is {newest(model_dir)}.')
     check_files(directory)
     params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
-    with foundations_lib.checkpointer_of(ocp.JsonCheckpointHandler()) as checkpointer:
+    with foundations_lib.checkpointer_of(ocp.JsonCheckpointHandler(), directory) as checkpointer:
         return params, checkpointer.restore(directory / _CARD)

@@ -91,7 +91,8 @@ class Writers:
 
     def __init__(self, model_dir: str | os.PathLike, tensorboard: bool):
         self._writers: list[Any] = [] if jax.process_index() else [TerminalWriter()]
-        self._events, self._model_dir, self._uploaded = None, paths.path(model_dir), time.monotonic()
+        self._events: Any = None
+        self._model_dir, self._uploaded = paths.path(model_dir), time.monotonic()
         if self._writers and tensorboard:
             import slm_jax.data.tensorflow_cpu  # isort: skip  # noqa: F401  CLU imports the TensorFlow that writes events
 

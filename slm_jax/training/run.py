@@ -13,8 +13,6 @@ from jaxtyping import Array, Key
 from slm_jax import configuration
 from slm_jax.data import notices
 from slm_jax.training import hosts, logs, loop, partitioning, preemption, profiles
-from slm_jax.training.checkpoints import Checkpoints
-from slm_jax.training.separate_disks import SeparateDisks
 from slm_jax.training.setup import Steps
 from slm_jax.training.state import Params, TrainState
 
@@ -54,7 +52,7 @@ class Run:
     steps: Steps
     loader: Any
     eval_loaders: Mapping[str, Any]
-    checkpoints: Checkpoints | SeparateDisks
+    checkpoints: Any  # `checkpoints.Checkpoints`, or several as one
     card: dict[str, Any]
     periods: Periods
     eval_batches: int | None

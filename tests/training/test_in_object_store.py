@@ -131,6 +131,27 @@ def test_a_batch_that_is_not_finite_is_kept(model_dir):
     assert (paths.path('gs://bucket/toy/nan') / 'bad_batch_2.npz').stat().st_size > 100
 
 
+def test_s3(store, trained, capsys):
+    pytest.importorskip('s3fs')
+    frozen, model_dir = 's3://bucket/s3/frozen', 's3://bucket/s3/model'
+    toy.save_frozen(frozen)
+    for steps in (7, 12):
+        train(model_dir, steps, foundations={'speech_encoder': frozen})
+    assert read_losses(model_dir) == read_losses(trained)
+    data = [name for name in store.objects if name.startswith('s3/model/checkpoints/12/trainable/')]
+    name = max(data, key=lambda name: len(store.objects[name][0]))
+    del store.objects[name]
+    train(model_dir, 13, foundations={'speech_encoder': frozen})
+    assert (
+        f'WARNING: s3://bucket/{name} is missing. The checkpoint is set aside as 12.damaged' in capsys.readouterr().out
+    )
+    assert [path.name for path in checkpoints._all(model_dir)] == ['13', '10']
+    held = lock.Lock(paths.path(model_dir))
+    with pytest.raises(lock.LockError, match='s3://bucket/s3/model is being trained in by process'):
+        train(model_dir, 14, foundations={'speech_encoder': frozen})
+    held.close()
+
+
 def test_a_foundation_there_is_there_whole_or_not_at_all(trained, store):
     name = 'gs://bucket/toy/half'
     toy.save_frozen(name)
