@@ -356,7 +356,7 @@ def _download(file: str | os.PathLike, to: pathlib.Path) -> None:
 def cache() -> pathlib.Path:
     """Directory for what can be found again: $SLM_JAX_CACHE, or slm_jax in $XDG_CACHE_HOME or ~/.cache."""
     if own := os.environ.get('SLM_JAX_CACHE'):
-        return path(own)
+        return path(own) if is_url(own) else pathlib.Path(own).expanduser()
     return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
 
 
