@@ -6,11 +6,10 @@ opened in Perfetto (*.trace.json.gz) and in XProf (the folder).
 """
 
 import argparse
-import pathlib
 import sys
 from collections.abc import Sequence
 
-from slm_jax import cli
+from slm_jax import cli, paths
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -23,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from slm_jax.training import profiles
 
     try:
-        print(profiles.describe(pathlib.Path(args.model_dir)))
+        print(profiles.describe(paths.path(args.model_dir)))
     except (ValueError, OSError) as error:
         return cli.fail('profile', error)
     return 0

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import jax
 
+from slm_jax import terminal
 from slm_jax.data import notices
 
 EXIT_HOST_LOST = os.EX_TEMPFAIL  # 75: another host died or cannot be reached; started again, it may go on
@@ -408,7 +409,10 @@ def _of_jax(error: BaseException) -> bool:
 
 def say(text: str) -> None:
     """A line on the standard error, whatever else this process is at."""
-    os.write(2, f'slm-jax: {text}\n'.encode())
+    if terminal.structured():
+        terminal.write({'message': text})
+    else:
+        os.write(2, f'slm-jax: {text}\n'.encode())
 
 
 def leave(status: int) -> NoReturn:
