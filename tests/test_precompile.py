@@ -133,7 +133,7 @@ def test_wrong_arguments(here, capsys, arguments, message):
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='libtpu is not installed (extras dev and tpu)')
 def test_a_tpu_slice():
     """The console's way, for four chips: nothing but the table is shown, and no TPU is looked for."""
-    arguments = [*TINY, *SMALL, '--topology=v5e:2x2', '--mesh=fsdp=2,model=2', '--steps=train', '--no-smallest']
+    arguments = [*TINY, *SMALL, '--topology=v5e:2x2', '--mesh=fsdp=2,model=2', '--steps=evaluate', '--no-smallest']
     done = subprocess.run(
         [sys.executable, '-m', 'slm_jax.cli', 'precompile', *arguments, '--json=-'],
         env={name: value for name, value in os.environ.items() if not name.startswith('JAX_PLATFORMS')},
@@ -142,7 +142,7 @@ def test_a_tpu_slice():
     )
     assert (done.returncode, done.stderr) == (0, '')
     found = json.loads(done.stdout)
-    (train,) = found['steps']
-    assert train['fits'] and train['mesh'] == {'data': 1, 'fsdp': 2, 'model': 2} and not train['simulated']
-    assert train['collectives']['all-gather'] > 0 and train['estimate']['seconds'] > 0
-    assert train['bytes']['code'] > 0 and found['versions']['libtpu']
+    (step,) = found['steps']
+    assert step['fits'] and step['mesh'] == {'data': 1, 'fsdp': 2, 'model': 2} and not step['simulated']
+    assert step['collectives']['all-gather'] > 0 and step['estimate']['seconds'] > 0
+    assert step['bytes']['code'] > 0 and found['versions']['libtpu']
