@@ -205,16 +205,17 @@ class Hosts:
         doing: (what this host is at that others may have to wait for, '' if nothing; since when).
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         from jax._src import distributed  # the coordination service's client is nowhere else
 
         state = distributed.global_state
-        self._client, self._address = state.client, str(state.coordinator_address)
+        self._client: Any = state.client
+        self._address = str(state.coordinator_address)
         self._index, self._count = jax.process_index(), jax.process_count()
         self.doing = ('', time.monotonic())
         self._stop: Any = None  # preemption.Stop
         self._stops = self._exchanges = self._beats = 0
-        self._failing = self._ended = False
+        self._failing, self._ended = False, ''
         self._beaten = time.monotonic()
         self._seen = {other: ({}, self._beaten) for other in range(self._count) if other != self._index}
         self._told: dict[int, tuple[Any, float]] = {}  # what was said of slow hosts
@@ -291,8 +292,8 @@ class Hosts:
             said, seconds = self._told.get(host, (None, 0.0))
             if said != what or beat['seconds'] >= 2 * seconds:
                 self._told[host] = (what, beat['seconds'])
-                seconds = f'{beat["seconds"]:.0f} s'
-                say(f'{self._named(host)} has been {beat["doing"]} for {seconds}; the other hosts wait for it.')
+                long = f'{beat["seconds"]:.0f} s'
+                say(f'{self._named(host)} has been {beat["doing"]} for {long}; the other hosts wait for it.')
 
     def _named(self, host: int) -> str:
         name = socket.gethostname() if host == self._index else self._seen[host][0].get('name')
@@ -326,7 +327,7 @@ class Hosts:
         """Ends this process, whatever its main thread waits for. The first host goes last: it has what all read."""
         if text:
             say(text)
-        self._failing = self._ended = True
+        self._failing, self._ended = True, 'failed'
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             failure = json.dumps({'text': told or text, 'status': status})
             self._client.key_value_set(f'slm_jax/now/failed/{self._index}', failure, allow_overwrite=True)
@@ -353,7 +354,8 @@ class Hosts:
     def _aborted(self) -> None:
         """JAX aborts the process at once when its coordinator is gone; an abort for another reason goes on."""
         with contextlib.suppress(OSError):
-            socket.create_connection(self._address.rsplit(':', 1), timeout=3).close()
+            host, _, port = self._address.rpartition(':')
+            socket.create_connection((host, int(port)), timeout=3).close()
             return
         if self._index and not self._over.is_set():
             say(self._without_coordinator() + _RESTART)
@@ -362,11 +364,12 @@ class Hosts:
     def close(self) -> None:
         """This host is done, and is not missed any more; it waits for the others, and still ends as they do."""
         global _hosts
-        self._ended = True
-        while not all(beat.get('ended') for beat, _ in self._seen.values()):
+        self._ended = 'done'
+        while not all(beat.get('ended') == 'done' for beat, _ in self._seen.values()):
             time.sleep(0.05)
         self._over.set()
         self._thread.join()
+        self._tell()
         _hosts = None
         jax.distributed.shutdown()
 
@@ -380,7 +383,7 @@ class Hosts:
         with doing(_WAITS):
             pause = 0.02
             while True:
-                gone = {other for other, (beat, _) in self._seen.items() if beat.get('ended')}
+                gone = {other for other, (beat, _) in self._seen.items() if beat.get('ended') == 'done'}
                 found = self._client.key_value_dir_get(folder)
                 if missing := gone - {int(key.rpartition('/')[2]) for key, _ in found}:
                     raise HostsError(f'{self._named(min(missing))} has ended already: it was given less to do.')

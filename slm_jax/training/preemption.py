@@ -20,7 +20,7 @@ class Stop:
         ticks: how often `reached` was asked.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.ticks = 0
         self._asked = False
         self._at: int | None = None
