@@ -133,3 +133,21 @@ def test_names_with_a_tilde_or_colons_are_files(tmp_path, monkeypatch):
     rows = [json.loads('{"a": 1}')]
     json_lines.write(tmp_path / 'x.jsonl', rows)
     assert json_lines.read(tmp_path / 'x.jsonl') == rows
+
+
+def test_a_manifest_that_is_not_there_is_one_line(store, tmp_path, capsys):
+    run = f"""
+include 'runs/train.gin'
+include 'models/slm_tiny.gin'
+from __gin__ import dynamic_registration
+from slm_jax import tasks
+tasks.manifest.name = 'absent'
+tasks.manifest.path = {{'train': 'gs://bucket/none.jsonl', 'validation': 'gs://bucket/none.jsonl'}}
+MIXTURE_OR_TASK_NAME = @tasks.manifest()
+MODEL_DIR = '{tmp_path / 'model'}'
+TRAIN_STEPS = 300
+"""
+    (tmp_path / 'run.gin').write_text(run)
+    assert cli.main(['train', f'--gin_file={tmp_path / "run.gin"}']) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith('slm-jax') or 'Trace' in line]
+    assert len(said) == 1 and 'gs://bucket/none.jsonl: cannot be read (No such file or directory)' in said[0]
