@@ -21,7 +21,7 @@ SLICES = {  # two sizes of each kind: the mesh
     'v6e:2x4': 'model=8',
     'v6e:4x4': 'fsdp=4,model=4',
 }
-BATCH = ('--seconds=15', '--inputs=64', '--targets=128', '--gin.DecodeConfig.max_decode_length=128')
+BATCH = ('--seconds=15', '--inputs=64', '--targets=128')
 
 
 def all_cells(gin_file: str) -> list[cells.Cell]:
