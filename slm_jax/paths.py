@@ -22,6 +22,8 @@ os.environ.setdefault('EPATH_USE_TF', '0')
 
 from etils.epath import backend, gpath  # noqa: E402
 
+gpath._is_tf_installed.cache_clear()  # whoever was imported before may have asked already
+
 # scheme: the module that reads it, how to get it, how to be let in.
 _STORES = {
     'gs': (

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from slm_jax import cli, configuration, paths
-from slm_jax.data import json_lines, manifests, segments
+from slm_jax.data import json_lines, segments, sources
 
 
 @pytest.mark.parametrize('name', ['gs://nowhere/model', 'ftp://host/model', 'gs://', 's3://bucket/model'])
@@ -71,7 +71,7 @@ def test_a_manifest_there_names_recordings_there(store, tmp_path):
         {'audio': str(tmp_path / 'a.wav'), 'text': 'a', 'lang': 'en'},
     ]
     json_lines.write('gs://bucket/manifests/all.jsonl', rows)
-    source = manifests.ManifestSource({'train': 'gs://bucket/manifests/all.jsonl'})
+    source = sources.ManifestSource({'train': 'gs://bucket/manifests/all.jsonl'})
     lengths = [len(segments.read(e['audio'], e['offset'], e['duration'])) for e in source.examples('train')]
     assert lengths == [32000, 8000, 32000]
     before = source.state('train')
