@@ -65,7 +65,8 @@ class Partitioner:
         """The mesh (data, fsdp, model) over `devices` (all there are, if None).
 
         Raises:
-            ValueError: the sizes do not multiply to the number of devices, or TPU slices do not divide `data`.
+            ValueError: the sizes do not multiply to the number of devices, TPU slices do not divide `data`, or the torus
+                of a slice has no such axes.
         """
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp, self.model]
@@ -80,7 +81,13 @@ class Partitioner:
         names, axis_types = ('data', 'fsdp', 'model'), (jax.sharding.AxisType.Auto,) * 3
         slices = len({getattr(device, 'slice_index', 0) for device in devices if device.platform == 'tpu'})
         if slices < 2:
-            return jax.make_mesh(sizes, names, axis_types, devices=devices)
+            try:
+                return jax.make_mesh(sizes, names, axis_types, devices=devices)
+            except NotImplementedError:  # it splits no side of a torus
+                raise ValueError(
+                    f'Partitioner: data={sizes[0]}, fsdp={sizes[1]}, model={sizes[2]}: JAX does not lay this mesh onto '
+                    'these TPUs: each of the three must be a product of sides of their torus (of 4x4: 4 or 16).'
+                ) from None
         # Between slices there is only the network of the data centre, so each has whole examples and whole parameters.
         if sizes[0] % slices:
             raise ValueError(

@@ -70,19 +70,8 @@ class Training:
             ValueError: the mesh does not fit the devices.
         """
         partitioner = dataclasses.replace(self.partitioner, **cast(dict[str, Any], mesh))
-        try:
-            devices = partitioner.mesh(topology.devices())
-        except NotImplementedError:  # JAX splits no axis of the torus
-            raise ValueError(
-                f'--mesh {text(mesh)}: JAX does not lay this mesh onto {topology.name}, whose sides are '
-                f'{topology.shape}: each of data, fsdp and model must be a product of sides.'
-            ) from None
+        devices = partitioner.mesh(topology.devices())
         return setup.lay_out(self.system, self.trainable, partitioner, devices, self.frozen_dtype)
-
-
-def text(mesh: Mapping[str, int]) -> str:
-    """A mesh as `--mesh` takes it."""
-    return ','.join(f'{axis}={size}' for axis, size in mesh.items())
 
 
 @dataclasses.dataclass(frozen=True)

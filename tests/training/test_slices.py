@@ -40,3 +40,9 @@ def test_a_slice_has_whole_parameters_of_its_own(sizes):
 def test_parameters_over_slices_are_refused():
     with pytest.raises(ValueError, match='Partitioner.data is 1; on 2 TPU slices it must be a multiple of 2'):
         partitioning.Partitioner(data=1, fsdp=8).mesh(CHIPS)
+
+
+def test_a_mesh_that_the_torus_does_not_have_is_refused():
+    torus = [Chip(4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
+    with pytest.raises(ValueError, match='data=1, fsdp=2, model=8: JAX does not lay this mesh onto these TPUs'):
+        partitioning.Partitioner(data=1, fsdp=2, model=8).mesh(torus)
