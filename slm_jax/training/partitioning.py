@@ -65,8 +65,8 @@ class Partitioner:
         """The mesh (data, fsdp, model) over `devices` (all there are, if None).
 
         Raises:
-            ValueError: the sizes do not multiply to the number of devices, TPU slices do not divide `data`, or the torus
-                of a slice has no such axes.
+            ValueError: the sizes do not multiply to the number of devices, TPU slices do not divide `data`, or the
+                torus of a slice has no such axes.
         """
         devices = jax.devices() if devices is None else devices
         sizes = [self.data, self.fsdp, self.model]

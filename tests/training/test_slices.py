@@ -43,6 +43,6 @@ def test_parameters_over_slices_are_refused():
 
 
 def test_a_mesh_that_the_torus_does_not_have_is_refused():
-    torus = [Chip(4 * y + x, 0, (x, y, 0)) for y in range(4) for x in range(4)]
+    torus = [Chip(4 * y + x, 0, (x, y, 0), device_kind='TPU v4') for y in range(4) for x in range(4)]
     with pytest.raises(ValueError, match='data=1, fsdp=2, model=8: JAX does not lay this mesh onto these TPUs'):
         partitioning.Partitioner(data=1, fsdp=2, model=8).mesh(torus)
