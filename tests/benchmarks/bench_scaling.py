@@ -21,7 +21,7 @@ GROWN = 0.05
 
 def all_cells(gin_file: str) -> list[cells.Cell]:
     result = []
-    for shape in ('2x2x1', '2x2x4', '4x4x4', '8x8x8'):
+    for shape in ('2x2x1', '2x2x4', '4x4x4', '4x8x16'):
         count = chips.num_chips(shape)
         arguments = (
             f'--gin_file={gin_file}', f'--topology={CHIP.name}:{shape}', f'--mesh=fsdp={count // 4},model=4',
