@@ -1,6 +1,5 @@
 """The scripts of launch/: what --dry_run prints is what runs, in the caller's folder, and again where that is meant."""
 
-import functools
 import json
 import os
 import pathlib
@@ -188,11 +187,9 @@ def test_a_python_that_is_too_old_is_said(place):
 def test_a_signal_goes_to_the_training_and_ends_it_for_good(place, number):
     place.does('slm-jax', 'trap "sleep 0.5; echo saved; exit 143" TERM; touch started; while true; do sleep 0.1; done')
     arguments = ['bash', LAUNCH / 'train.sh', 'mine.gin', 'out']
-    # Started in the background, a process ignores Ctrl-C, and so does all that it starts.
-    heard = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        arguments, cwd=place.cwd, env=place.env, stdout=subprocess.PIPE, text=True, preexec_fn=heard
-    ) as process:
+    # Started in the background, a process ignores Ctrl-C, and so would all that it starts.
+    command = ['env', '--default-signal=INT', *arguments]
+    with subprocess.Popen(command, cwd=place.cwd, env=place.env, stdout=subprocess.PIPE, text=True) as process:
         while not (place.cwd / 'started').exists():
             time.sleep(0.05)
         process.send_signal(number)
