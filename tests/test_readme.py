@@ -74,7 +74,7 @@ def test_train_on_your_own_recordings(tmp_path, write_wav):
     write_wav(tmp_path / 'recording.wav', 2.0)
     (tmp_path / '.venv/bin').mkdir(parents=True)
     (tmp_path / '.venv/bin/activate').write_text(f'PATH={pathlib.Path(sys.executable).parent}:$PATH\n')
-    (block,) = (block for block in BLOCKS if 'mine.gin' in block)
+    (block,) = (block for block in BLOCKS if 'cat > mine.gin' in block)
     subprocess.run(
         ['bash', '-e', '-c', block],
         cwd=tmp_path,
