@@ -193,9 +193,7 @@ def kvstore(directory: str | os.PathLike) -> str | dict[str, Any]:
     if text.partition('://')[0] not in _HOLD_PARAMETERS:
         known = ' and '.join(f'{scheme}://' for scheme in _HOLD_PARAMETERS)
         raise StorageError(f'{text}: parameters are kept on a local disk, and in {known}. Copy the directory there.')
-    if (
-        text.startswith('s3://') and 'AWS_ENDPOINT_URL' in os.environ
-    ):  # MinIO and others, which TensorStore is not told of
+    if text.startswith('s3://') and 'AWS_ENDPOINT_URL' in os.environ:  # of MinIO and others TensorStore is not told
         bucket, _, rest = text[5:].partition('/')
         region = os.environ.get('AWS_DEFAULT_REGION', 'us-east-1')
         where = {'endpoint': os.environ['AWS_ENDPOINT_URL'], 'aws_region': region}
@@ -357,13 +355,13 @@ def _download(file: str | os.PathLike, to: pathlib.Path) -> None:
 
 def cache() -> pathlib.Path:
     """Directory for what can be found again: $SLM_JAX_CACHE, or slm_jax in $XDG_CACHE_HOME or ~/.cache."""
-    if own := os.environ.get('SLM_JAX_CACHE'):
-        return path(own) if is_url(own) else pathlib.Path(own).expanduser()
-    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
+    own = os.environ.get('SLM_JAX_CACHE', '')
+    return path(own) if is_url(own) else local_cache()
 
 
 def local_cache() -> pathlib.Path:
     """`cache`, but on this machine, whatever $SLM_JAX_CACHE is: for what is used through the file system."""
-    if is_url(os.environ.get('SLM_JAX_CACHE', '')):
-        return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'
-    return cache()
+    own = os.environ.get('SLM_JAX_CACHE', '')
+    if own and not is_url(own):
+        return pathlib.Path(own).expanduser()
+    return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache').expanduser() / 'slm_jax'

@@ -92,9 +92,8 @@ def train(
         NonFiniteError: loss or gradient is NaN or infinite. The batch and all that was trained before it are saved.
     """
     import jax
-    from jax.experimental.compilation_cache import compilation_cache
 
-    from slm_jax import decoding, terminal
+    from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
     from slm_jax.training import (
         hosts,
@@ -109,13 +108,8 @@ def train(
         setup,
     )
 
-    if log_format not in terminal.FORMATS:
-        raise ValueError(f'train.log_format is {log_format!r}; it must be one of {", ".join(terminal.FORMATS)}.')
-    terminal.use(log_format, jax.process_index())
+    _set_up(log_format, compilation_cache_dir)
     profiles.check(profile)
-    if compilation_cache_dir is not None:
-        jax.config.update('jax_compilation_cache_dir', str(compilation_cache_dir))
-        compilation_cache.reset_cache()  # it was opened, if anything has been compiled
     say = logs.say
     local_period = None if local_checkpoint_dir is None else local_checkpoint_period
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
@@ -183,6 +177,21 @@ def train(
             state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,
             num_samples, tensorboard, profile,
         ).train()  # fmt: skip
+
+
+def _set_up(log_format: str, compilation_cache_dir: str | os.PathLike | None) -> None:
+    """What concerns the whole process; see `train`."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    from slm_jax import terminal
+
+    if log_format not in terminal.FORMATS:
+        raise ValueError(f'train.log_format is {log_format!r}; it must be one of {", ".join(terminal.FORMATS)}.')
+    terminal.use(log_format, jax.process_index())
+    if compilation_cache_dir is not None:
+        jax.config.update('jax_compilation_cache_dir', str(compilation_cache_dir))
+        compilation_cache.reset_cache()  # it was opened, if anything has been compiled
 
 
 def _check(periods: Any, seed: int, eval_batches: int | None, max_to_keep: int, num_samples: int) -> None:

@@ -63,7 +63,7 @@ class SpeechTextLoader:
             (tokens). What is longer is a bad example; nothing is ever cut. Default: `DEFAULT_LENGTHS`.
         num_buckets: the most static shapes; fewer where 91% of the samples are speech already.
         seed: of order and wordings.
-        cache_dir: where stores are; None = `verification.cache()`.
+        cache_dir: where stores are; None = `paths.cache()`.
         on_bad_example: 'raise' stops, 'skip' goes on, counts and lists (`skipped`).
         row_multiple: rows of every batch are a multiple of this. Those that the devices do not divide are filled up
             with empty rows.

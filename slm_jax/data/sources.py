@@ -12,7 +12,7 @@ import itertools
 import pathlib
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -84,20 +84,22 @@ class Contents:
 class Shards(manifests.Source):
     """A `dataset_fn` for `seqio.FunctionDataSource`, over some files for each split.
 
-    A subclass has `files(split)`; `read(file, start, stop)`, examples as dictionaries of `FIELDS`, and `content`, the
-    bytes of a recording, where `has_content`; and `size(file)`, how many examples there are.
+    A subclass has `paths`, the files of each split as `expand` takes them; `read(file, start, stop)`, examples as
+    dictionaries of `FIELDS`, and `content`, the bytes of a recording, where `has_content`; and `size(file)`, how many
+    examples there are.
     """
 
     has_content = False
+    paths: Mapping[str, str | Sequence[str]]
+    read: Callable[..., Iterator[dict[str, Any]]]
+    size: Callable[[str], int]
 
     def files(self, split: str) -> list[str]:
-        raise NotImplementedError
+        """The files of a split, in order."""
+        return expand(self.paths[split])
 
-    def read(self, file: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
-        raise NotImplementedError
-
-    def size(self, file: str) -> int:
-        raise NotImplementedError
+    def path(self, split: str) -> pathlib.Path:
+        return paths.path(self.files(split)[0])
 
     def __call__(self, split: str, shuffle_files: bool, seed: int | None = None):
         dataset = self.dataset([(file, 0, None) for file in self.files(split)])
@@ -143,12 +145,6 @@ class ManifestSource(Shards):
     paths: Mapping[str, str | Sequence[str]]
     langs: tuple[str, ...] = ()
 
-    def path(self, split: str) -> pathlib.Path:
-        return paths.path(self.files(split)[0])
-
-    def files(self, split: str) -> list[str]:
-        return expand(self.paths[split])
-
     def read(self, file: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, str]]:
         if not self.langs:
             return (example for _, example in manifests.rows(file, start, stop))
@@ -178,12 +174,6 @@ class TarSource(Shards):
     lang: str = ''
 
     has_content = True
-
-    def path(self, split: str) -> pathlib.Path:
-        return paths.path(self.files(split)[0])
-
-    def files(self, split: str) -> list[str]:
-        return expand(self.paths[split])
 
     def read(self, file: str, start: int = 0, stop: int | None = None) -> Iterator[dict[str, Any]]:
         with _tar(file) as tar:

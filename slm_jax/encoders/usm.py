@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from slm_jax.encoders.layers import FRAMES
+
 # The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
 # branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
 _BRANCH_SCALE = 0.1
-_FRAMES = ('batch', 'length', 'embed')  # axes of what goes from block to block
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +129,7 @@ class _FeedForward(nn.Module):
         y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='ffw_layer_2')(y)
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_layer_norm')(jnp.clip(y, -clip, clip))
         x = x + config.residual_weight * nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
-        return nn.with_logical_constraint(x, _FRAMES)
+        return nn.with_logical_constraint(x, FRAMES)
 
 
 class _LocalAttention(nn.Module):
@@ -224,7 +225,7 @@ class _LightConv(nn.Module):
         y = nn.silu(RMSNorm(config.norm_epsilon, name='conv_norm')(y))
         y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='linear_end')(y)
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
-        return nn.with_logical_constraint(x, _FRAMES)
+        return nn.with_logical_constraint(x, FRAMES)
 
 
 class ConformerBlock(nn.Module):
@@ -242,11 +243,11 @@ class ConformerBlock(nn.Module):
         y = _Dense(config.emb_dim, ('joined_kv', 'embed'), config.dtype, name='attention_out')(y)
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_attention_norm')(jnp.clip(y, -clip, clip))
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=self.deterministic)
-        x = nn.with_logical_constraint(jnp.where(valid[..., None], x, 0.0), _FRAMES)
+        x = nn.with_logical_constraint(jnp.where(valid[..., None], x, 0.0), FRAMES)
         x = _LightConv(config, name='lconv1d')(x, self.deterministic)
         x = _FeedForward(config, name='ffw_layer_end')(x, self.deterministic)
         x = RMSNorm(1e-6, name='norm')(jnp.clip(x, -clip, clip))
-        return nn.with_logical_constraint(x, _FRAMES), None
+        return nn.with_logical_constraint(x, FRAMES), None
 
 
 class UsmEncoder(nn.Module):
@@ -267,7 +268,7 @@ class UsmEncoder(nn.Module):
             x = _SubsampleBlock(channels, config, name=f'subsample_{i}')(x, valid)
         x = x.reshape(x.shape[0], x.shape[1], -1)
         x = _Dense(config.emb_dim, ('conv_features', 'embed'), config.dtype, name='input_proj')(x)
-        x = nn.with_logical_constraint(nn.Dropout(config.dropout_rate)(x, deterministic=deterministic), _FRAMES)
+        x = nn.with_logical_constraint(nn.Dropout(config.dropout_rate)(x, deterministic=deterministic), FRAMES)
         block = ConformerBlock
         if config.remat_policy != 'none':
             policy = {'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, 'full': None}

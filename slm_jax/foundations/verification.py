@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from slm_jax import paths
-from slm_jax.paths import cache
 
 _BLOCK_BYTES = 2**26
 
@@ -31,7 +30,7 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
     """
     directory, note = directory.resolve(), None
     with contextlib.suppress(RuntimeError):  # a user without a home
-        note = cache() / 'verified' / f'{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}.json'
+        note = paths.cache() / 'verified' / f'{hashlib.sha256(os.fsencode(directory)).hexdigest()[:32]}.json'
     known = {'directory': str(directory), 'content': content, 'files': paths.files(directory)}
     with contextlib.suppress(OSError, ValueError):
         if note and json.loads(note.read_text(encoding='utf-8')) == known:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from slm_jax.foundations import verification
+from slm_jax import paths
 from slm_jax.inference import traces
 
 DEFAULT_MAX_SECONDS = 30.0
@@ -176,7 +176,7 @@ def compilation_cache() -> None:
     import jax
 
     if not jax.config.values['jax_compilation_cache_dir']:
-        jax.config.update('jax_compilation_cache_dir', str(verification.cache() / 'compiled'))
+        jax.config.update('jax_compilation_cache_dir', str(paths.cache() / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from typing import Any
 
 from slm_jax import foundations, paths
-from slm_jax.foundations import verification
 
 
 @functools.cache
@@ -37,7 +36,7 @@ def _kept(of: Any, make: Callable[[], bytes]) -> bytes:
     if modules - {'slm_jax', '__gin__'}:
         return make()
     name = hashlib.sha256(json.dumps([of, _sources()]).encode()).hexdigest()[:32]
-    path = verification.cache() / 'traces' / name
+    path = paths.cache() / 'traces' / name
     with contextlib.suppress(OSError):
         return path.read_bytes()
     content = make()

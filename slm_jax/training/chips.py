@@ -27,7 +27,6 @@ class Chip:
         bf16, int8: peak operations of matrix products.
         memory_rate: bytes to and from HBM.
         link, dcn: see the module's docstring.
-        host_chips: chips of a host of a slice of several hosts.
         slices: shapes that are offered, by number of chips; a GPU's is a number of cards.
         devices: JAX devices of a chip; all figures are of one device.
     """
@@ -41,7 +40,6 @@ class Chip:
     memory_rate: float
     link: float
     dcn: float
-    host_chips: int
     slices: tuple[str, ...]
     devices: int = 1
 
@@ -52,15 +50,15 @@ _CARDS = ('1', '2', '4', '8')
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip('v4', 'v4', 32 * GIB, 30.75 * GIB, 275e12, 275e12, 1.228e12, 90e9, 6.25e9, 4, _CUBES),
-        Chip('v5e', 'v5e', 16 * GIB, 15.75 * GIB, 197e12, 393e12, 0.819e12, 90e9, 3.125e9, 4, _SQUARES),
-        Chip('v5p', 'v5p', 96 * GIB, 95.73 * GIB, 459e12, 918e12, 2.765e12, 180e9, 6.25e9, 4, _CUBES),
-        Chip('v6e', 'v6e', 32 * GIB, 31.24 * GIB, 918e12, 1836e12, 1.640e12, 180e9, 12.5e9, 4, _SQUARES),
-        Chip('v7x', 'TPU7x', 96 * GIB, 94.74 * GIB, 1153e12, 1153e12, 3.690e12, 180e9, 6.25e9, 4, _CUBES, devices=2),
-        Chip('a100-40gb', '', 40e9, 0.92 * 40e9, 312e12, 624e12, 1.555e12, 300e9, 25e9, 8, _CARDS),
-        Chip('a100', '', 80e9, 0.92 * 80e9, 312e12, 624e12, 2.039e12, 300e9, 25e9, 8, _CARDS),
-        Chip('h100', '', 80e9, 0.92 * 80e9, 989e12, 1979e12, 3.35e12, 450e9, 50e9, 8, _CARDS),
-        Chip('h200', '', 141e9, 0.92 * 141e9, 989e12, 1979e12, 4.8e12, 450e9, 50e9, 8, _CARDS),
+        Chip('v4', 'v4', 32 * GIB, 30.75 * GIB, 275e12, 275e12, 1.228e12, 90e9, 6.25e9, _CUBES),
+        Chip('v5e', 'v5e', 16 * GIB, 15.75 * GIB, 197e12, 393e12, 0.819e12, 90e9, 3.125e9, _SQUARES),
+        Chip('v5p', 'v5p', 96 * GIB, 95.73 * GIB, 459e12, 918e12, 2.765e12, 180e9, 6.25e9, _CUBES),
+        Chip('v6e', 'v6e', 32 * GIB, 31.24 * GIB, 918e12, 1836e12, 1.640e12, 180e9, 12.5e9, _SQUARES),
+        Chip('v7x', 'TPU7x', 96 * GIB, 94.74 * GIB, 1153e12, 1153e12, 3.690e12, 180e9, 6.25e9, _CUBES, devices=2),
+        Chip('a100-40gb', '', 40e9, 0.92 * 40e9, 312e12, 624e12, 1.555e12, 300e9, 25e9, _CARDS),
+        Chip('a100', '', 80e9, 0.92 * 80e9, 312e12, 624e12, 2.039e12, 300e9, 25e9, _CARDS),
+        Chip('h100', '', 80e9, 0.92 * 80e9, 989e12, 1979e12, 3.35e12, 450e9, 50e9, _CARDS),
+        Chip('h200', '', 141e9, 0.92 * 141e9, 989e12, 1979e12, 4.8e12, 450e9, 50e9, _CARDS),
     )
 }
 

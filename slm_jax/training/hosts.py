@@ -24,7 +24,7 @@ from typing import Any, NoReturn
 
 import jax
 
-from slm_jax import terminal
+from slm_jax import paths, terminal
 from slm_jax.data import notices
 
 EXIT_HOST_LOST = os.EX_TEMPFAIL  # 75: another host died or cannot be reached; started again, it may go on
@@ -186,7 +186,7 @@ def compare(fields: Mapping[str, Any]) -> None:
 
 def shared(directory: Any) -> bool:
     """Whether all hosts see one and the same directory, by a file that the first of them puts there for the moment."""
-    if jax.process_count() == 1 or '://' in os.fspath(directory):
+    if jax.process_count() == 1 or paths.is_url(directory):
         return True
     token = directory / f'.hosts-{os.getpid()}-{time.time_ns()}'
     if first():

@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from slm_jax import cli, foundations
+from slm_jax import cli, foundations, paths
 from slm_jax.foundations import FoundationError, verification
 from slm_jax.training import origins
 
@@ -109,10 +109,10 @@ def test_what_is_known_is_not_read_again(copy, monkeypatch, tmp_path):
 def test_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv('SLM_JAX_CACHE')
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    assert verification.cache() == tmp_path / 'slm_jax'
+    assert paths.cache() == tmp_path / 'slm_jax'
     monkeypatch.delenv('XDG_CACHE_HOME')
     monkeypatch.setenv('HOME', str(tmp_path))
-    assert verification.cache() == tmp_path / '.cache' / 'slm_jax'
+    assert paths.cache() == tmp_path / '.cache' / 'slm_jax'
 
 
 @pytest.mark.parametrize('text', ['[]', '{"name": "whole"}', '{"fingerprint": {"structure": ""}}', '\xff'])

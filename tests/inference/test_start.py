@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax import foundations
-from slm_jax.foundations import verification
+from slm_jax import foundations, paths
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import traces
 
@@ -36,7 +35,7 @@ def test_what_only_answers_never_imports_tensorflow(tmp_path):
 def notes(tmp_path, monkeypatch):
     """Where traces are kept."""
     monkeypatch.setenv('SLM_JAX_CACHE', str(tmp_path))
-    return verification.cache() / 'traces'
+    return paths.cache() / 'traces'
 
 
 def test_parameters_are_traced_once_for_each_configuration(notes, monkeypatch):

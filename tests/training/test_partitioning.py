@@ -11,7 +11,7 @@ import jax
 import layouts
 import pytest
 
-from slm_jax import configuration
+from slm_jax import cli, configuration
 from slm_jax.foundations import flatten
 from slm_jax.inference import model
 from slm_jax.training import partitioning, setup
@@ -125,7 +125,7 @@ def test_every_way_to_generate_leaves_weights_where_they_are():
 def test_what_slm_xxl_sends_on_tpus(topology, sizes, rows, step, kind, most):
     """15 s clips, 64 + 128 tokens. Needs libtpu, no TPU; minutes and 3 GB each."""
     pytest.importorskip('libtpu')
-    environment = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'JAX_PLATFORMS': 'cpu'}
+    environment = {**cli.NO_TPU, 'JAX_PLATFORMS': 'cpu'}
     ran = subprocess.run(
         [sys.executable, layouts.__file__, topology, ','.join(map(str, sizes)), str(rows), step],
         env={**os.environ, **environment},
