@@ -139,7 +139,7 @@ def _encoder(args):
 
     read = ['%MODEL', 'slm_jax.train.train.system', 'slm_jax.train.train.foundations']
     read += [] if args.names else ['%MIXTURE_OR_TASK_NAME']
-    files = ['runs/train.gin', *args.gin_file, args.encode]
+    files = ['runs/train.gin', args.encode, *args.gin_file]
     configuration.parse_gin(files, args.gin_bindings, only=dict.fromkeys(read))
     return frozen_encoder.of(model.configured_system(), model.query('slm_jax.train.train.foundations'))
 

@@ -123,7 +123,7 @@ class SpeechTextLoader:
         if self._encoder:
             for task, store in zip(self._tasks, self._stores):
                 frames.check(task, store, self._encoder)
-            self._lengths['speech'] = min(self._lengths['speech'], int(self._encoder.most_samples))
+            self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
         self._unknown: list[dict[str, np.ndarray]] = []
         self._planned = [
             self._measure(task, store, rate, on_bad_example)
