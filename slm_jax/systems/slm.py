@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.llms import t5
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.speech_encoder import stored
 from slm_jax.systems.text_to_text import generate, initial_params, token_loss
 
 
@@ -73,14 +74,15 @@ class SLM:
             self.llm.apply({'params': params['llm']}, tokens, method='embed'),
             jnp.sum(tokens > 0, axis=1),
         )
-        if batch['speech_samples'].shape[1] == 0:
+        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
             return text, tokens > 0, {}
         rngs = None if rng is None else {'dropout': rng}
         frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
-            {'params': params['speech_encoder']},
+            {'params': params.get('speech_encoder', {})},
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,
+            **stored(batch),
             rngs=rngs,
         )
         speech, speech_lengths = self.adapter.apply(
@@ -181,7 +183,9 @@ def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array
     """Whether a row has a recording, and nothing is to be heard in it."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = (parts['frame_lengths'] == 0) | ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
+    nothing = parts['frame_lengths'] == 0
+    if samples.shape[1]:  # else there are stored frames, which do not tell
+        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
     if by_ctc and parts['ctc_logits'] is not None:
         sound = 1.0 - jax.nn.softmax(parts['ctc_logits'].astype(jnp.float32))[..., 0]
         frames = jnp.arange(sound.shape[1]) < parts['frame_lengths'][:, None]
