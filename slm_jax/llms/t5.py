@@ -19,13 +19,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms.layers import STREAM, Attention, Dense, Embedding, LayerNorm, RelativePositionBias
+from slm_jax.llms import cache
+from slm_jax.llms.layers import (
+    REMAT_POLICIES,
+    STREAM,
+    Attention,
+    Dense,
+    Embedding,
+    LayerNorm,
+    RelativePositionBias,
+    rematerialised,
+)
 
 _MASKED = -1e10
-_REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +68,8 @@ class T5Config:
     mimetic_attention: bool = False
 
     def __post_init__(self):
-        if self.remat_policy not in _REMAT_POLICIES:
-            raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.')
+        if self.remat_policy not in REMAT_POLICIES:
+            raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {REMAT_POLICIES}.')
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f'T5Config.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
@@ -143,7 +151,7 @@ class DecoderLayer(nn.Module):
             y = attention(y, y, relative_bias + mask_bias, self.deterministic)
         else:
             written = (position + 1) * x.shape[1]
-            cached = self._append(attention.keys_values(y), position)
+            cached = cache.append(self, attention.keys_values(y), position, self.max_decode_length)
             y = attention.attend(y, *cached, relative_bias, mask_bias, written=written)
         x = _finish(cfg, x, y, self.deterministic)
 
@@ -160,20 +168,6 @@ class DecoderLayer(nn.Module):
         y = Mlp(cfg, name='mlp')(y, self.deterministic)
         return _finish(cfg, x, y, self.deterministic), None
 
-    def _append(self, keys_values, position):
-        """Writes the beams' keys and values [b, h, d, k] to the cache and returns all of both, [b, h, d, m * k]."""
-        cached = []
-        for name, new in zip(('cached_key', 'cached_value'), keys_values, strict=True):
-            beams = new.shape[-1]
-            shape = (*new.shape[:-1], self.max_decode_length * beams)
-            variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
-            if variable.value.shape != shape:
-                raise ValueError(f'{name} is {variable.value.shape}, not {shape}: give cached_step beams={beams}.')
-            if not self.is_mutable_collection('cross'):  # init_cache only allocates.
-                variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position * beams, axis=3)
-            cached.append(variable.value)
-        return cached
-
 
 def _decoder_bias(relative, x, position, max_decode_length):
     if position is None:
@@ -187,13 +181,7 @@ def _mask_bias(mask: Bool[Array, '*shape'], dtype) -> Float[Array, '*shape']:
 
 def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *shared):
     """Applies a stack of `layer()`s, looped or scanned; must be called in a compact method."""
-    if cfg.remat_policy != 'none':
-        policy = None
-        if cfg.remat_policy == 'minimal':
-            policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-        layer = functools.partial(
-            nn.remat(layer.func, prevent_cse=not cfg.scan_layers, policy=policy), **layer.keywords
-        )
+    layer = functools.partial(rematerialised(layer.func, cfg.remat_policy, cfg.scan_layers), **layer.keywords)
     if not cfg.scan_layers:
         for i in range(num_layers):
             x, _ = layer(name=f'layers_{i}')(x, *shared)
@@ -248,7 +236,7 @@ class Decoder(nn.Module):
             encoded_mask = self.variable('cross', 'mask', lambda: encoded_mask).value
             # The beams of one sequence are so many queries to the same keys: nothing is tiled.
             x = x.reshape(encoded_mask.shape[0], -1, cfg.emb_dim)
-            position, own = self._own(x.shape[1], encoded_mask.shape[0], max_decode_length)
+            position, own = cache.own(self, x.shape[1], encoded_mask.shape[0], max_decode_length, cfg.cache_batch_axis)
             max_decode_length = own.shape[-1] // x.shape[1]
             mask_bias = _mask_bias(own, cfg.dtype)[:, None]
             encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
@@ -279,26 +267,6 @@ class Decoder(nn.Module):
             return x
         logits = Dense((cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense')
         return nn.with_logical_constraint(logits(x), ('batch', 'length', 'vocab'))
-
-    def _own(self, beams, batch, max_decode_length):
-        """(position, Bool[b, k, m * k]): the index of a cached step, and which of the keys each beam has behind it.
-
-        A key stays where it was written. That of position p by beam j is at p * k + j; `written_by` [b * k, m] holds
-        the j of every position of a beam, and is all that a search has to reorder.
-        """
-        leading = (1,) * self.config.cache_batch_axis
-        counter = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
-        shape = (*leading, batch, max_decode_length)
-        written_by = self.variable('cache', 'written_by', jnp.zeros, shape, jnp.int32)
-        position, length = counter.value, written_by.value.shape[-1]
-        table = jnp.broadcast_to(written_by.value.reshape(batch, -1, length), (batch, beams, length))
-        if not self.is_mutable_collection('cross'):  # init_cache only allocates.
-            own = jnp.broadcast_to(jnp.arange(beams)[:, None], (batch, beams, 1))
-            table = lax.dynamic_update_slice_in_dim(table, own, position, axis=2)
-            written_by.value = table.reshape(written_by.value.shape)
-            counter.value = position + 1
-        own = (table[..., None] == jnp.arange(beams)) & (jnp.arange(length) <= position)[:, None]
-        return position, own.reshape(batch, beams, -1)
 
 
 class T5(nn.Module):
@@ -366,7 +334,9 @@ class T5(nn.Module):
             )
         deterministic = self._no_dropout(deterministic)
         x = self.decoder(x, mask, encoded, encoded_mask, deterministic, decode, max_decode_length)
-        return self.token_embedder.logits(x) if self.config.logits_via_embedding else x
+        if not self.config.logits_via_embedding:
+            return x
+        return self.token_embedder.logits(x.astype(jnp.float32), self.config.emb_dim**-0.5)  # as T5 1.0 does
 
     def init_cache(
         self,
