@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms import cache
+from slm_jax.llms import cache, mimetic
 from slm_jax.llms.layers import (
     REMAT_POLICIES,
     STREAM,
@@ -317,9 +317,9 @@ class T5(nn.Module):
             encoded: output of `encode`, and `encoded_mask` its mask. Not read when `decode`.
             decoder_input_tokens: targets shifted right; one token per row when `decode`.
             decoder_target_tokens: 0 marks padding, which is masked; None means no padding.
-            decode: one cached step, after `init_cache`: apply with {'params', 'cache', 'cross'} and
+            decode: one cached step, after `start`: apply with {'params', 'cache', 'cross'} and
                 mutable=['cache']. Rows may be n = b * beams, the beams of a sequence adjacent.
-            max_decode_length: only for `init_cache`; a step knows it from its cache.
+            max_decode_length: only for `start`; a step knows it from its cache.
         """
         x = self.embed(decoder_input_tokens)
         mask = None
@@ -338,22 +338,40 @@ class T5(nn.Module):
             return x
         return self.token_embedder.logits(x.astype(jnp.float32), self.config.emb_dim**-0.5)  # as T5 1.0 does
 
-    def init_cache(
+    def logits(
         self,
-        encoded: Float[Array, 'b l e'],
-        encoded_mask: Bool[Array, 'b l'],
-        max_decode_length: int,
-        beams: int = 1,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, 'b t v']:
+        """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
+        encoded = self.encode(prompt, mask, deterministic)
+        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+
+    def start(
+        self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1
     ) -> None:
-        """Fills 'cache' and 'cross'.
+        """See `LanguageModel`.
 
-        'cache' holds empty self-attention keys and values for all beams, the position, and which beam wrote what;
+        'cache' then holds empty self-attention keys and values for all beams, the position, and which beam wrote what;
         'cross' the keys and values of the encoder's output, computed here once per sequence and not once per step.
-
-        Apply with mutable=['cache', 'cross'].
         """
-        tokens = jnp.zeros((encoded.shape[0] * beams, 1), jnp.int32)
-        self.decode(encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length)
+        tokens = jnp.zeros((prompt.shape[0] * beams, 1), jnp.int32)
+        self.decode(self.encode(prompt, mask), mask, tokens, decode=True, max_decode_length=max_decode_length)
+
+    def step(self, tokens: Int[Array, 'n 1']) -> Float[Array, 'n v']:
+        """See `LanguageModel`."""
+        return self.decode(None, None, tokens, decode=True)[:, 0]
+
+    @nn.nowrap
+    def init(self, *args, **kwargs) -> Any:
+        """Fresh parameters, arranged where `mimetic_attention` is set."""
+        variables = super().init(*args, **kwargs)
+        if self.config.mimetic_attention:
+            return {**variables, 'params': mimetic.arrange(variables['params'], self.config)}
+        return variables
 
     def __call__(
         self,
@@ -363,38 +381,8 @@ class T5(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, 'b t v']:
         """Logits of text to text, as T5X computes them; token 0 is padding."""
-        mask = encoder_input_tokens > 0
-        encoded = self.encode(self.embed(encoder_input_tokens), mask, deterministic)
-        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+        prompt, mask = self.embed(encoder_input_tokens), encoder_input_tokens > 0
+        return self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
 
     def _no_dropout(self, deterministic: bool) -> bool:
         return deterministic or self.config.dropout_rate == 0.0 or not self.has_rng('dropout')
-
-
-def cached_step(
-    module: T5,
-    params: Any,
-    encoded: Float[Array, 'b l e'],
-    encoded_mask: Bool[Array, 'b l'],
-    max_decode_length: int,
-    beams: int = 1,
-):
-    """What `slm_jax.decoding.decode` needs to generate from `encoded`, with `beams` for each sequence.
-
-    Returns:
-        (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
-        (log-probabilities [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
-    """
-    _, state = module.apply(
-        {'params': params}, encoded, encoded_mask, max_decode_length, beams,
-        method='init_cache', mutable=['cache', 'cross'],
-    )  # fmt: skip
-
-    def tokens_to_log_probs(tokens, cache):
-        logits, updated = module.apply(
-            {'params': params, 'cache': cache, 'cross': state['cross']}, None, None, tokens,
-            decode=True, method='decode', mutable=['cache'],
-        )  # fmt: skip
-        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated['cache']
-
-    return tokens_to_log_probs, state['cache']
