@@ -11,7 +11,6 @@ its own.
 
 import argparse
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -54,8 +53,9 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
         if imported.tokenizer:
-            files.append(pathlib.Path(folder, foundations.TOKENIZER))
-            shutil.copyfile(imported.tokenizer, files[1])
+            name, content = imported.tokenizer
+            files.append(pathlib.Path(folder, name))
+            files[1].write_bytes(content)
         card = {
             'name': path.name,
             'kind': imported.kind,
