@@ -167,7 +167,7 @@ def _pad(
     for number in said.pads:
         if 0 <= number < rows and number not in written:
             return number
-    if unknown is not None and unknown not in written | ends:
+    if unknown is not None and unknown not in written:
         return unknown
     unused = (number for number in sorted(special) if number not in written | ends | {begin})
     number = next(unused, vocabulary.vocab_size)

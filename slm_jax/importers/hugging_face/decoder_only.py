@@ -76,7 +76,7 @@ _ROPE = {
 }  # fmt: skip
 
 _MODULES = {
-    'token_embedder': 'embed_tokens', 'decoder/decoder_norm': 'norm',
+    'decoder/decoder_norm': 'norm',
     'decoder/layers/pre_self_attention_layer_norm': 'layers.{}.input_layernorm',
     'decoder/layers/pre_mlp_layer_norm': 'layers.{}.post_attention_layernorm',
     'decoder/layers/self_attention/query': 'layers.{}.self_attn.q_proj',
@@ -99,6 +99,22 @@ _OPT_MODULES = _MODULES | {
 _EMBEDDING = 'embed_tokens.weight'
 
 
+@dataclasses.dataclass(frozen=True)
+class Names:
+    """What tensors are called.
+
+    Attributes:
+        embedding, head: their names.
+        prefix: before those of modules.
+        modules: ours and theirs, {} in the place of the layer's number.
+    """
+
+    embedding: str
+    head: str
+    prefix: str
+    modules: Mapping[str, str]
+
+
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Makes a decoder-only LLM of a Hugging Face directory.
 
@@ -111,8 +127,13 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
             tokenizer, or a chat template without a place for the user; names it.
     """
     cfg = config(directory.path / 'config.json', directory.config)
-    found = said(directory)
-    return assemble(directory, out, cfg, tensors(directory.path), chat.text(found, cfg.vocab_size), found.content)
+    path, text, found = directory.path, said(directory), tensors(directory.path)
+    prefixes = [name.removesuffix(_EMBEDDING) for name in found if f'.{name}'.endswith(f'.{_EMBEDDING}')]
+    if len(prefixes) != 1:
+        raise CheckpointError(f'{path}: the weights have no tensor {_EMBEDDING}, or more than one.')
+    modules = _OPT_MODULES if directory.config['model_type'] == 'opt' else _MODULES
+    names = Names(prefixes[0] + _EMBEDDING, HEAD, prefixes[0], modules)
+    return assemble(directory, out, cfg, found, names, chat.text(text, cfg.vocab_size), text.content)
 
 
 def assemble(
@@ -120,6 +141,7 @@ def assemble(
     out: pathlib.Path,
     cfg: DecoderOnlyConfig,
     found: dict[str, Tensor],
+    names: Names,
     text: chat.Text,
     tokenizer: bytes,
 ) -> Imported:
@@ -129,30 +151,32 @@ def assemble(
         directory: the checkpoint, with flags by their names in config.json.
         out: where it will stand.
         cfg: by these flags; whether it is tied, and its other ends, are found out here.
-        found: tensors by their names in Hugging Face's layout.
+        found: tensors by name.
+        names: of the tensors that there must be.
         text: see `chat.text`.
         tokenizer: content of `tokenizer.json`.
     """
     flags, path = directory.config, directory.path
-    prefix = _prefix(path, found)
-    head = found.pop(HEAD, None)
+    if names.embedding not in found:
+        raise CheckpointError(f'{path}: the weights have no tensor {names.embedding}.')
+    head, embedding = found.pop(names.head, None), found[names.embedding]
     tied = flags.get('tie_word_embeddings')
     tied = flags['model_type'] == 'opt' if tied is None else tied
-    alike = head is not None and equal(head, found[prefix + _EMBEDDING])
     if head is None and not tied:
         raise CheckpointError(
-            f'{path}: {HEAD} is missing, and by config.json (tie_word_embeddings) the head is not tied to the '
+            f'{path}: {names.head} is missing, and by config.json (tie_word_embeddings) the head is not tied to the '
             'embedding. Save the model with its head (AutoModelForCausalLM).'
         )
-    if head is not None and tied and not alike:
+    alike = head is None or equal(head, embedding)
+    if tied and not alike:
         raise CheckpointError(
-            f'{head.file}: {HEAD} differs from {prefix}{_EMBEDDING}, to which config.json says it is tied. Set '
+            f'{head.file}: {names.head} differs from {names.embedding}, to which config.json says it is tied. Set '
             'tie_word_embeddings to false if the head was trained alone, or delete the tensor.'
         )
-    if head is not None and not alike:
-        found[HEAD] = head
-    cfg = dataclasses.replace(cfg, logits_via_embedding=head is None or alike, other_ends=text.other_ends)
-    params = _params(path, cfg, found, prefix, _OPT_MODULES if flags['model_type'] == 'opt' else _MODULES, text.rows)
+    if not alike:
+        found[names.head] = head
+    cfg = dataclasses.replace(cfg, logits_via_embedding=alike, other_ends=text.other_ends)
+    params = _params(path, cfg, found, names, text.rows)
     gin = importers_decoder_only.model_file(cfg, params, text.chat, directory.source, out)
     return Imported('llm', params, gin, text.card, (foundations.TOKENIZER_JSON, tokenizer))
 
@@ -375,21 +399,8 @@ def _template(path: pathlib.Path, file: pathlib.Path, settings: Mapping[str, Any
     return file, template
 
 
-def _prefix(path: pathlib.Path, found: Mapping[str, Tensor]) -> str:
-    """What stands before the names of all tensors but the head."""
-    prefixes = [name.removesuffix(_EMBEDDING) for name in found if f'.{name}'.endswith(f'.{_EMBEDDING}')]
-    if len(prefixes) != 1:
-        raise CheckpointError(f'{path}: the weights have no tensor {_EMBEDDING}, or more than one.')
-    return prefixes[0]
-
-
 def _params(
-    path: pathlib.Path,
-    cfg: DecoderOnlyConfig,
-    found: Mapping[str, Tensor],
-    prefix: str,
-    modules: Mapping[str, str],
-    rows: Mapping[int, int],
+    path: pathlib.Path, cfg: DecoderOnlyConfig, found: Mapping[str, Tensor], names: Names, rows: Mapping[int, int]
 ) -> dict[str, Any]:
     """The parameters of `cfg`, each leaf to be read from the tensors that it is made of.
 
@@ -397,16 +408,19 @@ def _params(
         path: the checkpoint.
         cfg: whose parameters are wanted.
         found: tensors by name, the head among them if it is not tied.
-        prefix: before their names, the head's apart.
-        modules: names of modules, ours and the checkpoint's, {} in the place of the layer's number.
+        names: see `Names`.
         rows: see `chat.Text`.
     """
     left = {name: tensor for name, tensor in found.items() if not name.endswith('.rotary_emb.inv_freq')}
-    first, leaves = found[prefix + _EMBEDDING], {}
+    whole = {'token_embedder': names.embedding, 'decoder/logits_dense': names.head}
+    first, leaves = found[names.embedding], {}
     for leaf_path, leaf in importers_decoder_only.shapes(cfg).items():
         module, _, kind = leaf_path.rpartition('/')
-        head, stacked = module == 'decoder/logits_dense', leaf_path.startswith('decoder/layers/')
-        name = HEAD if head else f'{prefix}{modules[module]}.{"bias" if kind == "bias" else "weight"}'
+        stacked = leaf_path.startswith('decoder/layers/')
+        if module in whole:
+            name = whole[module]
+        else:
+            name = f'{names.prefix}{names.modules[module]}.{"bias" if kind == "bias" else "weight"}'
         made_of = {}
         for layer in range(leaf.shape[0] if stacked else 1):
             numbered = name.format(layer)
@@ -415,19 +429,20 @@ def _params(
             tensor = made_of[numbered] = left.pop(numbered)
             if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype != first.dtype:
                 raise CheckpointError(
-                    f'{tensor.file}: tensor {numbered} is {tensor.dtype}, {prefix}{_EMBEDDING} is {first.dtype}. Save '
-                    'the model in one floating-point type.'
+                    f'{tensor.file}: tensor {numbered} is {tensor.dtype}, {names.embedding} is {first.dtype}. Save the '
+                    'model in one floating-point type.'
                 )
-        if kind == 'embedding' or head:
-            moved, skipped = ({}, _POSITIONS) if 'position' in module else (rows, 0)
-            leaves[leaf_path] = _embedding(leaf.shape, *made_of.popitem(), head, moved, skipped)
+        if module in whole:
+            leaves[leaf_path] = _embedding(leaf.shape, *made_of.popitem(), name == names.head, rows, 0)
+        elif kind == 'embedding':
+            leaves[leaf_path] = _embedding(leaf.shape, *made_of.popitem(), False, {}, _POSITIONS)
         else:
             leaves[leaf_path] = speech.blocks(leaf_path, leaf.shape, made_of, stacked)
     if left:
         name, tensor = next(iter(left.items()))
         raise CheckpointError(
-            f'{tensor.file}: {len(left)} tensors have no place in the {cfg.num_layers} layers of this config.json, the '
-            f'first is {name}.'
+            f'{tensor.file}: {len(left)} tensors have no place in the {cfg.num_layers} layers that its sizes describe, '
+            f'the first is {name}.'
         )
     return foundations.unflatten(leaves)
 
