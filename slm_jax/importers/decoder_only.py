@@ -1,16 +1,17 @@
 """What a foundation of a decoder-only LLM needs whatever layout it was read from: its shapes and its model file."""
 
 import dataclasses
+import functools
 import math
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from slm_jax import foundations
+from slm_jax import foundations, llms
 from slm_jax.llms import decoder_only
 
 _FREQUENT = 8192  # rows; a vocabulary begins with its most frequent pieces
@@ -45,12 +46,8 @@ prompts.Prompt.chat = %CHAT_TEMPLATE
 
 def shapes(cfg: decoder_only.DecoderOnlyConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """The parameters of `cfg` by path, abstract."""
-
-    def init():
-        llm, tokens = decoder_only.DecoderOnly(cfg), jnp.zeros((1, 1), jnp.int32)
-        return llm.init(jax.random.key(0), tokens, tokens)['params']
-
-    return foundations.flatten(nn.unbox(jax.eval_shape(init)))
+    init = functools.partial(llms.initial_params, decoder_only.DecoderOnly(cfg))
+    return foundations.flatten(nn.unbox(jax.eval_shape(init, jax.random.key(0))))
 
 
 def model_file(
@@ -58,13 +55,15 @@ def model_file(
 ) -> str:
     """Text of the model file of a decoder-only LLM that will stand at `out`."""
     fields = [
-        f'  {field.name} = {getattr(cfg, field.name)!r}'
+        f'  {field.name} = {_plain(getattr(cfg, field.name))!r}'
         for field in dataclasses.fields(cfg)
         if field.name in _SIZES or getattr(cfg, field.name) != field.default
     ]
     embedding = params['token_embedder']['embedding']
-    rows, width = embedding.shape
-    frequent = np.asarray(embedding.read(0, min(rows, _FREQUENT)), np.float32)
+    frequent = np.asarray(embedding.read(0, min(embedding.shape[0], _FREQUENT)), np.float32)
+    if cfg.embed_dim is not None:  # as they stand in a prompt
+        frequent = frequent @ np.asarray(params['decoder']['project_in']['kernel'].read(0, cfg.embed_dim), np.float32)
+    width = cfg.emb_dim
     heads = max(1, width // _ADAPTER_HEAD_DIM)
     return _GIN.format(
         source=source,
@@ -78,3 +77,8 @@ def model_file(
         scale=np.sqrt(np.mean(np.square(frequent))),
         config='\n'.join(fields),
     )
+
+
+def _plain(value: Any) -> Any:
+    """As gin reads it."""
+    return dict(value) if isinstance(value, Mapping) else value

@@ -109,7 +109,8 @@ class DecoderOnlyConfig:
             ('rope_scaling', not missing, f'with {missing}'),
             ('sliding_window', self.sliding_window is None or self.sliding_window > 0, 'at least 1, or None'),
             ('sliding_layers', all(0 <= layer < layers for layer in sliding), f'of 0 to {layers - 1}'),
-            ('other_ends', all(1 < token < self.vocab_size for token in self.other_ends), 'of tokens from 2 on'),
+            ('other_ends', all(token in range(self.vocab_size) and token != _END for token in self.other_ends),
+             'of other tokens'),
         ):  # fmt: skip
             if not valid:
                 raise ValueError(f'DecoderOnlyConfig.{field} is {getattr(self, field)!r}; it must be {remedy}.')

@@ -14,7 +14,8 @@ from slm_jax.importers.gguf import container, tokenizer
 from slm_jax.importers.hugging_face import decoder_only
 from slm_jax.importers.hugging_face.directory import Directory
 from slm_jax.importers.hugging_face.tensors import Tensor
-from slm_jax.llms.decoder_only import DecoderOnlyConfig, rotary_frequencies
+from slm_jax.llms import rotary
+from slm_jax.llms.decoder_only import DecoderOnlyConfig
 
 ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 # Keys after the architecture's name, and the flags of config.json that say the same.
@@ -160,9 +161,7 @@ def _scaling(path: pathlib.Path, config: DecoderOnlyConfig, factors: Tensor) -> 
     """Llama 3's scaling of rotary positions, of which a file has what it makes of each frequency."""
     said = factors.open()[:]
     scaling = {'rope_type': 'llama3', 'factor': float(said.max()), **_LLAMA3}
-    plain, scaled = (
-        rotary_frequencies(dataclasses.replace(config, rope_scaling=scaling)) for scaling in (None, scaling)
-    )
+    plain, scaled = (rotary.frequencies(config.rope_theta, config.head_dim, some) for some in (None, scaling))
     if said.shape != plain.shape or not np.allclose(plain / scaled, said, rtol=1e-4):
         raise CheckpointError(f"{path}: the factors in {_FREQUENCIES} are not those of Llama 3's rotary positions.")
     return scaling

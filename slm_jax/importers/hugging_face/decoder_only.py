@@ -21,6 +21,7 @@ from slm_jax.importers.hugging_face.directory import Directory, check_types
 from slm_jax.importers.hugging_face.t5 import ACTIVATIONS, HEAD, equal
 from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
 from slm_jax.llms.decoder_only import DecoderOnlyConfig
+from slm_jax.llms.rotary import SCALINGS
 
 MODEL_TYPES = {'llama': 'Llama', 'mistral': 'Mistral', 'qwen2': 'Qwen2', 'qwen3': 'Qwen3', 'opt': 'OPT'}
 FILES = (
@@ -69,11 +70,6 @@ _WITHOUT_EFFECT = {
     'is_llama_config', 'transformers.js_config', '_model_name_or_path',
 }  # fmt: skip
 _ACTIVATIONS = ACTIVATIONS | {'gelu': 'gelu_exact'}
-# Parameters of a kind of scaled rotary positions, in config.json's names.
-_ROPE = {
-    'default': (), 'linear': ('factor',),
-    'llama3': ('factor', 'low_freq_factor', 'high_freq_factor', 'original_max_position_embeddings'),
-}  # fmt: skip
 
 _MODULES = {
     'decoder/decoder_norm': 'norm',
@@ -286,9 +282,9 @@ def _rope(file: pathlib.Path, flags: Mapping[str, Any]) -> tuple[float, dict[str
         raise CheckpointError(f'{file}: rope_scaling or rope_parameters is {said!r}; it must be an object.')
     theta = _positive(file, {'rope_theta': flags.get('rope_theta')} | said, 'rope_theta', 10_000.0)
     kind = said.get('rope_type', said.get('type')) or 'default'
-    if kind not in _ROPE:
-        raise CheckpointError(f'{file}: rope_type is {kind!r}; there are {", ".join(_ROPE)}.')
-    others = {'rope_theta', 'rope_type', 'type', *_ROPE['llama3']}
+    if kind not in SCALINGS:
+        raise CheckpointError(f'{file}: rope_type is {kind!r}; there are {", ".join(SCALINGS)}.')
+    others = {'rope_theta', 'rope_type', 'type', *SCALINGS['llama3']}
     if said.get('partial_rotary_factor') in (None, 1, 1.0):
         others.add('partial_rotary_factor')
     if unknown := sorted(said.keys() - others):
@@ -298,9 +294,9 @@ def _rope(file: pathlib.Path, flags: Mapping[str, Any]) -> tuple[float, dict[str
     if kind == 'llama3':
         trained = said.get('original_max_position_embeddings') or flags.get('max_position_embeddings')
         said = said | {'original_max_position_embeddings': flags.get('original_max_position_embeddings') or trained}
-    if missing := [key for key in _ROPE[kind] if said.get(key) is None]:
+    if missing := [key for key in SCALINGS[kind] if said.get(key) is None]:
         raise CheckpointError(f'{file}: rope_type is {kind!r}, and {missing[0]} is missing.')
-    scaling = {key: _positive(file, said, key, 1.0) for key in _ROPE[kind]}
+    scaling = {key: _positive(file, said, key, 1.0) for key in SCALINGS[kind]}
     return theta, {'rope_type': kind, **scaling} if scaling else None
 
 
