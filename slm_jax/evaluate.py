@@ -439,6 +439,7 @@ def _about(
     about['speed'] = {
         'seconds': round(seconds, 2),
         'audio_seconds_per_second': round(audio / seconds, 2) if heard else None,
+        'rtfx': round(audio / model.seconds, 2) if heard and model.seconds else None,
         'device': f'{model.mesh.size} × {jax.local_devices()[0].device_kind}',
     }
     return about

