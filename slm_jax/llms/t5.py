@@ -15,7 +15,6 @@ import functools
 import operator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
