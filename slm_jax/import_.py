@@ -15,6 +15,7 @@ gin finds it by its name, {'speech_encoder': 'whisper_base'}, and its model file
 
 import argparse
 import dataclasses
+import math
 import os
 import pathlib
 import re
@@ -65,6 +66,8 @@ def import_checkpoint(
         FileExistsError: something is at `out`.
         FoundationError: it has another content.
     """
+    from tqdm import tqdm
+
     from slm_jax import foundations
     from slm_jax.importers import gguf, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
@@ -97,7 +100,23 @@ def import_checkpoint(
             **imported.card,
             'configuration': found.config,
         }
-        return foundations.save(path, imported.params, card, files, dtype, known and known.content)
+        leaves = foundations.flatten(imported.params)
+        total = sum(math.prod(leaf.shape) for leaf in leaves.values())
+        with tqdm(
+            total=total, desc=f'Writing {path.name}', unit='parameter', unit_scale=True, leave=False, disable=None
+        ) as bar:
+            watched = foundations.unflatten({name: _watched(leaf, bar) for name, leaf in leaves.items()})
+            return foundations.save(path, watched, card, files, dtype, known and known.content)
+
+
+def _watched(leaf: Any, bar: Any) -> Any:
+    """The `foundations.Blocks`, whose reading is seen."""
+
+    def read(start: int, stop: int) -> Any:
+        bar.update((stop - start) * math.prod(leaf.shape[1:]))
+        return leaf.read(start, stop)
+
+    return dataclasses.replace(leaf, read=read)
 
 
 def ensure(name: str) -> pathlib.Path:

