@@ -114,7 +114,7 @@ def convert(
     names: Callable[[str], str],
     landmark: str,
     unused: tuple[str, ...] = (),
-    encoder_seconds: float = 0.0,
+    encoder_seconds: Callable[[Any], float] | None = None,
 ) -> Imported:
     """Takes a speech encoder out of a checkpoint.
 
@@ -127,7 +127,8 @@ def convert(
         names: from the path of a parameter to the name of its tensor, {} in the place of the layer's number.
         landmark: name of a tensor; what stands before it in the checkpoint is the prefix of all.
         unused: tensors of the encoder that are for training alone.
-        encoder_seconds: of audio that the encoder computes at least, however short a clip is.
+        encoder_seconds: of audio that the encoder computes at least, however short a clip is: a function of its
+            configuration, in its module; None: no more than the clip.
 
     Raises:
         CheckpointError: a tensor that is missing, of another shape or type, or of no use; names it.
@@ -197,7 +198,12 @@ def _leaf(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stac
 
 
 def _model_file(
-    directory: Directory, out: pathlib.Path, encoder: nn.Module, frontend: Any, parameters: int, encoder_seconds: float
+    directory: Directory,
+    out: pathlib.Path,
+    encoder: nn.Module,
+    frontend: Any,
+    parameters: int,
+    encoder_seconds: Callable[[Any], float] | None,
 ) -> str:
     package, _, module = type(encoder).__module__.rpartition('.')
     config = f'{module}.{type(encoder.config).__name__}'
@@ -208,13 +214,16 @@ def _model_file(
         for field in dataclasses.fields(part)
         if getattr(part, field.name) != field.default
     ]
+    fixed = ''
+    if encoder_seconds is not None:
+        name = f'{module}.{encoder_seconds.__name__}'
+        fixed = f'ENCODER_SECONDS = @{name}()  # are computed of any clip at least\n{name}.config = @{config}()\n'
     rate = _frame_rate(encoder, frontend)
     factor = max(1, round(rate / _ADAPTED_RATE))
     return _GIN.format(
         source=directory.source, parameters=parameters, package=package, module=module, out=str(out), config=config,
         encoder=f'{module}.{type(encoder).__name__}', frontend=front, bindings='\n'.join(bindings),
-        rate=rate, reduction_factor=factor, reduced=rate / factor,
-        fixed=f'ENCODER_SECONDS = {encoder_seconds}  # are computed of any clip\n' if encoder_seconds else '',
+        rate=rate, reduction_factor=factor, reduced=rate / factor, fixed=fixed,
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import pathlib
 
 from slm_jax.audio.frontends import WhisperFrontend
-from slm_jax.encoders.whisper import WhisperConfig, WhisperEncoder
+from slm_jax.encoders.whisper import WhisperConfig, WhisperEncoder, encoder_seconds
 from slm_jax.importers import Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
@@ -34,8 +34,10 @@ _PREPROCESSOR = {
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a Whisper checkpoint; see `speech.convert` for what is raised."""
     module, frontend = encoder(directory)
-    bins, window = frontend.num_mel_bins, _PREPROCESSOR['chunk_length']
-    return speech.convert(directory, out, module, frontend, bins, _name, 'conv1.weight', encoder_seconds=window)
+    bins = frontend.num_mel_bins
+    return speech.convert(
+        directory, out, module, frontend, bins, _name, 'conv1.weight', encoder_seconds=encoder_seconds
+    )
 
 
 def encoder(directory: Directory) -> tuple[WhisperEncoder, WhisperFrontend]:
