@@ -3,6 +3,7 @@
     slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
     slm-jax import hf:openai/whisper-small foundations/whisper_small
     slm-jax import t5_1_1_base/ foundations/t5_1_1_base         a checkpoint of T5X, or its model directory
+    slm-jax import faster-whisper-base/ foundations/whisper_base   a Whisper of CTranslate2
 
 OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
 OUT/model.gin. It is there whole or not at all. The last letter of this file's name is Python's: `import` is a word of
@@ -24,7 +25,7 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     """Imports a checkpoint.
 
     Args:
-        source: directory of Hugging Face's layout or of T5X's, or hf:owner/name.
+        source: directory of Hugging Face's layout, of T5X's or of CTranslate2's, or hf:owner/name.
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
 
@@ -36,7 +37,7 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         FileExistsError: something is at `out`.
     """
     from slm_jax import foundations
-    from slm_jax.importers import hugging_face, t5x
+    from slm_jax.importers import ctranslate2, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
     path = paths.path(out).absolute()
@@ -47,9 +48,13 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         found = t5x.read(source_dir)
         imported = t5x.convert(found, path)
     else:
-        family, found = hugging_face.family(directory.read(source_dir))
-        directory.fetch(found, family.FILES)
-        imported = family.convert(found, path)
+        found = directory.read(source_dir)
+        if ctranslate2.is_checkpoint(found):
+            imported = ctranslate2.convert(found, path)
+        else:
+            family, found = hugging_face.family(found)
+            directory.fetch(found, family.FILES, landmark=getattr(family, 'LANDMARK', None))  # which encoders have
+            imported = family.convert(found, path)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
@@ -74,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
         prog='slm-jax import', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        'source', metavar='SOURCE', help='a Hugging Face directory, hf:owner/name[@revision], or a T5X checkpoint'
+        'source', metavar='SOURCE', help='a directory of Hugging Face, T5X or CTranslate2, or hf:owner/name[@revision]'
     )
     result.add_argument('out', metavar='OUT', help='directory of the foundation, which is not there yet')
     result.add_argument(
