@@ -4,6 +4,7 @@
     slm-jax import hf:openai/whisper-small foundations/whisper_small
     slm-jax import qwen2.5-0.5b-instruct-q8_0.gguf foundations/qwen      a GGUF file, as llama.cpp and Ollama have them
     slm-jax import t5_1_1_base/ foundations/t5_1_1_base         a checkpoint of T5X, or its model directory
+    slm-jax import faster-whisper-base/ foundations/whisper_base   a Whisper of CTranslate2
     slm-jax import whisper_base                                 a public one that has a name, with all that it takes
 
 OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
@@ -53,7 +54,7 @@ def import_checkpoint(
     """Imports a checkpoint.
 
     Args:
-        source: directory of Hugging Face's layout or of T5X's, hf:owner/name, or a GGUF file.
+        source: directory of Hugging Face's layout, of T5X's or of CTranslate2's, hf:owner/name, or a GGUF file.
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
         known: what is known of it before.
@@ -69,7 +70,7 @@ def import_checkpoint(
     from tqdm import tqdm
 
     from slm_jax import foundations
-    from slm_jax.importers import gguf, hugging_face, t5x
+    from slm_jax.importers import ctranslate2, gguf, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
     path = _vacant(out)
@@ -81,9 +82,13 @@ def import_checkpoint(
     elif file := gguf.find(source_dir):
         found, imported = gguf.convert(shown, file, called)
     else:
-        family, found = hugging_face.family(directory.read(source_dir))
-        directory.fetch(found, family.FILES)
-        imported = family.convert(dataclasses.replace(found, source=shown), called)
+        found = directory.read(source_dir)
+        if ctranslate2.is_checkpoint(found):
+            imported = ctranslate2.convert(dataclasses.replace(found, source=shown), called)
+        else:
+            family, found = hugging_face.family(found)
+            directory.fetch(found, family.FILES, landmark=getattr(family, 'LANDMARK', None))  # which encoders have
+            imported = family.convert(dataclasses.replace(found, source=shown), called)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
@@ -205,14 +210,14 @@ def parser() -> argparse.ArgumentParser:
 
     result = argparse.ArgumentParser(
         prog='slm-jax import',
-        description=f'{__doc__}\nnames (of what is downloaded, the size):\n{named.listing()}',
+        description=f'{__doc__}\nnames (downloaded is so much from the Hub, or so much in packages):\n{named.listing()}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument(
         'source',
         nargs='?',
         metavar='SOURCE',
-        help='a Hugging Face directory, hf:owner/name[@revision], a GGUF file, a T5X checkpoint, or one of the '
+        help='a directory of Hugging Face, T5X or CTranslate2, hf:owner/name[@revision], a GGUF file, or one of the '
         'names (a directory that is called like one: ./NAME)',
     )
     result.add_argument(

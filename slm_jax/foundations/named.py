@@ -96,8 +96,11 @@ FOUNDATIONS = {
                 '*/config.json',
             ),
         ),
-        num_params=0,
-        content={},
+        num_params=20_590_592,
+        content={
+            'bfloat16': '16b1a74b54c2b02e6ddb11f7f1c921b378c355585976540803a28f5bab30607d',
+            'float32': '4d296944b169efbbb6246982e17d4d79586aa37d40b0f0b14604966e2c93d3b3',
+        },
     ),
     'whisper_tiny_en': Named(
         what='Whisper tiny.en, speech encoder, English',
@@ -120,8 +123,11 @@ FOUNDATIONS = {
                 '*/config.json',
             ),
         ),
-        num_params=0,
-        content={},
+        num_params=8_208_384,
+        content={
+            'bfloat16': 'aa424453fbbe8124051e2ccae4816e34e459b513eb4fe9b3e4c2ae85aa5a591b',
+            'float32': 'd6f4c4d1450601b2327b9398727492979665994fe4d1d49ad86e261c29a47d55',
+        },
     ),
     'qwen2.5_coder_0.5b': _qwen(
         '0.5B',
@@ -181,10 +187,11 @@ def directory(name: str) -> pathlib.Path:
 
 
 def listing() -> str:
-    """A line for each name: what it is, its licence, and what is downloaded."""
+    """A line for each name: what it is, its licence, and what is downloaded from the Hub or in packages."""
     width, what = (max(map(len, column)) for column in zip(*((name, each.what) for name, each in FOUNDATIONS.items())))
     return '\n'.join(
-        f'  {name:<{width}}  {each.what:<{what}}  {each.licence:<10}  {megabytes(each.package_bytes)}'
+        f'  {name:<{width}}  {each.what:<{what}}  {each.licence:<10}  '
+        f'{megabytes(each.hub_bytes)} or {megabytes(each.package_bytes)}'
         for name, each in FOUNDATIONS.items()
     )
 

@@ -57,12 +57,19 @@ def read(source: str) -> Directory:
     )
 
 
-def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
+def fetch(
+    directory: Directory,
+    files: Sequence[str | Sequence[str]],
+    weights: Sequence[str] = WEIGHTS,
+    landmark: str | None = None,
+) -> None:
     """Completes a directory that came from the Hub by what an importer reads, and nothing else.
 
     Args:
         directory: from `read`; a local one is complete.
         files: their names, as far as they are there; of several in a tuple, the first that is.
+        weights: names of which the first that is there is fetched; of an index, the shards besides.
+        landmark: of the shards, only those with a part of the model; see `tensors.prefix`.
 
     Raises:
         CheckpointError: the Hub cannot be reached, or an index of shards is damaged.
@@ -75,12 +82,12 @@ def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
         download(directory.source, revision, names)
 
     complete(*(name for name in files if isinstance(name, str)))
-    for names in (*(name for name in files if not isinstance(name, str)), WEIGHTS):
+    for names in (*(name for name in files if not isinstance(name, str)), weights):
         for name in names:
             complete(name)
             if (directory.path / name).is_file():
                 if name.endswith('.index.json'):
-                    complete(*shards(directory.path / name))
+                    complete(*shards(directory.path / name, landmark))
                 break
 
 
