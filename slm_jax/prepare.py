@@ -11,7 +11,7 @@ there already is left alone, and a run that was cut goes on where it stopped. Tr
 by itself where something is missing. With a gin file, which names the tokenizers, the texts are measured as well.
 
 With --encode, what the frozen speech encoder of a model or run file makes of the recordings is stored beside them, for
-trainings with ENCODED = True.
+trainings with ENCODED = True. The file comes after other gin files.
 
 With --runner, Apache Beam does the work, 1000 examples an item, on the machines of that runner; they read the data and
 write the stores, so both are where all of them are. What is not known here goes to Beam, written --OPTION=VALUE. The
@@ -139,9 +139,9 @@ def _encoder(args):
 
     read = ['%MODEL', 'slm_jax.train.train.system', 'slm_jax.train.train.foundations']
     read += [] if args.names else ['%MIXTURE_OR_TASK_NAME']
-    files = ['runs/train.gin', args.encode, *args.gin_file]
+    files = ['runs/train.gin', *args.gin_file, args.encode]
     configuration.parse_gin(files, args.gin_bindings, only=dict.fromkeys(read))
-    return frozen_encoder.of(model.configured_system(), model.query('slm_jax.train.train.foundations'))
+    return frozen_encoder.of(model.configured_system(), model.query('slm_jax.train.train.foundations') or {})
 
 
 def _run(args, beam_arguments: list[str]) -> int:

@@ -378,7 +378,7 @@ class SpeechTextLoader:
             'split': self.split,
             'tasks': [task.name for task in self._tasks],
             'plan': digest.hexdigest(),
-            **({'encoder': dict(self._encoder.identity)} if self._encoder else {}),
+            **({'encoder': self._encoder.key} if self._encoder else {}),
         }
 
 

@@ -107,7 +107,7 @@ def test_frames_come_in_the_place_of_samples(store, tmp_path):
         assert all(batch[name].dtype == dtype for name, (_, dtype) in data.batch_shapes()[0].items())
         for row, info in enumerate(infos):
             assert info is None or round(info.seconds * 16_000) == batch['speech_lengths'][row] > 0
-    assert data.state() == {**load(tmp_path).state(), 'encoder': Encoder().identity}
+    assert data.state() == {**load(tmp_path).state(), 'encoder': Encoder().key}
 
 
 def test_texts_have_none(store, tmp_path):
@@ -206,7 +206,7 @@ def test_frames_of_another_encoder_are_refused(store, tmp_path):
         'MODEL.gin, with the same --cache_dir), or set ENCODED to False.'
     )
     frames.encode(store, other, 'raise')  # both may be there
-    assert load(tmp_path, encoder=other).state()['encoder']['name'] == 'others'
+    assert load(tmp_path, encoder=other).state()['encoder'] == other.key
     load(tmp_path, encoder=Encoder())
 
 
