@@ -125,7 +125,7 @@ def test_a_cached_step_is_a_row_of_the_logits(family):
 
 
 def test_what_is_masked_and_the_batch_change_nothing():
-    llm, params = made('qwen2', 0)
+    llm, params = made('qwen2', 272)
     params = foundations.unflatten(params)
     prompt, mask, targets = text(llm, params, target_length=8)
     config = decoding.DecodeConfig('beam', 12, alpha=0.0)
