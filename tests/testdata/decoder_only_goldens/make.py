@@ -140,12 +140,13 @@ def parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np
     return values
 
 
-def random_model(family: str, params: Mapping[str, np.ndarray]):
-    """The model of transformers that has these parameters."""
+def random_model(family: str, params: Mapping[str, np.ndarray], **changes):
+    """The model of transformers that has these parameters; `changes` are of its settings."""
     import torch
     import transformers
 
     class_name, settings, *_ = FAMILIES[family]
+    settings = settings | changes
     names = _OPT_NAMES if class_name == 'OPT' else _LLAMA_NAMES
     mlp = {'ffn_dim' if class_name == 'OPT' else 'intermediate_size': _OURS['mlp_dim']}
     tied = settings.get('tie_word_embeddings', class_name == 'OPT')
@@ -200,6 +201,18 @@ def outputs(model, seed: int) -> dict[str, np.ndarray]:
                 written = written[0, prompt.shape[1] :].numpy()
                 found[name].append(np.pad(written, (0, MAX_LENGTH - len(written))))
     return {name: np.stack(rows).astype(np.float32 if name == 'logits' else np.int32) for name, rows in found.items()}
+
+
+def log_probability(model, seed: int, row: int, text: np.ndarray) -> float:
+    """Of a text up to its end, after a prompt of `batch`: tells which of two beam searches found the better."""
+    import torch
+
+    tokens, mask, _ = batch(seed)
+    prompt, size = tokens[row][mask[row]], np.argmax(text == 1) + 1 if (text == 1).any() else len(text)
+    with torch.no_grad():
+        logits = model(torch.tensor(np.concatenate([prompt, text[: size - 1]]))[None]).logits[0, len(prompt) - 1 :]
+    logits[:, 0] = -torch.inf  # padding is never written
+    return float(torch.log_softmax(logits, -1)[torch.arange(size), torch.tensor(text[:size]).long()].sum())
 
 
 if __name__ == '__main__':
