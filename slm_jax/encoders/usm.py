@@ -321,6 +321,7 @@ class UsmEncoder(nn.Module):
         )(config, deterministic, name='conformer')(x, valid)
         if config.output_dim is not None:
             x = dense(config.output_dim, ('embed', 'mlp'), config.dtype, 'output_proj')(x)
+            x = nn.with_logical_constraint(x, FRAMES)
         if config.reduction_factor > 1:
             x, valid = x[:, :: config.reduction_factor], valid[:, :: config.reduction_factor]
             lengths = -(-lengths // config.reduction_factor)

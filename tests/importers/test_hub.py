@@ -98,7 +98,7 @@ def test_shards(hub, tmp_path):
 
 @pytest.mark.parametrize(
     ('family', 'part'),
-    [('whisper', 'model.encoder.'), ('gemma3n', 'model.audio_tower.'), ('w2v_bert', 'wav2vec2_bert.')],
+    [('whisper', 'model.encoder.'), ('gemma4', 'model.audio_tower.'), ('w2v_bert', 'wav2vec2_bert.')],
 )
 def test_of_the_shards_of_a_larger_model_those_with_the_encoder(hub, tmp_path, family, part):
     """From the Hub, and of a directory that has no others."""

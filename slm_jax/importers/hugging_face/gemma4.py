@@ -18,15 +18,14 @@ FILES, LANDMARK = gemma3n.FILES, gemma3n.LANDMARK
 
 _SIZES = {
     'num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'num_attention_heads': 'num_heads',
-    'conv_kernel_size': 'conv_kernel_size', 'attention_chunk_size': 'chunk_size',
-    'attention_context_left': 'context_left', 'output_proj_dims': 'output_dim',
+    'conv_kernel_size': 'conv_kernel_size', 'attention_chunk_size': 'chunk_size', 'output_proj_dims': 'output_dim',
 }  # fmt: skip
 _NUMBERS = {
     'attention_logit_cap': 'logit_cap', 'residual_weight': 'residual_weight', 'gradient_clipping': 'activation_clip',
     'rms_norm_eps': 'norm_epsilon',
 }  # fmt: skip
 _FIXED = {'hidden_act': 'silu', 'attention_context_right': 0, 'attention_invalid_logits_value': -1e9}
-_CHANNELS, _CLIPPED = 'subsampling_conv_channels', 'use_clipped_linears'
+_CHANNELS, _CLIPPED, _LEFT = 'subsampling_conv_channels', 'use_clipped_linears', 'attention_context_left'
 _PREPROCESSOR = {
     'sampling_rate': 16_000, 'frame_length': 320, 'hop_length': 160, 'fft_length': 512, 'frame_length_ms': 20.0,
     'hop_length_ms': 10.0, 'fft_overdrive': False, 'min_frequency': 0.0, 'max_frequency': 8000.0, 'preemphasis': 0.0,
@@ -58,9 +57,9 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
 def encoder(directory: Directory) -> tuple[UsmEncoder, Gemma4Frontend]:
     """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     file, flags = directory.path / 'config.json', gemma3n.tower(directory, 'gemma4')
-    sizes = speech.check_flags(file, flags, _SIZES, _FIXED, {_CHANNELS, _CLIPPED, *_NUMBERS})
+    sizes = speech.check_flags(file, flags, _SIZES | {_LEFT: _LEFT}, _FIXED, {_CHANNELS, _CLIPPED, *_NUMBERS})
     check_types(file, flags, {bool: (_CLIPPED,)})
-    chunk, left = sizes['chunk_size'], sizes.pop('context_left')
+    chunk, left = sizes['chunk_size'], sizes.pop(_LEFT)
     if left < 2 or chunk not in (left - 1, left):
         raise CheckpointError(
             f'{file}: attention_context_left is {left} and attention_chunk_size {chunk}; of other models than those '
