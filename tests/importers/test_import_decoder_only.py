@@ -5,7 +5,6 @@ need it and torch: pip install -e .[hf].
 """
 
 import json
-import pathlib
 import zlib
 
 import jax.numpy as jnp
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 
 import gin
-from slm_jax import cli, configuration, foundations, import_
+from slm_jax import configuration, foundations, import_
 from slm_jax.exporters import safetensors
 from slm_jax.foundations import tokenizers
-from slm_jax.importers import CheckpointError
 from slm_jax.importers.hugging_face.tensors import Tensor
 from slm_jax.llms import decoder_only
 
@@ -25,7 +23,7 @@ ROWS = 264  # 256 bytes, 5 special tokens, 3 rows without a token
 END, TURN, USER, UNUSED, PAD = range(256, 261)
 TEMPLATE = (
     "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else 'A:' }}{{ m.content }}<|turn|>{% endfor %}"
-    "{% if add_generation_prompt %}A:{% endif %}"
+    '{% if add_generation_prompt %}A:{% endif %}'
 )
 LLAMA = {
     'model_type': 'llama', 'vocab_size': ROWS, 'hidden_size': 12, 'intermediate_size': 20, 'num_hidden_layers': 2,
@@ -85,7 +83,9 @@ def write(path, flags=None, arrays=None, **files):
     contents = {
         'config.json': json.dumps({key: value for key, value in flags.items() if value != 'absent'}),
         'tokenizer.json': byte_tokenizer(),
-        'tokenizer_config.json': json.dumps({'eos_token': '<|end|>', 'pad_token': '<|pad|>', 'chat_template': TEMPLATE}),
+        'tokenizer_config.json': json.dumps(
+            {'eos_token': '<|end|>', 'pad_token': '<|pad|>', 'chat_template': TEMPLATE}
+        ),
     }
     for name, content in (contents | files).items():
         if content is not None:
