@@ -126,9 +126,7 @@ def _around_a_user(said: Said, tokenizer: Any) -> str:
         before = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)
         return ''.join(map(tokenizer.id_to_token, whole[:before])) + USER
     if said.begins and 'bos_token' not in said.tokens:
-        raise CheckpointError(
-            f'{said.file}: texts are said to begin with bos_token (add_bos_token), and there is none.'
-        )
+        raise CheckpointError(f'{said.file}: texts begin with bos_token (add_bos_token), and there is none.')
     return said.tokens['bos_token'] + USER if said.begins else USER
 
 
