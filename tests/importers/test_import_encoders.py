@@ -21,7 +21,7 @@ from slm_jax.inference import model
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
-FAMILIES = ('whisper', 'gemma3n', 'w2v_bert', 'w2v_bert_with_adapter')
+FAMILIES = ('whisper', 'gemma3n', 'gemma4', 'w2v_bert', 'w2v_bert_with_adapter')
 
 
 @pytest.fixture(autouse=True)
