@@ -164,6 +164,8 @@ def import_named(name: str, out: str | None = None, dtype: str = 'bfloat16') -> 
         if not out and (path / foundations.CARD).is_file():
             return _imported_before(path, name, wanted.content[dtype])
         path, size, answers = _vacant(path), wanted.bytes_in(dtype), []
+        if not paths.is_url(path):  # what cannot be made is told before anything is downloaded
+            path.parent.mkdir(parents=True, exist_ok=True)
         terminal.say(f'{name}: {wanted.what}; licence {wanted.licence}; {named.megabytes(size)} in {path}', sys.stderr)
         for who, source, way in (
             ('Hub', wanted.hub, fetch.from_hub),
