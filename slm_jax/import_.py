@@ -113,7 +113,7 @@ def import_checkpoint(
             total=total, desc=f'Writing {path.name}', unit='parameter', unit_scale=True, leave=False, disable=None
         ) as bar:
             watched = foundations.unflatten({name: _watched(leaf, bar) for name, leaf in leaves.items()})
-            return foundations.save(path, watched, card, files, dtype, known and known.content)
+            return foundations.save(path, watched, card, files, dtype, known.content if known else None)
 
 
 def _watched(leaf: Any, bar: Any) -> Any:
