@@ -159,7 +159,8 @@ def _pad(
     """A token that no text has: what is said to pad, unless it is written, or else what is never seen."""
     tokenizer, model = vocabulary.tokenizer, json.loads(said.content)['model']
     unknown = tokenizer.token_to_id(said.tokens.get('unk_token', ''))
-    if not model.get('byte_fallback') and (model.get('unk_token') or model.get('unk_id')) is not None:
+    writes_unknown = not model.get('byte_fallback') and (model.get('unk_token') or model.get('unk_id')) is not None
+    if unknown is not None and writes_unknown:
         written, unknown = written | {unknown}, None  # characters without a token become it
     begin = tokenizer.token_to_id(said.tokens.get('bos_token', ''))
     for number in said.pads:

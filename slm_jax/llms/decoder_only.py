@@ -171,7 +171,7 @@ class Attention(nn.Module):
         if position is not None or self.room is not None:
             keys_values = [nn.with_logical_constraint(jnp.transpose(y, (0, 2, 3, 1)), CACHED) for y in (keys, values)]
             prompt = self.variable('cross', 'keys_values', lambda: keys_values).value
-            if position is None:
+            if self.room is not None:
                 length, beams = self.room
                 empty = [jnp.zeros((*y.shape[:-1], beams), y.dtype) for y in keys_values]
                 cache.append(self, empty, jnp.int32(0), length)
@@ -441,7 +441,7 @@ class DecoderOnly(nn.Module):
         return self.token_embedder.logits(x) if self.config.logits_via_embedding else self.decoder.logits(x)
 
     def _check(self, length: int) -> None:
-        if self.config.positions == 'learned' and length > self.config.max_positions:
+        if self.config.positions == 'learned' and length > (self.config.max_positions or 0):
             raise ValueError(
                 f'The language model has {self.config.max_positions} positions (DecoderOnlyConfig.max_positions), '
                 f'and a prompt with its answer may have {length}: give it shorter audio, text or answers '
