@@ -80,7 +80,7 @@ def tower(directory: Directory, whole: str) -> dict[str, Any]:
     return {'quantization_config': flags.get('quantization_config')} | flags['audio_config']
 
 
-def numbers(file: pathlib.Path, flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, float]:
+def numbers(file: pathlib.Path, flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
     """Flags that are numbers, by our names, as far as they are there."""
     found = {name: flags[key] for key, name in names.items() if flags.get(key) is not None}
     for key, name in names.items():
