@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.llms import t5
+from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
-from slm_jax.systems.text_to_text import generate, initial_params, token_loss
+from slm_jax.systems.text_to_text import generate, token_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class SLM:
 
     speech_encoder: nn.Module
     adapter: nn.Module
-    llm: t5.T5
+    llm: LanguageModel
     speech_first: bool = True
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
@@ -103,32 +103,22 @@ class SLM:
         parts = {'speech': speech, 'speech_lengths': speech_lengths}
         return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
 
-    def _encode(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
-        prompt, mask, parts = self._prompt(params, batch, rng)
-        rngs = None if rng is None else {'dropout': rng}
-        llm = {'params': params['llm']}
-        return (
-            self.llm.apply(llm, prompt, mask, rng is None, rngs=rngs, method='encode'),
-            mask,
-            parts,
-        )
-
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens.
 
         Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
         embedding of its target tokens.
         """
-        encoded, mask, parts = self._encode(params, batch, rng)
+        prompt, mask, parts = self._prompt(params, batch, rng)
         logits = self.llm.apply(
             {'params': params['llm']},
-            encoded,
+            prompt,
             mask,
             batch['decoder_input_tokens'],
             batch['decoder_target_tokens'],
             rng is None,
             rngs=None if rng is None else {'dropout': rng},
-            method='decode',
+            method='logits',
         )
         loss, metrics = token_loss(logits, batch, self.label_smoothing)
         if parts:
@@ -149,7 +139,7 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
-        encoded, mask, parts = self._encode(params, batch, None)
+        prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
             mask = mask & ~_unheard(batch, parts, by_ctc)[:, None]
@@ -174,7 +164,7 @@ class SLM:
                     (0, self.llm.config.vocab_size - len(self.token_labels)),
                 ),  # embeddings without a token are never written
             }
-        return generate(self.llm, params['llm'], encoded, mask, decode, ctc)
+        return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
 
 
 def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array, ' b']:
