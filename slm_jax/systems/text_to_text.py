@@ -34,9 +34,8 @@ class TextToText:
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens."""
-        inputs, before, targets = (
-            batch[name] for name in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
-        )
+        inputs = without_speech(batch['encoder_input_tokens'])
+        before, targets = batch['decoder_input_tokens'], batch['decoder_target_tokens']
         if rng is not None and self.decoder_noise:
             where, which = jax.random.split(jax.random.fold_in(rng, 1))
             others = jax.random.permutation(which, before, axis=1, independent=True)
@@ -46,7 +45,7 @@ class TextToText:
         logits = self.llm.apply(
             {'params': params['llm']},
             prompt,
-            inputs != 0,
+            inputs > 0,
             before,
             targets,
             rng is None,
@@ -57,9 +56,15 @@ class TextToText:
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
-        tokens = batch['encoder_input_tokens']
+        tokens = without_speech(batch['encoder_input_tokens'])
         prompt = self.llm.apply({'params': params['llm']}, tokens, method='embed')
-        return generate(self.llm, params['llm'], prompt, tokens != 0, decode)
+        return generate(self.llm, params['llm'], prompt, tokens > 0, decode)
+
+
+def without_speech(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:
+    """The prompts of rows that are text alone: no mark says where speech stands, and no gap is left by it."""
+    order = jnp.argsort(tokens <= 0, axis=1, stable=True)
+    return jnp.take_along_axis(jnp.maximum(tokens, 0), order, axis=1)
 
 
 def generate(
