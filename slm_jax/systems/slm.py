@@ -1,4 +1,4 @@
-"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter, trained on cross-entropy."""
+"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,9 +11,14 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
+
+_EOS = 1
+_OBJECTIVES = ('cross_entropy', 'ctc')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,9 +27,13 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
+    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+
+    `objective` is what trains: 'cross_entropy' of the LLM's answers, or 'ctc' of the adapter's own head on the same
+    tokens. With the latter the LLM gives its embeddings only, and answers are what CTC writes.
     """
 
     speech_encoder: nn.Module
@@ -33,6 +42,11 @@ class SLM:
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
+    objective: str = 'cross_entropy'
+
+    def __post_init__(self):
+        if self.objective not in _OBJECTIVES:
+            raise ValueError(f'SLM.objective is {self.objective!r}; choose one of {_OBJECTIVES}.')
 
     @property
     def max_seconds(self) -> float | None:
@@ -57,6 +71,11 @@ class SLM:
     def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
         if self.label_tokens is None:
             return None
+        if (last := max(self.label_tokens)) >= self.llm.config.vocab_size:
+            raise ValueError(
+                f'SLM.label_tokens has the token {last} and the language model has {self.llm.config.vocab_size}: they '
+                'are of another tokenizer (vocabularies.names.llm).'
+            )
         tokens = jnp.array(self.label_tokens)
         embeddings = self.llm.apply({'params': llm}, jnp.maximum(tokens, 0), method='embed')
         return jnp.where(tokens[:, None] >= 0, embeddings, 0.0)
@@ -70,23 +89,8 @@ class SLM:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
-        rngs = None if rng is None else {'dropout': rng}
-        frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
-            {'params': params['speech_encoder']},
-            batch['speech_samples'],
-            batch['speech_lengths'],
-            rng is None,
-            rngs=rngs,
-        )
-        speech, speech_lengths = self.adapter.apply(
-            {'params': params['adapter']},
-            frames,
-            frame_lengths,
-            ctc_logits,
-            rng is None,
-            self._label_embeddings(params['llm']),
-            rngs=rngs,
-        )
+        heard = self._hear(params, batch, rng)
+        speech, speech_lengths = self._adapt(params, heard, rng)
         # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
         marks = tokens == SPEECH
         before, marked = jnp.argmax(marks, axis=1)[:, None], jnp.any(marks, axis=1)[:, None]
@@ -98,9 +102,65 @@ class SLM:
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
         parts = {'speech': speech, 'speech_lengths': speech_lengths}
-        return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
+        return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
+
+    def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...]:
+        """Frames, their number, and the speech encoder's CTC logits, if it has a head."""
+        return self.speech_encoder.apply(
+            {'params': params['speech_encoder']},
+            batch['speech_samples'],
+            batch['speech_lengths'],
+            rng is None,
+            rngs=None if rng is None else {'dropout': rng},
+        )
+
+    def _adapt(self, params: Params, heard: tuple[Any, ...], rng: Key[Array, ''] | None, method: str | None = None):
+        """What the adapter, or a method of it, makes of what was heard."""
+        return self.adapter.apply(
+            {'params': params['adapter']},
+            *heard,
+            rng is None,
+            self._label_embeddings(params['llm']),
+            rngs=None if rng is None else {'dropout': rng},
+            method=method,
+        )
+
+    def _label_logits(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
+        """CTC logits of the adapter and their number, none of rows and batches without speech."""
+        if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
+            raise ValueError(
+                "SLM.objective is 'ctc', which needs an adapter with a CTC head and SLM.label_tokens, as in "
+                "models/slm_base.gin; use 'cross_entropy' for any other."
+            )
+        rows, samples = batch['speech_samples'].shape
+        if samples == 0:
+            return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
+        return self._adapt(params, self._hear(params, batch, rng), rng, 'label_logits')
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """The objective, normalised over the global batch, and its metrics; see `System`."""
+        if self.objective == 'ctc':
+            return self._ctc(params, batch, rng)
+        return self._cross_entropy(params, batch, rng)
+
+    def _ctc(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
+        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        logits, lengths = self._label_logits(params, batch, rng)
+        of_tokens = (
+            jnp.full(self.llm.config.vocab_size, -1)
+            .at[jnp.array(self.label_tokens[1:])]
+            .set(jnp.arange(1, len(self.label_tokens)))
+        )
+        targets = batch['decoder_target_tokens']
+        spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
+        labels = jnp.where(spoken, of_tokens[targets], 0)
+        loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
+        metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
+        return loss, metrics
+
+    def _cross_entropy(
+        self, params: Params, batch: Batch, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens.
 
         Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
@@ -136,6 +196,10 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
+        if self.objective == 'ctc':
+            labels = ctc_greedy(*self._label_logits(params, batch, None))
+            tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
+            return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
