@@ -33,10 +33,14 @@ setuptools.setup(
         'etils[epath]>=1.9',
         'fsspec>=2025.9',
         'sentencepiece>=0.2.1',
+        'tokenizers>=0.22',
+        'jinja2>=3.1.6',  # renders chat templates when a model is imported
+        'gguf>=0.17',  # dequantises
         'gin-config>=0.5',
         'clu>=0.0.12',
         'tensorboard>=2.19',  # clu's TensorBoard writer needs it and does not say so
         'jiwer>=4',
+        'whisper-normalizer>=0.1.15',
         'sacrebleu>=2.5',
         'absl-py>=2.1',
         'soundfile>=0.13',

@@ -33,6 +33,7 @@ def train(
     partitioner: Any = None,
     seed: int = 0,
     frozen_dtype: Any = None,
+    encoded: bool = False,
     log_period: int = 20,
     eval_period: int = 500,
     eval_batches: int | None = None,
@@ -70,6 +71,8 @@ def train(
         seed: of initialisation, dropout and masks. The order of the data has its own, in the loader.
         frozen_dtype: in which frozen parameters are held; int8: their kernels and embeddings with a scale for each
             output channel; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
+        encoded: whether the loaders, which are made here then, read the stored frames of the frozen speech encoder
+            (`slm-jax prepare --encode`) in the place of recordings.
         log_period, eval_period, checkpoint_period: in steps; `checkpoint_period` is `eval_period` if None.
         eval_batches: at most so many batches of each evaluation loader; None: all.
         local_checkpoint_dir: on a disk of this machine, for more checkpoints, every `local_checkpoint_period` steps:
@@ -96,6 +99,7 @@ def train(
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
     from slm_jax.training import (
+        frozen_encoder,
         hosts,
         local_checkpoints,
         logs,
@@ -122,6 +126,11 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
+    make = _made
+    if encoded:
+        layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations or {})
+        make = functools.partial(_reading, encoder)
+        say(f'note: {frozen_encoder.NOTE.format(encoder.name)}')
     with contextlib.ExitStack() as stack:
         checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
         stack.enter_context(contextlib.closing(checkpoints))
@@ -145,7 +154,7 @@ def train(
 
         # The evaluation's first, so that a split that is not there is said at once.
         with hosts.doing('reading its data'):
-            eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
+            eval_loaders, loader = {name: make(each) for name, each in (eval_loaders or {}).items()}, make(loader)
             card['data'] = loader.state()
         hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
         batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
@@ -228,6 +237,13 @@ def _alike(card: Mapping[str, Any]) -> dict[str, Any]:
 
 def _made(loader: Any) -> Any:
     return loader() if callable(loader) else loader
+
+
+def _reading(encoder: Any, loader: Any) -> Any:
+    """A loader that is made to read the frames of an encoder."""
+    if not callable(loader):
+        raise ValueError('train.encoded: give loaders as functions that make them; they are told whose frames to read.')
+    return loader(encoder=encoder)
 
 
 def check_lengths() -> None:

@@ -4,6 +4,7 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 import seqio
 
@@ -42,12 +43,38 @@ def model_features(
     }
 
 
+def with_frames(
+    features: Mapping[str, np.ndarray], frames: np.ndarray | None, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Model features of an example that bring stored frames in the place of its samples.
+
+        speech_samples        int16 [0]
+        speech_frames         bfloat16 [frames, width]   what the speech encoder made of them
+        speech_frame_lengths  int32 []                   valid frames
+
+    Args:
+        features: see `model_features`.
+        frames: bfloat16 [n, width]; None of a text.
+        shape: [frames, width] that they are padded to.
+    """
+    padded, length = np.zeros(shape, ml_dtypes.bfloat16), 0
+    if frames is not None:
+        length = len(frames)
+        padded[:length] = frames
+    return {
+        **features,
+        'speech_samples': np.zeros(0, np.int16),
+        'speech_frames': padded,
+        'speech_frame_lengths': np.int32(length),
+    }
+
+
 class SpeechTextFeatureConverter(seqio.FeatureConverter):
     """speech, inputs, targets → zero-padded model features, for our loader and for T5X alike.
 
         speech_samples         int16 [speech]     16 kHz mono
         speech_lengths         int32 []           valid samples; 0 = a text-only example
-        encoder_input_tokens   int32 [inputs]     the instruction
+        encoder_input_tokens   int32 [inputs]     the prompt; `prompts.SPEECH` where the speech stands, if not in front
         decoder_input_tokens   int32 [targets]    targets shifted right by one, 0 first
         decoder_target_tokens  int32 [targets]
         decoder_loss_weights   float32 [targets]  1 where there is a target

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss
 from slm_jax.systems import Batch, Metrics, Params
-from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.systems.speech_encoder import SpeechEncoder, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,7 @@ class EncoderCtc:
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,
+            **stored(batch),
             rngs=None if rng is None else {'dropout': rng},
         )
         return logits, lengths

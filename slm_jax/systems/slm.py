@@ -15,6 +15,7 @@ from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.encoder_ctc import mean_ctc
+from slm_jax.systems.speech_encoder import stored
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
 _EOS = 1
@@ -85,7 +86,7 @@ class SLM:
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
         """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
         tokens = batch['encoder_input_tokens']
-        if batch['speech_samples'].shape[1] == 0:
+        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
@@ -97,7 +98,7 @@ class SLM:
         place, behind = jnp.arange(speech.shape[1] + text.shape[1]), before + speech_lengths[:, None]
         source = jnp.where(place < behind, place - before, speech.shape[1] + place - speech_lengths[:, None] + marked)
         source = jnp.where(place < before, speech.shape[1] + place, source)
-        joined = jnp.concatenate([speech, text.astype(speech.dtype)], axis=1)
+        joined = jnp.concatenate([speech.astype(text.dtype), text], axis=1)
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
@@ -107,10 +108,11 @@ class SLM:
     def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...]:
         """Frames, their number, and the speech encoder's CTC logits, if it has a head."""
         return self.speech_encoder.apply(
-            {'params': params['speech_encoder']},
+            {'params': params.get('speech_encoder', {})},
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,
+            **stored(batch),
             rngs=None if rng is None else {'dropout': rng},
         )
 
@@ -132,7 +134,7 @@ class SLM:
                 "SLM.objective is 'ctc', which needs an adapter with a CTC head and SLM.label_tokens, as in "
                 "models/slm_base.gin; use 'cross_entropy' for any other."
             )
-        rows, samples = batch['speech_samples'].shape
+        rows, samples = batch.get('speech_frames', batch['speech_samples']).shape[:2]
         if samples == 0:
             return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
         return self._adapt(params, self._hear(params, batch, rng), rng, 'label_logits')
@@ -232,7 +234,9 @@ def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array
     """Whether a row has a recording, and nothing is to be heard in it."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = (parts['frame_lengths'] == 0) | ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
+    nothing = parts['frame_lengths'] == 0
+    if samples.shape[1]:  # else there are stored frames, which do not tell
+        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
     if by_ctc and parts['ctc_logits'] is not None:
         sound = 1.0 - jax.nn.softmax(parts['ctc_logits'].astype(jnp.float32))[..., 0]
         frames = jnp.arange(sound.shape[1]) < parts['frame_lengths'][:, None]

@@ -14,7 +14,7 @@ from slm_jax.llms import t5
 
 CONFIG = dict(vocab_size=65536, emb_dim=1024, num_heads=8, num_encoder_layers=1, num_decoder_layers=1, head_dim=64)
 _LOAD = """
-import json, resource, sys
+import json, re, sys
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +24,10 @@ from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
 from slm_jax.training import origins, partitioning, state
 
+
+def peak():  # getrusage also counts what the process had that started this one
+    return 1024 * int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])
+
 path, config, mesh = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 partitioner = partitioning.Partitioner(**mesh)
 boxed = traces.abstract_params(text_to_text.TextToText(t5.T5(t5.T5Config(**config, mlp_dim=2048))))
@@ -31,9 +35,9 @@ wanted = origins.place(state.unboxed(boxed), partitioner.shardings(boxed, partit
 wanted = origins.cast(wanted, jnp.bfloat16)
 found = origins.find({'llm': path})
 foundations.stored_tree(found[0].directory)  # Orbax has been imported
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 params = jax.block_until_ready(origins.load(found, wanted))['llm']
-growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+growth = peak() - before
 held = sum(shard.data.nbytes for leaf in jax.tree.leaves(params) for shard in leaf.addressable_shards)
 shards = {}
 for name in ('token_embedder/embedding', 'decoder/logits_dense/kernel'):
@@ -43,7 +47,7 @@ for name in ('token_embedder/embedding', 'decoder/logits_dense/kernel'):
     for shard in leaf.addressable_shards:
         rows = np.arange(leaf.shape[0])[shard.index[0]]
         np.testing.assert_array_equal(np.asarray(shard.data[:, 0], np.float32), rows % 251)
-print(json.dumps({'devices': jax.device_count(), 'growth': growth * 1024, 'held': held, 'shards': shards}))
+print(json.dumps({'devices': jax.device_count(), 'growth': growth, 'held': held, 'shards': shards}))
 """
 
 
@@ -61,7 +65,9 @@ def foundation(tmp_path_factory):
     shapes = importers_t5.shapes(t5.T5Config(**CONFIG, mlp_dim=2048))
     params = foundations.unflatten({path: leaf(value.shape) for path, value in shapes.items()})
     path = tmp_path_factory.mktemp('foundation') / 'wide'
-    foundations.save(path, params, {'name': 'wide', 'kind': 'llm'})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foundations, '_BLOCK_BYTES', 2**23)  # each device has one in flight
+        foundations.save(path, params, {'name': 'wide', 'kind': 'llm'})
     return path
 
 
@@ -82,4 +88,4 @@ def test_each_device_gets_its_shard_and_the_host_no_copy(foundation, mesh, shard
     found = json.loads(done.stdout.splitlines()[-1])
     print(f'{mesh}: held {found["held"] / 1e6:.0f} MB, memory grew by {found["growth"] / 1e6:.0f} MB')
     assert found['devices'] == 8 and list(found['shards'].values()) == shards
-    assert found['growth'] < 1.5 * found['held']  # a copy of the whole beside the shards would make it 2
+    assert found['growth'] < 1.75 * found['held']  # a copy of the whole beside the shards would make it 2
