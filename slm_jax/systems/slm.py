@@ -1,9 +1,13 @@
 """SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter."""
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -33,8 +37,10 @@ class SLM:
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
 
-    `objective` is what trains: 'cross_entropy' of the LLM's answers, or 'ctc' of the adapter's own head on the same
-    tokens. With the latter the LLM gives its embeddings only, and answers are what CTC writes.
+    `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
+        'cross_entropy' of the target's tokens.
+        'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
+            gives its embeddings and is not run, and answers are what CTC writes.
     """
 
     speech_encoder: nn.Module
@@ -43,11 +49,27 @@ class SLM:
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
-    objective: str = 'cross_entropy'
+    objective: str | Mapping[str, float] = 'cross_entropy'
 
     def __post_init__(self):
-        if self.objective not in _OBJECTIVES:
-            raise ValueError(f'SLM.objective is {self.objective!r}; choose one of {_OBJECTIVES}.')
+        if isinstance(self.objective, Mapping):
+            object.__setattr__(self, 'objective', flax.core.freeze(dict(self.objective)))  # can be hashed
+        known = all(name in _OBJECTIVES for name in self._weights)
+        numbers = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in self._weights.values())
+        if not (self._weights and known and numbers):
+            given = self.objective if isinstance(self.objective, str) else dict(self.objective)
+            raise ValueError(
+                f'SLM.objective is {given!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
+                "several with weights above 0, as in {'cross_entropy': 0.5, 'ctc': 0.5}."
+            )
+
+    @property
+    def _weights(self) -> Mapping[str, float]:
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
+    def _by_ctc_alone(self) -> bool:
+        return self._weights.keys() == {'ctc'}
 
     @property
     def max_seconds(self) -> float | None:
@@ -85,12 +107,11 @@ class SLM:
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
         """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
-        tokens = batch['encoder_input_tokens']
-        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
+        tokens, heard = batch['encoder_input_tokens'], self._hear(params, batch, rng)
+        if heard is None:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
-        heard = self._hear(params, batch, rng)
         speech, speech_lengths = self._adapt(params, heard, rng)
         # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
         marks = tokens == SPEECH
@@ -102,11 +123,13 @@ class SLM:
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
-        parts = {'speech': speech, 'speech_lengths': speech_lengths}
+        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'heard': heard}
         return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
 
-    def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...]:
-        """Frames, their number, and the speech encoder's CTC logits, if it has a head."""
+    def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...] | None:
+        """Frames, their number, and the speech encoder's CTC logits, if it has a head; None of a batch of texts."""
+        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
+            return None
         return self.speech_encoder.apply(
             {'params': params.get('speech_encoder', {})},
             batch['speech_samples'],
@@ -127,49 +150,56 @@ class SLM:
             method=method,
         )
 
-    def _label_logits(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
-        """CTC logits of the adapter and their number, none of rows and batches without speech."""
+    def _label_logits(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, 'b s v'], Int[Array, ' b']]:
+        """CTC logits of the adapter and their number, which is 0 where there is no speech."""
         if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
             raise ValueError(
-                "SLM.objective is 'ctc', which needs an adapter with a CTC head and SLM.label_tokens, as in "
-                "models/slm_base.gin; use 'cross_entropy' for any other."
+                "SLM.objective 'ctc' needs an adapter with a CTC head and SLM.label_tokens, as in models/slm_base.gin; "
+                "use 'cross_entropy' for any other."
             )
-        rows, samples = batch.get('speech_frames', batch['speech_samples']).shape[:2]
-        if samples == 0:
+        if heard is None:
+            rows = len(batch['speech_lengths'])
             return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
-        return self._adapt(params, self._hear(params, batch, rng), rng, 'label_logits')
+        return self._adapt(params, heard, rng, 'label_logits')
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """The objective, normalised over the global batch, and its metrics; see `System`."""
-        if self.objective == 'ctc':
-            return self._ctc(params, batch, rng)
-        return self._cross_entropy(params, batch, rng)
+        """The objectives by their weights.
 
-    def _ctc(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
-        logits, lengths = self._label_logits(params, batch, rng)
-        of_tokens = (
-            jnp.full(self.llm.config.vocab_size, -1)
-            .at[jnp.array(self.label_tokens[1:])]
-            .set(jnp.arange(1, len(self.label_tokens)))
-        )
-        targets = batch['decoder_target_tokens']
-        spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
-        labels = jnp.where(spoken, of_tokens[targets], 0)
-        loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
-        metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
+        Metrics beside theirs: `loss` (of CTC alone, its own; else the cross-entropy), `accuracy`, and
+        `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean embedding of its target
+        tokens.
+        """
+        if self._by_ctc_alone:
+            loss, metrics = self._ctc(params, batch, self._hear(params, batch, rng), rng)
+            return self._weights['ctc'] * loss, metrics
+        prompt, mask, parts = self._prompt(params, batch, rng)
+        logits = self._logits(params, batch, prompt, mask, rng)
+        names = {'cross_entropy', *self._weights} - {'ctc'}
+        found = {name: getattr(self, f'_{name}')(params, batch, logits) for name in sorted(names)}
+        if 'ctc' in self._weights:
+            value, metrics = self._ctc(params, batch, parts.get('heard'), rng)
+            found['ctc'] = value, {'ctc' if name == 'loss' else name: metric for name, metric in metrics.items()}
+        loss = functools.reduce(operator.add, (weight * found[name][0] for name, weight in self._weights.items()))
+        metrics = {name: value for _, its_metrics in found.values() for name, value in its_metrics.items()}
+        if parts:
+            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
+            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
+            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
+            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
+            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
         return loss, metrics
 
-    def _cross_entropy(
-        self, params: Params, batch: Batch, rng: Key[Array, ''] | None
-    ) -> tuple[Float[Array, ''], Metrics]:
-        """Cross-entropy of the decoder's tokens.
-
-        Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
-        embedding of its target tokens.
-        """
-        prompt, mask, parts = self._prompt(params, batch, rng)
-        logits = self.llm.apply(
+    def _logits(
+        self,
+        params: Params,
+        batch: Batch,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        rng: Key[Array, ''] | None,
+    ) -> Float[Array, 'b t v']:
+        return self.llm.apply(
             {'params': params['llm']},
             prompt,
             mask,
@@ -179,13 +209,24 @@ class SLM:
             rngs=None if rng is None else {'dropout': rng},
             method='logits',
         )
-        loss, metrics = token_loss(logits, batch, self.label_smoothing)
-        if parts:
-            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
-            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
-            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
-            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
-            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
+
+    def _cross_entropy(
+        self, params: Params, batch: Batch, logits: Float[Array, 'b t v']
+    ) -> tuple[Float[Array, ''], Metrics]:
+        return token_loss(logits, batch, self.label_smoothing)
+
+    def _ctc(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, ''], Metrics]:
+        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        logits, lengths = self._label_logits(params, batch, heard, rng)
+        tokens = jnp.array(self.label_tokens[1:])
+        labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+        targets = batch['decoder_target_tokens']
+        spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
+        labels = jnp.where(spoken, labels[targets], 0)
+        loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
+        metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
@@ -198,8 +239,8 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
-        if self.objective == 'ctc':
-            labels = ctc_greedy(*self._label_logits(params, batch, None))
+        if self._by_ctc_alone:
+            labels = ctc_greedy(*self._label_logits(params, batch, self._hear(params, batch, None), None))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)

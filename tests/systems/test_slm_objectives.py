@@ -143,9 +143,22 @@ def test_the_language_model_reads_the_segments(params):
     assert all(map(jnp.any, jax.tree.leaves(of)))
 
 
+def test_objectives_are_mixed_by_their_weights(params):
+    (ctc, alone), (llm, usual), (both, metrics) = (
+        loss_of(dataclasses.replace(CTC, objective=objective), params, batch())
+        for objective in ('ctc', 'cross_entropy', {'cross_entropy': 0.25, 'ctc': 3})
+    )
+    np.testing.assert_allclose(both, 0.25 * llm + 3 * ctc, rtol=1e-5)
+    expected = {**usual, 'ctc': alone.pop('loss'), **alone}
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5)
+
+
 def test_errors_name_the_remedy(params):
-    with pytest.raises(ValueError, match="SLM.objective is 'ctcc'; choose one of"):
-        dataclasses.replace(CTC, objective='ctcc')
+    for objective in ('ctcc', {}, {'ctc': 0.0}, {'ctc': 1.0, 'ctcc': 1.0}):
+        with pytest.raises(ValueError, match='SLM.objective is .*; it must be one of .*, or several with weights'):
+            dataclasses.replace(CTC, objective=objective)
     other = dataclasses.replace(CTC, adapter=SlmAdapter(SlmAdapterConfig(**SIZES)))
     for system in (other, dataclasses.replace(CTC, label_tokens=None)):
         with pytest.raises(
