@@ -157,9 +157,10 @@ def test_training_with_a_decoder_only_model(chat, manifest, tmp_path, capsys):
     files = ('runs/slm_imported.gin', 'models/usm_tiny.gin', chat / 'llm' / 'model.gin', tmp_path / 'tasks.gin')
     macros = {
         'SPEECH_ENCODER': 'usm_tiny', 'REDUCTION_FACTOR': 2, 'MODEL_DIR': tmp_path / 'run', 'TRAIN_STEPS': 2,
-        'NUM_BUCKETS': 1, 'train.eval_loaders': '{}', 'MIXTURE_OR_TASK_NAME': '@registry.manifest()',
+        'WARMUP_STEPS': 1, 'NUM_BUCKETS': 1, 'train.eval_loaders': '{}', 'MIXTURE_OR_TASK_NAME': '@registry.manifest()',
         'registry.manifest.name': 'mine', 'registry.manifest.path': manifest,
     }  # fmt: skip
+    macros['train/loader.SpeechTextLoader.on_bad_example'] = 'raise'
     argv = [f'--gin_file={file}' for file in files] + [f'--gin.{name}={value}' for name, value in macros.items()]
     assert train.main([*argv, "--gin.TASK_FEATURE_LENGTHS={'speech': 480000, 'inputs': 30, 'targets': 512}"]) == 2
     assert 'tokens of inputs where 30 are allowed' in capsys.readouterr().err  # 'Transcribe the speech.' has 22
