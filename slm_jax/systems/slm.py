@@ -220,7 +220,7 @@ class SLM:
     ) -> tuple[Float[Array, ''], Metrics]:
         """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
         logits, lengths = self._label_logits(params, batch, heard, rng)
-        tokens = jnp.array(self.label_tokens[1:])
+        tokens = jnp.array(self.label_tokens)[1:]
         labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
         targets = batch['decoder_target_tokens']
         spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
