@@ -1,9 +1,13 @@
-"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter, trained on cross-entropy."""
+"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter."""
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,10 +15,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.speech_encoder import stored
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
+
+_EOS = 1
+_OBJECTIVES = ('cross_entropy', 'ctc')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +32,15 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
+    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+
+    `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
+        'cross_entropy' of the target's tokens.
+        'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
+            gives its embeddings and is not run, and answers are what CTC writes.
     """
 
     speech_encoder: nn.Module
@@ -34,6 +49,27 @@ class SLM:
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
+    objective: str | Mapping[str, float] = 'cross_entropy'
+
+    def __post_init__(self):
+        if isinstance(self.objective, Mapping):
+            object.__setattr__(self, 'objective', flax.core.freeze(dict(self.objective)))  # can be hashed
+        known = all(name in _OBJECTIVES for name in self._weights)
+        numbers = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in self._weights.values())
+        if not (self._weights and known and numbers):
+            given = self.objective if isinstance(self.objective, str) else dict(self.objective)
+            raise ValueError(
+                f'SLM.objective is {given!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
+                "several with weights above 0, as in {'cross_entropy': 0.5, 'ctc': 0.5}."
+            )
+
+    @property
+    def _weights(self) -> Mapping[str, float]:
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
+    def _by_ctc_alone(self) -> bool:
+        return self._weights.keys() == {'ctc'}
 
     @property
     def max_seconds(self) -> float | None:
@@ -58,6 +94,11 @@ class SLM:
     def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
         if self.label_tokens is None:
             return None
+        if (last := max(self.label_tokens)) >= self.llm.config.vocab_size:
+            raise ValueError(
+                f'SLM.label_tokens has the token {last} and the language model has {self.llm.config.vocab_size}: they '
+                'are of another tokenizer (vocabularies.names.llm).'
+            )
         tokens = jnp.array(self.label_tokens)
         embeddings = self.llm.apply({'params': llm}, jnp.maximum(tokens, 0), method='embed')
         return jnp.where(tokens[:, None] >= 0, embeddings, 0.0)
@@ -66,29 +107,12 @@ class SLM:
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
         """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
-        tokens = batch['encoder_input_tokens']
-        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
+        tokens, heard = batch['encoder_input_tokens'], self._hear(params, batch, rng)
+        if heard is None:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
-        rngs = None if rng is None else {'dropout': rng}
-        frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
-            {'params': params.get('speech_encoder', {})},
-            batch['speech_samples'],
-            batch['speech_lengths'],
-            rng is None,
-            **stored(batch),
-            rngs=rngs,
-        )
-        speech, speech_lengths = self.adapter.apply(
-            {'params': params['adapter']},
-            frames,
-            frame_lengths,
-            ctc_logits,
-            rng is None,
-            self._label_embeddings(params['llm']),
-            rngs=rngs,
-        )
+        speech, speech_lengths = self._adapt(params, heard, rng)
         # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
         marks = tokens == SPEECH
         before, marked = jnp.argmax(marks, axis=1)[:, None], jnp.any(marks, axis=1)[:, None]
@@ -99,17 +123,83 @@ class SLM:
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
-        parts = {'speech': speech, 'speech_lengths': speech_lengths}
-        return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
+        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'heard': heard}
+        return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
+
+    def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...] | None:
+        """Frames, their number, and the speech encoder's CTC logits, if it has a head; None of a batch of texts."""
+        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
+            return None
+        return self.speech_encoder.apply(
+            {'params': params.get('speech_encoder', {})},
+            batch['speech_samples'],
+            batch['speech_lengths'],
+            rng is None,
+            **stored(batch),
+            rngs=None if rng is None else {'dropout': rng},
+        )
+
+    def _adapt(self, params: Params, heard: tuple[Any, ...], rng: Key[Array, ''] | None, method: str | None = None):
+        """What the adapter, or a method of it, makes of what was heard."""
+        return self.adapter.apply(
+            {'params': params['adapter']},
+            *heard,
+            rng is None,
+            self._label_embeddings(params['llm']),
+            rngs=None if rng is None else {'dropout': rng},
+            method=method,
+        )
+
+    def _label_logits(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, 'b s v'], Int[Array, ' b']]:
+        """CTC logits of the adapter and their number, which is 0 where there is no speech."""
+        if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
+            raise ValueError(
+                "SLM.objective 'ctc' needs an adapter with a CTC head and SLM.label_tokens, as in models/slm_base.gin; "
+                "use 'cross_entropy' for any other."
+            )
+        if heard is None:
+            rows = len(batch['speech_lengths'])
+            return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
+        return self._adapt(params, heard, rng, 'label_logits')
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """Cross-entropy of the decoder's tokens.
+        """The objectives by their weights.
 
-        Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
-        embedding of its target tokens.
+        Metrics beside theirs: `loss` (of CTC alone, its own; else the cross-entropy), `accuracy`, and
+        `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean embedding of its target
+        tokens.
         """
+        if self._by_ctc_alone:
+            loss, metrics = self._ctc(params, batch, self._hear(params, batch, rng), rng)
+            return self._weights['ctc'] * loss, metrics
         prompt, mask, parts = self._prompt(params, batch, rng)
-        logits = self.llm.apply(
+        logits = self._logits(params, batch, prompt, mask, rng)
+        names = {'cross_entropy', *self._weights} - {'ctc'}
+        found = {name: getattr(self, f'_{name}')(params, batch, logits) for name in sorted(names)}
+        if 'ctc' in self._weights:
+            value, metrics = self._ctc(params, batch, parts.get('heard'), rng)
+            found['ctc'] = value, {'ctc' if name == 'loss' else name: metric for name, metric in metrics.items()}
+        loss = functools.reduce(operator.add, (weight * found[name][0] for name, weight in self._weights.items()))
+        metrics = {name: value for _, its_metrics in found.values() for name, value in its_metrics.items()}
+        if parts:
+            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
+            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
+            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
+            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
+            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
+        return loss, metrics
+
+    def _logits(
+        self,
+        params: Params,
+        batch: Batch,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        rng: Key[Array, ''] | None,
+    ) -> Float[Array, 'b t v']:
+        return self.llm.apply(
             {'params': params['llm']},
             prompt,
             mask,
@@ -119,13 +209,24 @@ class SLM:
             rngs=None if rng is None else {'dropout': rng},
             method='logits',
         )
-        loss, metrics = token_loss(logits, batch, self.label_smoothing)
-        if parts:
-            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
-            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
-            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
-            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
-            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
+
+    def _cross_entropy(
+        self, params: Params, batch: Batch, logits: Float[Array, 'b t v']
+    ) -> tuple[Float[Array, ''], Metrics]:
+        return token_loss(logits, batch, self.label_smoothing)
+
+    def _ctc(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, ''], Metrics]:
+        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        logits, lengths = self._label_logits(params, batch, heard, rng)
+        tokens = jnp.array(self.label_tokens)[1:]
+        labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+        targets = batch['decoder_target_tokens']
+        spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
+        labels = jnp.where(spoken, labels[targets], 0)
+        loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
+        metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
@@ -138,10 +239,17 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
+        if self._by_ctc_alone:
+            labels = ctc_greedy(*self._label_logits(params, batch, self._hear(params, batch, None), None))
+            tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
+            return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
-            mask = mask & ~_unheard(batch, parts, by_ctc)[:, None]
+            ctc_logits, lengths = parts['ctc_logits'], parts['frame_lengths']
+            if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
+                ctc_logits, lengths = self._label_logits(params, batch, parts['heard'], None)
+            mask = mask & ~_unheard(batch, ctc_logits if by_ctc else None, lengths)[:, None]
         ctc = None
         if decode.ctc_weight and parts:
             if self.token_labels is None or parts['ctc_logits'] is None:
@@ -166,16 +274,18 @@ class SLM:
         return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
 
 
-def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array, ' b']:
+def _unheard(
+    batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
+) -> Bool[Array, ' b']:
     """Whether a row has a recording, and nothing is to be heard in it."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = parts['frame_lengths'] == 0
+    nothing = frame_lengths == 0
     if samples.shape[1]:  # else there are stored frames, which do not tell
         nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
-    if by_ctc and parts['ctc_logits'] is not None:
-        sound = 1.0 - jax.nn.softmax(parts['ctc_logits'].astype(jnp.float32))[..., 0]
-        frames = jnp.arange(sound.shape[1]) < parts['frame_lengths'][:, None]
+    if ctc_logits is not None:
+        sound = 1.0 - jax.nn.softmax(ctc_logits.astype(jnp.float32))[..., 0]
+        frames = jnp.arange(sound.shape[1]) < frame_lengths[:, None]
         # Only of a single short sound, as the name of a letter, may CTC have a mere inkling.
         nothing |= jnp.max(sound, axis=1, where=frames, initial=0.0) < jnp.where(lengths < 16_000, 0.03, 0.5)
     return nothing & (lengths > 0)
