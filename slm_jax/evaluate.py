@@ -259,7 +259,7 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
     if args.ctc_weight is not None:
         stream = (dataclasses.replace(query, transcribed=True) for query in stream)
     if texts is not None:
-        stream = queries.with_texts(stream, texts, model.text_vocabulary, model.text_first)
+        stream = queries.with_texts(stream, texts, model.text_vocabulary, model.prompt)
     if args.shuffle_audio:
         stream = queries.shuffle_audio(stream)
     return stream, total
@@ -331,7 +331,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
             asked,
             vocabulary,
             max_seconds,
-            model.text_first,
+            model.prompt,
             _on_bad(args, skipped),
             task=pathlib.Path(args.manifest).stem,
             longest=model.encoder_seconds,

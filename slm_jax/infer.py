@@ -127,7 +127,7 @@ class Inference:
                 except ValueError as error:
                     recording.error = str(error)
                     continue
-                tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
+                tokens = self._model.prompt.tokens(self._model.text_vocabulary, recording.instruction)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
                 recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
                 for number, (_, samples) in enumerate(pieces):
@@ -173,7 +173,7 @@ class Inference:
         def both(size):
             return head.read(size) or read(size)
 
-        tokens = queries.encode(self._model.text_vocabulary, recording.instruction)
+        tokens = self._model.prompt.tokens(self._model.text_vocabulary, recording.instruction)
         assert self._chunk_seconds is not None, 'only what is cut is answered as it comes'
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
             query = queries.Query(tokens, samples, transcribed=recording.transcribed)

@@ -1,7 +1,7 @@
 """Text-only tasks: what the language model learns before it meets speech.
 
-The text stands where speech will stand: `inputs` is the text's tokens, then the instruction's, then
-EOS. The corpora are the files of slm_jax.corpora.text_corpora; gin names their folder
+The text stands where speech will stand (`prompts.Prompt`). The corpora are the files of
+slm_jax.corpora.text_corpora; gin names their folder
 (`slm_jax.tasks.text.corpora.folder`). Which wording is taken, which slot is asked for and how a
 recogniser's errors fall is a function of the example and of its `template_seed`, so it is another
 one in each epoch and the same one after a restart.
@@ -34,7 +34,7 @@ import seqio
 import gin
 from slm_jax import paths
 from slm_jax.corpora import numerals, text_noise, tokenizers
-from slm_jax.data import instructions, json_lines, languages, output_features, preprocessors
+from slm_jax.data import instructions, json_lines, languages, output_features, preprocessors, prompts
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import registry
 
@@ -174,7 +174,7 @@ class _Ask:
     def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
         said, request, answer = self.make(row, rng)
         return (
-            vocabulary.encode(said) + vocabulary.encode(request),
+            prompts.Prompt().tokens(vocabulary, request, said),
             vocabulary.encode(answer),
             f'{said} {request}',
             answer,
@@ -197,8 +197,8 @@ class _Corrupt:
     def __call__(self, row: dict, rng: random.Random, vocabulary) -> tuple:
         tokens = vocabulary.encode(row['text'])
         start = rng.randrange(max(1, len(tokens) - self.longest + 1))
-        pair = text_noise.corrupt_spans(tokens[start : start + self.longest], vocabulary.vocab_size, rng)
-        return *pair, row['text'], row['text']
+        corrupted, spans = text_noise.corrupt_spans(tokens[start : start + self.longest], vocabulary.vocab_size, rng)
+        return [*corrupted, vocabulary.eos_id], spans, row['text'], row['text']
 
     @property
     def fingerprint(self) -> str:
@@ -206,17 +206,16 @@ class _Corrupt:
 
 
 def _tokens(example, output_features, unused_sequence_length, make):
-    """Tokens of `inputs` and `targets`, EOS at the end, and the texts they came from."""
+    """Tokens of `inputs` and `targets`, and the texts they came from."""
     key = example['id'].decode()
     seed = int(example.get('template_seed', zlib.crc32(example['id'])))
     vocabulary = output_features['inputs'].vocabulary
     # The vocabulary may stand for a foundation that is looked for at each use.
     vocabulary = getattr(vocabulary, 'vocabulary', vocabulary)
     inputs, targets, said, answer = make(json.loads(example['row']), random.Random(f'{seed}/{key}'), vocabulary)
-    eos = vocabulary.eos_id
     return {
-        'inputs': np.array([*inputs, eos], np.int32),
-        'targets': np.array([*targets, eos], np.int32),
+        'inputs': np.array(inputs, np.int32),
+        'targets': np.array([*targets, vocabulary.eos_id], np.int32),
         'inputs_pretokenized': said.encode(),
         'targets_pretokenized': answer.encode(),
     }

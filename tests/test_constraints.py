@@ -71,8 +71,7 @@ def test_so_it_is_in_a_step_of_decoding(name, tracing):
     module, *inputs = EXAMPLES[name]
 
     def generated(params, embeddings, mask):
-        encoded = module.apply({'params': params}, embeddings, mask, method='encode')
-        return generate(module, params, encoded, mask, DecodeConfig('beam', 8, beam_size=2))
+        return generate(module, params, embeddings, mask, DecodeConfig('beam', 8, beam_size=2))
 
     params = initialised(module, *inputs)
     with tracing(generation=True):

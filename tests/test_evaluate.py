@@ -137,7 +137,7 @@ def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
 def test_batched_as_alone(world, manifest):
     model = model_lib.load(world / 'slm', decode={'max_decode_length': 8})
     question = queries.Question('Say {language}.')
-    asked = list(queries.from_manifest(manifest, [question], model.text_vocabulary, 30))
+    asked = list(queries.from_manifest(manifest, [question], model.text_vocabulary, 30, model.prompt))
     # Of one length class, so that two programs are compiled and not a dozen.
     asked = [query for query in asked if 1.5 < len(query.samples) / 16000 <= 2.0]
     [(group, batch)] = queries.batched(asked)

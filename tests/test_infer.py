@@ -10,6 +10,7 @@ import pytest
 import soundfile
 
 from slm_jax import decoding, evaluate, infer
+from slm_jax.data import prompts
 from slm_jax.inference import model as model_lib
 
 RATE = 16000
@@ -46,7 +47,19 @@ def model(monkeypatch):
     system = types.SimpleNamespace(max_seconds=None)
     decode = decoding.DecodeConfig(ctc_weight=0.3, max_decode_length=99)
     model = Seconds(
-        pathlib.Path('fake'), {}, 1, system, {'speech_encoder': {}, 'llm': {}}, {}, decode, None, 5.0, 0.0, None, None
+        pathlib.Path('fake'),
+        {},
+        1,
+        system,
+        {'speech_encoder': {}, 'llm': {}},
+        {},
+        decode,
+        None,
+        prompts.Prompt(),
+        5.0,
+        0.0,
+        None,
+        None,
     )
     monkeypatch.setattr(evaluate, 'load_model', lambda name, args: model)
     return model

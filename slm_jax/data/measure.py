@@ -2,6 +2,7 @@
 
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
+import dataclasses
 import functools
 import hashlib
 import io
@@ -13,7 +14,7 @@ import numpy as np
 import seqio
 
 from slm_jax import paths
-from slm_jax.data import cache, preprocessors, shards
+from slm_jax.data import cache, preprocessors, prompts, shards
 
 FEATURES = ('speech', 'inputs', 'targets')
 _FORMAT = 3  # of the file: raise it when what is measured changes
@@ -42,6 +43,7 @@ def path_of(task: seqio.Task, store: cache.Store) -> pathlib.Path:
         task.name,
         cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
         {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
+        dataclasses.asdict(prompts.Prompt()),
     ]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
     return store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'

@@ -5,7 +5,7 @@
     decode…           + speech: int16 at 16 kHz, mono; speech_length
     seqio.CacheDatasetPlaceholder    what is above is stored once (cache.py)
     to_text           + inputs (an instruction), targets
-    tokenize          inputs, targets → token ids, EOS
+    tokenize          inputs → the prompt's token ids; targets → token ids, EOS
     check             stops at bad and over-long examples
 
 An example that cannot be used is not dropped where the fault is found: its `error` says what is
@@ -26,7 +26,7 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, segments
+from slm_jax.data import languages, prompts, segments
 from slm_jax.data.manifests import FIELDS
 
 
@@ -299,18 +299,22 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
 
 def _tokenize(example, output_features, unused_sequence_length):
     tokens = {}
-    for name, text in example.items():
-        feature = output_features[name]
-        ids = list(feature.vocabulary.encode(text.decode()))
-        tokens[name] = np.array(ids + [feature.vocabulary.eos_id] * feature.add_eos, np.int32)
-        tokens[f'{name}_pretokenized'] = text
+    for name in ('inputs', 'targets'):
+        feature, text = output_features[name], example[name].decode()
+        if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
+            speech = prompts.SPEECH if example.get('speech_length') else ''
+            ids = prompts.Prompt().tokens(feature.vocabulary, text, speech)
+        else:
+            ids = [*feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+        tokens[name] = np.array(ids, np.int32)
+        tokens[f'{name}_pretokenized'] = example[name]
     return tokens
 
 
-# Encodes `inputs` and `targets`, keeps the texts as `…_pretokenized`, and appends EOS.
+# Encodes `inputs` as a prompt (`prompts.Prompt`) and `targets` with EOS, and keeps the texts as `…_pretokenized`.
 tokenize = ExampleStep(
     _tokenize,
-    reads=('inputs', 'targets'),
+    reads=('inputs', 'targets', 'speech_length'),
     adds={
         'inputs': _TOKENS,
         'targets': _TOKENS,

@@ -34,6 +34,7 @@ from slm_jax.data import vocabularies
 from slm_jax.llms import t5
 
 LLM = {out!r}
+LLM_MODULE = @t5.T5()
 {macros}
 # Root mean square of the embeddings of its most frequent pieces: where an adapter's output starts.
 EMBED_SCALE = {scale:.4g}

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax import paths
+from slm_jax.data import prompts
 from slm_jax.inference import traces
 
 DEFAULT_MAX_SECONDS = 30.0
@@ -32,20 +33,23 @@ MODEL = @encoder_ctc.EncoderCtc()
 """,
     'llm': """
 from __gin__ import dynamic_registration
-from slm_jax.llms import t5
 from slm_jax.systems import text_to_text
-text_to_text.TextToText.llm = @t5.T5()
+text_to_text.TextToText.llm = %LLM_MODULE
 MODEL = @text_to_text.TextToText()
 """,
 }
 # Modules that only training reads of; they take seconds to import, and TensorFlow.
 _TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|cache|preprocessors)|training\.optimizers)(\..+)?')
+# How cards of before said where the speech stands.
+_SPEECH_FIRST = re.compile(r'^.*\bSLM\.speech_first = (.+)\n', re.MULTILINE)
 # What may be said of every model, before its own configuration.
 _FIRST_GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import decoding
 from slm_jax import train
+from slm_jax.llms import t5
 FROZEN_DTYPE = None
+LLM_MODULE = @t5.T5()  # as model files of before do not say
 train.train.frozen_dtype = %FROZEN_DTYPE
 """
 
@@ -74,6 +78,7 @@ class Model:
         foundations: {part: {'name', 'fingerprint'}} of what was not in the checkpoint.
         decode: how to generate.
         vocabulary: of the outputs.
+        prompt: how a request is put to it.
         max_seconds: longest audio that training let through, if the speech encoder takes it.
         computed_seconds: audio that the speech encoder computes at least, however short a clip is.
         mesh: of the devices.
@@ -87,6 +92,7 @@ class Model:
     foundations: dict[str, Any]
     decode: Any
     vocabulary: Any
+    prompt: prompts.Prompt
     max_seconds: float
     computed_seconds: float
     mesh: Any
@@ -125,11 +131,6 @@ class Model:
                 'cuts longer audio at its pauses.'
             )
         return self.max_seconds if asked is None else asked
-
-    @property
-    def text_first(self) -> bool:
-        """Whether what stands for speech comes before the instruction."""
-        return getattr(self.system, 'speech_first', True)
 
     @property
     def row_multiple(self) -> int:
@@ -263,6 +264,7 @@ def load(
         foundations=used,
         decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
         vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
+        prompt=prompts.Prompt(),
         max_seconds=min(_max_seconds(), _encoder_seconds(system) or math.inf),
         computed_seconds=query('%ENCODER_SECONDS') or 0.0,
         mesh=devices,
@@ -324,7 +326,7 @@ def configure(
             path.write_text(text, encoding='utf-8')
             return str(path)
 
-        config = card.get('config', '')
+        config = _current(card)
         first = [written('first.gin', _FIRST_GIN), written('card.gin', config if training else _for_answering(config))]
         try:
             configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
@@ -337,6 +339,23 @@ def configure(
                 f'written by {made_by}): {str(error).replace(first[1], foundations.CARD)}\nInstall that version, or '
                 "mend the line in the card's `config`."
             ) from error
+
+
+def _current(card: Mapping[str, Any]) -> str:
+    """The gin text of a card, without what is said elsewhere by now.
+
+    Raises:
+        ModelError: the model reads speech in a place that no template gives.
+    """
+    config = card.get('config', '')
+    for said in _SPEECH_FIRST.findall(config):
+        if said != 'True':
+            raise ModelError(
+                f'the configuration in the card of {card.get("name")!r} has SLM.speech_first = {said}: speech behind '
+                "the instruction's end token, which no prompts.Prompt.template gives. Use the version of slm_jax that "
+                f'wrote it ({(card.get("versions") or {}).get("slm_jax", "unknown")}), or train it again.'
+            )
+    return _SPEECH_FIRST.sub('', config)
 
 
 def _for_answering(config: str) -> str:

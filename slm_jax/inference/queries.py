@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Int16
 
 from slm_jax import paths
+from slm_jax.data import prompts
 from slm_jax.evaluation import metrics
 
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
 _MAX_ROWS = 64
 _TOKENS_PER_SECOND = 40  # a text of so many tokens costs about what a second of audio does
-_EOS = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Query:
     """One thing to put to a model.
 
     Attributes:
-        tokens: ids of the text input (text that stands for speech, instruction), EOS included.
+        tokens: ids of the prompt, see `prompts.Prompt.tokens`.
         samples: int16 at 16 kHz; None for text alone.
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
@@ -35,13 +35,6 @@ class Query:
     samples: Int16[np.ndarray, ' n'] | None = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     transcribed: bool = False
-
-
-def encode(vocabulary: Any, *texts: str) -> tuple[int, ...]:
-    """The texts' tokens one after the other, then EOS; () without a vocabulary (CTC reads none)."""
-    if vocabulary is None:
-        return ()
-    return (*(token for text in texts for token in vocabulary.encode(text)), _EOS)
 
 
 def seconds_bound(seconds: float, fine: bool = False) -> float:
@@ -204,7 +197,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
 
 
 def with_texts(
-    queries: Iterable[Query], texts: Mapping[str, str], vocabulary: Any, text_first: bool = True
+    queries: Iterable[Query], texts: Mapping[str, str], vocabulary: Any, prompt: prompts.Prompt
 ) -> Iterator[Query]:
     """Puts a text in the place of each query's speech: the second half of a cascade.
 
@@ -212,14 +205,19 @@ def with_texts(
         queries: their `info['id']` is looked up.
         texts: from id to text.
         vocabulary: of the inputs.
-        text_first: whether the text stands before the instruction, as speech does in the system.
+        prompt: of the model.
 
     Raises:
-        ValueError: an id has no text.
+        ValueError: an id has no text, or a task keeps none of its instructions.
     """
     for query in queries:
-        text = tuple(vocabulary.encode(text_of(query, texts)))
-        tokens = (*text, *query.tokens) if text_first else (*query.tokens[:-1], *text, _EOS)
+        text, instruction = text_of(query, texts), query.info.get('instruction')
+        if instruction is None:
+            raise ValueError(
+                f'text_from: example {query.info.get("id")!r} has no instruction; its task must keep the text of its '
+                'inputs as `inputs_pretokenized`, as slm_jax.data.preprocessors.tokenize does.'
+            )
+        tokens = prompt.tokens(vocabulary, instruction, text)
         yield dataclasses.replace(query, tokens=tokens, samples=None)
 
 
@@ -294,7 +292,7 @@ def from_manifest(
     questions: Sequence[Question],
     vocabulary: Any,
     max_seconds: float,
-    text_first: bool = True,
+    prompt: prompts.Prompt,
     on_bad: Callable[[str], None] | None = None,
     task: str = '',
     longest: float | None = None,
@@ -307,7 +305,7 @@ def from_manifest(
         questions: one or more; each line's recording is read once for all of them.
         vocabulary: of the inputs; None for a system that reads no text.
         max_seconds: longest recording that is let through.
-        text_first: see `with_texts`.
+        prompt: of the model.
         on_bad: is told what is wrong with a line, which is then left out; None: it is raised.
         task: name of it all, for lines that name none.
         longest: see `check_length`.
@@ -330,7 +328,7 @@ def from_manifest(
                 samples = segments.read(line['audio'], line['offset'], line['duration'])
                 check_length(line['audio'], samples, max_seconds, longest)
             raw = {'task': task, **raw}
-            asked = [_ask(q, raw, line, samples, vocabulary, text_first) for q in questions]
+            asked = [_ask(q, raw, line, samples, vocabulary, prompt) for q in questions]
         except ValueError as error:
             if on_bad is None:
                 raise
@@ -367,21 +365,20 @@ def _ask(
     line: Mapping[str, str],
     samples: np.ndarray | None,
     vocabulary: Any,
-    text_first: bool,
+    prompt: prompts.Prompt,
 ) -> Query:
     from slm_jax.data import instructions
 
     target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang)
-    said: tuple[str, ...] = ()
+    speech: int | str = prompts.SPEECH
     if question.text_field:
         text = _field(raw, question.text_field)
         if not isinstance(text, str):
             raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
-        said, samples = (text,), None
-    texts = (*said, instruction) if text_first else (instruction, *said)
+        speech, samples = text, None
     return Query(
-        tokens=encode(vocabulary, *texts),
+        tokens=prompt.tokens(vocabulary, instruction, speech),
         samples=samples,
         info=_present(
             id=line['id'],

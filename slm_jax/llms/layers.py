@@ -10,13 +10,16 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int, Int32
 
+from slm_jax.llms import cache
+
 _NUM_BUCKETS = 32
 _MAX_DISTANCE = 128
-_SHORTEST_READ = 32  # positions of a decoding cache
 # Axes of what goes from layer to layer. Where weights stay where they are (`partitioning.GENERATION_RULES`), all rows
 # are where a part of the width is, and only attention divides the rows: hence two names for them.
 STREAM = ('llm_batch', 'length', 'embed')
-_HEADS = ('batch', 'length', 'heads', 'kv')
+HEADS = ('batch', 'length', 'heads', 'kv')
+CACHED = ('batch', 'heads', 'kv', 'length')
+REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
 def relative_position_bucket(
@@ -80,28 +83,39 @@ class RelativePositionBias(nn.Module):
         return jnp.take(by_distance, distance, axis=1, mode='clip')[None, :, None, :]
 
 
+def rematerialised(layer: type[nn.Module], policy: str, scanned: bool) -> type[nn.Module]:
+    """The layer, of whose activations `policy` (one of `REMAT_POLICIES`) says which are kept."""
+    if policy == 'none':
+        return layer
+    kept = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == 'minimal' else None
+    return nn.remat(layer, prevent_cse=not scanned, policy=kept)
+
+
 class LayerNorm(nn.Module):
-    """Root-mean-square normalisation with a scale, in float32; no mean, no bias, eps 1e-6."""
+    """Root-mean-square normalisation with a scale, in float32; no mean, no bias."""
 
     dtype: Any
+    epsilon: float = 1e-6
+    axis: str = 'embed'
 
     @nn.compact
     def __call__(self, x: Float[Array, '*b e']) -> Float[Array, '*b e']:
         scale = self.param(
             'scale',
-            nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+            nn.with_logical_partitioning(nn.initializers.ones, (self.axis,)),
             (x.shape[-1],),
             jnp.float32,
         )
         x = x.astype(jnp.float32)
-        x = x * lax.rsqrt(jnp.mean(lax.square(x), axis=-1, keepdims=True) + 1e-6)
+        x = x * lax.rsqrt(jnp.mean(lax.square(x), axis=-1, keepdims=True) + self.epsilon)
         return x.astype(self.dtype) * scale.astype(self.dtype)
 
 
 class Dense(nn.Module):
-    """A linear map of the trailing axes `inputs` to `outputs`, without bias.
+    """A linear map of the trailing axes `inputs` to `outputs`.
 
-    The kernel is stored as [*inputs, *outputs], or as a matrix when `axes` has two names.
+    The kernel is stored as [*inputs, *outputs], or as a matrix when `axes` has two names, as it has to with a bias.
+    `out_dtype`, if given, is that of the products' sums.
     """
 
     inputs: tuple[int, ...]
@@ -110,6 +124,8 @@ class Dense(nn.Module):
     dtype: Any
     distribution: str = 'truncated_normal'
     init_scale: float = 1.0
+    use_bias: bool = False
+    out_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
@@ -129,27 +145,34 @@ class Dense(nn.Module):
         contracted = len(self.inputs)
         dimensions = (range(x.ndim - contracted, x.ndim), range(contracted))
         kernel = kernel.astype(self.dtype).reshape(shape)
-        return lax.dot_general(x.astype(self.dtype), kernel, (dimensions, ((), ())))
+        y = lax.dot_general(x.astype(self.dtype), kernel, (dimensions, ((), ())), preferred_element_type=self.out_dtype)
+        if self.use_bias:
+            init = nn.with_logical_partitioning(nn.initializers.zeros, self.axes[1:])
+            y += self.param('bias', init, matrix[1:], jnp.float32).astype(self.dtype).reshape(self.outputs)
+        return y
 
 
 class Embedding(nn.Module):
-    """Token embeddings, initialised with unit variance."""
+    """Embeddings of tokens, or of what else `rows` says; unit variance at first, as T5's."""
 
     vocab_size: int
     emb_dim: int
     dtype: Any
+    stddev: float = 1.0
+    rows: str = 'vocab'
 
     def setup(self):
-        init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ('vocab', 'embed'))
+        init = nn.with_logical_partitioning(nn.initializers.normal(self.stddev), (self.rows, 'embed'))
         self.embedding = self.param('embedding', init, (self.vocab_size, self.emb_dim), jnp.float32)
 
     def __call__(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
         return jnp.take(self.embedding.astype(self.dtype), tokens, axis=0)
 
-    def logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
-        """Logits in float32 from the shared embedding, scaled as T5 1.0 does."""
-        logits = jnp.einsum('ble,ve->blv', x.astype(jnp.float32), self.embedding)
-        return nn.with_logical_constraint(logits * self.emb_dim**-0.5, ('batch', 'length', 'vocab'))
+    def logits(self, x: Float[Array, 'b l e'], scale: float = 1.0) -> Float[Array, 'b l v']:
+        """Logits in float32 from the shared embedding, whose products have the type of `x`."""
+        embedding = self.embedding.astype(x.dtype)
+        logits = jnp.einsum('ble,ve->blv', x, embedding, preferred_element_type=jnp.float32)
+        return nn.with_logical_constraint(logits * scale, ('batch', 'length', 'vocab'))
 
 
 class Attention(nn.Module):
@@ -179,7 +202,7 @@ class Attention(nn.Module):
     ) -> Float[Array, 'b q e']:
         """Attends from `x` to `memory`; `bias` is added to the logits."""
         queries, keys, values = (
-            nn.with_logical_constraint(y, _HEADS) for y in (self.query(x), self.key(memory), self.value(memory))
+            nn.with_logical_constraint(y, HEADS) for y in (self.query(x), self.key(memory), self.value(memory))
         )
         weights = self._weights('bqhd,bkhd->bhqk', queries, keys, bias)
         weights = self.dropout(weights, deterministic)
@@ -188,7 +211,7 @@ class Attention(nn.Module):
     def keys_values(self, memory: Float[Array, 'b k e']) -> list[Float[Array, 'b h d k']]:
         """Keys and values of `memory` as T5X's cache has them: length last."""
         return [
-            nn.with_logical_constraint(jnp.transpose(x, (0, 2, 3, 1)), ('batch', 'heads', 'kv', 'length'))
+            nn.with_logical_constraint(jnp.transpose(x, (0, 2, 3, 1)), CACHED)
             for x in (self.key(memory), self.value(memory))
         ]
 
@@ -210,18 +233,13 @@ class Attention(nn.Module):
             weights = self._weights('bqhd,bhdk->bhqk', queries, keys[..., :length], bias)
             return jnp.einsum('bhdk,bhqk->bqhd', values[..., :length], weights)
 
-        queries = nn.with_logical_constraint(self.query(x), _HEADS)
+        queries = nn.with_logical_constraint(self.query(x), HEADS)
         if written is None:
             return self._joined(attended(keys.shape[-1], queries))
-        lengths = [_SHORTEST_READ * x.shape[1]]
-        while lengths[-1] < keys.shape[-1]:
-            lengths.append(2 * lengths[-1])
-        lengths[-1] = keys.shape[-1]
-        branches = [functools.partial(attended, length) for length in lengths]
-        return self._joined(lax.switch(jnp.sum(written > np.array(lengths)), branches, queries))
+        return self._joined(cache.read(attended, queries, written, keys.shape[-1]))
 
     def _joined(self, x: Float[Array, 'b q h d']) -> Float[Array, 'b q e']:
-        return self.out(nn.with_logical_constraint(x, ('llm_batch', *_HEADS[1:])))
+        return self.out(nn.with_logical_constraint(x, ('llm_batch', *HEADS[1:])))
 
     def _weights(self, product, queries, keys, bias) -> Float[Array, 'b h q k']:
         if self.config.float32_attention_logits:

@@ -8,11 +8,10 @@ import numpy as np
 from flax import linen as nn
 
 from slm_jax.llms.layers import relative_position_bucket
-from slm_jax.llms.t5 import T5Config
 
 
-def arrange(params: Any, config: T5Config) -> Any:
-    """Fresh `params`, rearranged so that the model begins by copying (after arXiv 2305.09828).
+def arrange(params: Any, config: Any) -> Any:
+    """Fresh `params` of a `T5Config`, rearranged so that the model begins by copying (after arXiv 2305.09828).
 
     Heads 0 to 2 of the self-attentions look one, two and three tokens back, heads 3 to 5 at all that came before,
     faded over 4, 16 and 64 tokens; values and outputs are the same in both stacks. So where the tokens before are

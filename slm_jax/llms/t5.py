@@ -15,17 +15,24 @@ import functools
 import operator
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms.layers import STREAM, Attention, Dense, Embedding, LayerNorm, RelativePositionBias
+from slm_jax.llms import cache, mimetic
+from slm_jax.llms.layers import (
+    REMAT_POLICIES,
+    STREAM,
+    Attention,
+    Dense,
+    Embedding,
+    LayerNorm,
+    RelativePositionBias,
+    rematerialised,
+)
 
 _MASKED = -1e10
-_REMAT_POLICIES = ('none', 'minimal', 'full')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +67,8 @@ class T5Config:
     mimetic_attention: bool = False
 
     def __post_init__(self):
-        if self.remat_policy not in _REMAT_POLICIES:
-            raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {_REMAT_POLICIES}.')
+        if self.remat_policy not in REMAT_POLICIES:
+            raise ValueError(f'T5Config.remat_policy is {self.remat_policy!r}; choose one of {REMAT_POLICIES}.')
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f'T5Config.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.mimetic_attention and (self.scan_layers or self.num_heads < 8):
@@ -143,7 +150,7 @@ class DecoderLayer(nn.Module):
             y = attention(y, y, relative_bias + mask_bias, self.deterministic)
         else:
             written = (position + 1) * x.shape[1]
-            cached = self._append(attention.keys_values(y), position)
+            cached = cache.append(self, attention.keys_values(y), position, self.max_decode_length)
             y = attention.attend(y, *cached, relative_bias, mask_bias, written=written)
         x = _finish(cfg, x, y, self.deterministic)
 
@@ -160,20 +167,6 @@ class DecoderLayer(nn.Module):
         y = Mlp(cfg, name='mlp')(y, self.deterministic)
         return _finish(cfg, x, y, self.deterministic), None
 
-    def _append(self, keys_values, position):
-        """Writes the beams' keys and values [b, h, d, k] to the cache and returns all of both, [b, h, d, m * k]."""
-        cached = []
-        for name, new in zip(('cached_key', 'cached_value'), keys_values, strict=True):
-            beams = new.shape[-1]
-            shape = (*new.shape[:-1], self.max_decode_length * beams)
-            variable = self.variable('cache', name, jnp.zeros, shape, new.dtype)
-            if variable.value.shape != shape:
-                raise ValueError(f'{name} is {variable.value.shape}, not {shape}: give cached_step beams={beams}.')
-            if not self.is_mutable_collection('cross'):  # init_cache only allocates.
-                variable.value = lax.dynamic_update_slice_in_dim(variable.value, new, position * beams, axis=3)
-            cached.append(variable.value)
-        return cached
-
 
 def _decoder_bias(relative, x, position, max_decode_length):
     if position is None:
@@ -187,13 +180,7 @@ def _mask_bias(mask: Bool[Array, '*shape'], dtype) -> Float[Array, '*shape']:
 
 def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *shared):
     """Applies a stack of `layer()`s, looped or scanned; must be called in a compact method."""
-    if cfg.remat_policy != 'none':
-        policy = None
-        if cfg.remat_policy == 'minimal':
-            policy = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims
-        layer = functools.partial(
-            nn.remat(layer.func, prevent_cse=not cfg.scan_layers, policy=policy), **layer.keywords
-        )
+    layer = functools.partial(rematerialised(layer.func, cfg.remat_policy, cfg.scan_layers), **layer.keywords)
     if not cfg.scan_layers:
         for i in range(num_layers):
             x, _ = layer(name=f'layers_{i}')(x, *shared)
@@ -248,7 +235,7 @@ class Decoder(nn.Module):
             encoded_mask = self.variable('cross', 'mask', lambda: encoded_mask).value
             # The beams of one sequence are so many queries to the same keys: nothing is tiled.
             x = x.reshape(encoded_mask.shape[0], -1, cfg.emb_dim)
-            position, own = self._own(x.shape[1], encoded_mask.shape[0], max_decode_length)
+            position, own = cache.own(self, x.shape[1], encoded_mask.shape[0], max_decode_length, cfg.cache_batch_axis)
             max_decode_length = own.shape[-1] // x.shape[1]
             mask_bias = _mask_bias(own, cfg.dtype)[:, None]
             encoded_bias = _mask_bias(encoded_mask[:, None, None, :], cfg.dtype)
@@ -279,26 +266,6 @@ class Decoder(nn.Module):
             return x
         logits = Dense((cfg.emb_dim,), (cfg.vocab_size,), ('embed', 'vocab'), 'float32', name='logits_dense')
         return nn.with_logical_constraint(logits(x), ('batch', 'length', 'vocab'))
-
-    def _own(self, beams, batch, max_decode_length):
-        """(position, Bool[b, k, m * k]): the index of a cached step, and which of the keys each beam has behind it.
-
-        A key stays where it was written. That of position p by beam j is at p * k + j; `written_by` [b * k, m] holds
-        the j of every position of a beam, and is all that a search has to reorder.
-        """
-        leading = (1,) * self.config.cache_batch_axis
-        counter = self.variable('cache', 'position', jnp.zeros, (), jnp.int32)
-        shape = (*leading, batch, max_decode_length)
-        written_by = self.variable('cache', 'written_by', jnp.zeros, shape, jnp.int32)
-        position, length = counter.value, written_by.value.shape[-1]
-        table = jnp.broadcast_to(written_by.value.reshape(batch, -1, length), (batch, beams, length))
-        if not self.is_mutable_collection('cross'):  # init_cache only allocates.
-            own = jnp.broadcast_to(jnp.arange(beams)[:, None], (batch, beams, 1))
-            table = lax.dynamic_update_slice_in_dim(table, own, position, axis=2)
-            written_by.value = table.reshape(written_by.value.shape)
-            counter.value = position + 1
-        own = (table[..., None] == jnp.arange(beams)) & (jnp.arange(length) <= position)[:, None]
-        return position, own.reshape(batch, beams, -1)
 
 
 class T5(nn.Module):
@@ -349,9 +316,9 @@ class T5(nn.Module):
             encoded: output of `encode`, and `encoded_mask` its mask. Not read when `decode`.
             decoder_input_tokens: targets shifted right; one token per row when `decode`.
             decoder_target_tokens: 0 marks padding, which is masked; None means no padding.
-            decode: one cached step, after `init_cache`: apply with {'params', 'cache', 'cross'} and
+            decode: one cached step, after `start`: apply with {'params', 'cache', 'cross'} and
                 mutable=['cache']. Rows may be n = b * beams, the beams of a sequence adjacent.
-            max_decode_length: only for `init_cache`; a step knows it from its cache.
+            max_decode_length: only for `start`; a step knows it from its cache.
         """
         x = self.embed(decoder_input_tokens)
         mask = None
@@ -366,24 +333,44 @@ class T5(nn.Module):
             )
         deterministic = self._no_dropout(deterministic)
         x = self.decoder(x, mask, encoded, encoded_mask, deterministic, decode, max_decode_length)
-        return self.token_embedder.logits(x) if self.config.logits_via_embedding else x
+        if not self.config.logits_via_embedding:
+            return x
+        return self.token_embedder.logits(x.astype(jnp.float32), self.config.emb_dim**-0.5)  # as T5 1.0 does
 
-    def init_cache(
+    def logits(
         self,
-        encoded: Float[Array, 'b l e'],
-        encoded_mask: Bool[Array, 'b l'],
-        max_decode_length: int,
-        beams: int = 1,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, 'b t v']:
+        """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
+        encoded = self.encode(prompt, mask, deterministic)
+        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+
+    def start(
+        self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1
     ) -> None:
-        """Fills 'cache' and 'cross'.
+        """See `LanguageModel`.
 
-        'cache' holds empty self-attention keys and values for all beams, the position, and which beam wrote what;
+        'cache' then holds empty self-attention keys and values for all beams, the position, and which beam wrote what;
         'cross' the keys and values of the encoder's output, computed here once per sequence and not once per step.
-
-        Apply with mutable=['cache', 'cross'].
         """
-        tokens = jnp.zeros((encoded.shape[0] * beams, 1), jnp.int32)
-        self.decode(encoded, encoded_mask, tokens, decode=True, max_decode_length=max_decode_length)
+        tokens = jnp.zeros((prompt.shape[0] * beams, 1), jnp.int32)
+        self.decode(self.encode(prompt, mask), mask, tokens, decode=True, max_decode_length=max_decode_length)
+
+    def step(self, tokens: Int[Array, 'n 1']) -> Float[Array, 'n v']:
+        """See `LanguageModel`."""
+        return self.decode(None, None, tokens, decode=True)[:, 0]
+
+    @nn.nowrap
+    def init(self, *args, **kwargs) -> Any:
+        """Fresh parameters, arranged where `mimetic_attention` is set."""
+        variables = super().init(*args, **kwargs)
+        if self.config.mimetic_attention:
+            return {**variables, 'params': mimetic.arrange(variables['params'], self.config)}
+        return variables
 
     def __call__(
         self,
@@ -393,38 +380,8 @@ class T5(nn.Module):
         deterministic: bool = True,
     ) -> Float[Array, 'b t v']:
         """Logits of text to text, as T5X computes them; token 0 is padding."""
-        mask = encoder_input_tokens > 0
-        encoded = self.encode(self.embed(encoder_input_tokens), mask, deterministic)
-        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+        prompt, mask = self.embed(encoder_input_tokens), encoder_input_tokens > 0
+        return self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
 
     def _no_dropout(self, deterministic: bool) -> bool:
         return deterministic or self.config.dropout_rate == 0.0 or not self.has_rng('dropout')
-
-
-def cached_step(
-    module: T5,
-    params: Any,
-    encoded: Float[Array, 'b l e'],
-    encoded_mask: Bool[Array, 'b l'],
-    max_decode_length: int,
-    beams: int = 1,
-):
-    """What `slm_jax.decoding.decode` needs to generate from `encoded`, with `beams` for each sequence.
-
-    Returns:
-        (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
-        (log-probabilities [n, v], cache), n = b * beams. The cache's batch axis is `config.cache_batch_axis`.
-    """
-    _, state = module.apply(
-        {'params': params}, encoded, encoded_mask, max_decode_length, beams,
-        method='init_cache', mutable=['cache', 'cross'],
-    )  # fmt: skip
-
-    def tokens_to_log_probs(tokens, cache):
-        logits, updated = module.apply(
-            {'params': params, 'cache': cache, 'cross': state['cross']}, None, None, tokens,
-            decode=True, method='decode', mutable=['cache'],
-        )  # fmt: skip
-        return jax.nn.log_softmax(logits[:, 0].astype(jnp.float32)), updated['cache']
-
-    return tokens_to_log_probs, state['cache']

@@ -10,17 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.llms import t5
+from slm_jax.data.prompts import SPEECH
+from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
-from slm_jax.systems.text_to_text import generate, initial_params, token_loss
+from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
 
 @dataclasses.dataclass(frozen=True)
 class SLM:
-    """Adapted speech and the instruction's token embeddings stand side by side in the LLM's encoder.
-
-    `speech_first` puts the audio before the instruction, which AlignFormer (2412.01145) found better to follow
-    instructions; the SLM paper does not say.
+    """Adapted speech stands among the instruction's token embeddings, where the prompt has its mark (`prompts`).
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
@@ -31,8 +29,7 @@ class SLM:
 
     speech_encoder: nn.Module
     adapter: nn.Module
-    llm: t5.T5
-    speech_first: bool = True
+    llm: LanguageModel
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
@@ -67,14 +64,12 @@ class SLM:
     def _prompt(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
-        """What the LLM's encoder reads, without a gap between speech and text, and the parts it was made of."""
+        """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
         tokens = batch['encoder_input_tokens']
-        text, text_lengths = (
-            self.llm.apply({'params': params['llm']}, tokens, method='embed'),
-            jnp.sum(tokens > 0, axis=1),
-        )
         if batch['speech_samples'].shape[1] == 0:
-            return text, tokens > 0, {}
+            tokens = without_speech(tokens)
+            return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
+        text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
         rngs = None if rng is None else {'dropout': rng}
         frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
             {'params': params['speech_encoder']},
@@ -92,26 +87,18 @@ class SLM:
             self._label_embeddings(params['llm']),
             rngs=rngs,
         )
-        first, second = (speech, text) if self.speech_first else (text, speech)
-        first_length = speech_lengths if self.speech_first else text_lengths
-        place = jnp.arange(speech.shape[1] + text.shape[1])
-        source = jnp.where(place < first_length[:, None], place, first.shape[1] + place - first_length[:, None])
-        joined = jnp.concatenate([first, second.astype(first.dtype)], axis=1)
+        # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
+        marks = tokens == SPEECH
+        before, marked = jnp.argmax(marks, axis=1)[:, None], jnp.any(marks, axis=1)[:, None]
+        place, behind = jnp.arange(speech.shape[1] + text.shape[1]), before + speech_lengths[:, None]
+        source = jnp.where(place < behind, place - before, speech.shape[1] + place - speech_lengths[:, None] + marked)
+        source = jnp.where(place < before, speech.shape[1] + place, source)
+        joined = jnp.concatenate([speech, text.astype(speech.dtype)], axis=1)
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
-        mask = place < (speech_lengths + text_lengths)[:, None]
+        mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
         parts = {'speech': speech, 'speech_lengths': speech_lengths}
         return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
-
-    def _encode(self, params: Params, batch: Batch, rng: Key[Array, ''] | None):
-        prompt, mask, parts = self._prompt(params, batch, rng)
-        rngs = None if rng is None else {'dropout': rng}
-        llm = {'params': params['llm']}
-        return (
-            self.llm.apply(llm, prompt, mask, rng is None, rngs=rngs, method='encode'),
-            mask,
-            parts,
-        )
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens.
@@ -119,16 +106,16 @@ class SLM:
         Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
         embedding of its target tokens.
         """
-        encoded, mask, parts = self._encode(params, batch, rng)
+        prompt, mask, parts = self._prompt(params, batch, rng)
         logits = self.llm.apply(
             {'params': params['llm']},
-            encoded,
+            prompt,
             mask,
             batch['decoder_input_tokens'],
             batch['decoder_target_tokens'],
             rng is None,
             rngs=None if rng is None else {'dropout': rng},
-            method='decode',
+            method='logits',
         )
         loss, metrics = token_loss(logits, batch, self.label_smoothing)
         if parts:
@@ -149,7 +136,7 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
-        encoded, mask, parts = self._encode(params, batch, None)
+        prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
             mask = mask & ~_unheard(batch, parts, by_ctc)[:, None]
@@ -174,7 +161,7 @@ class SLM:
                     (0, self.llm.config.vocab_size - len(self.token_labels)),
                 ),  # embeddings without a token are never written
             }
-        return generate(self.llm, params['llm'], encoded, mask, decode, ctc)
+        return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
 
 
 def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array, ' b']:

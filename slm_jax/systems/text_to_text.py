@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.llms import mimetic, t5
+from slm_jax.llms import LanguageModel, cached_step, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 
 _EOS = 1
@@ -18,13 +18,13 @@ _EOS = 1
 
 @dataclasses.dataclass(frozen=True)
 class TextToText:
-    """A T5 on `encoder_input_tokens`; a batch's speech is not heard.
+    """A language model on `encoder_input_tokens`; a batch's speech is not heard.
 
     In training, a share `decoder_noise` of the tokens that the decoder reads are others of the same row. It learns to
     find its place in the input although what it wrote last may be wrong, as it will be when it generates.
     """
 
-    llm: t5.T5
+    llm: LanguageModel
     label_smoothing: float = 0.0
     decoder_noise: float = 0.0
 
@@ -34,50 +34,53 @@ class TextToText:
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens."""
-        inputs, before, targets = (
-            batch[name] for name in ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
-        )
+        inputs = without_speech(batch['encoder_input_tokens'])
+        before, targets = batch['decoder_input_tokens'], batch['decoder_target_tokens']
         if rng is not None and self.decoder_noise:
             where, which = jax.random.split(jax.random.fold_in(rng, 1))
             others = jax.random.permutation(which, before, axis=1, independent=True)
             noisy = jax.random.bernoulli(where, self.decoder_noise, before.shape) & (before > 0) & (others > 0)
             before = jnp.where(noisy, others, before)
-        rngs = None if rng is None else {'dropout': rng}
-        logits = self.llm.apply({'params': params['llm']}, inputs, before, targets, rng is None, rngs=rngs)
+        prompt = self.llm.apply({'params': params['llm']}, inputs, method='embed')
+        logits = self.llm.apply(
+            {'params': params['llm']},
+            prompt,
+            inputs > 0,
+            before,
+            targets,
+            rng is None,
+            rngs=None if rng is None else {'dropout': rng},
+            method='logits',
+        )
         return token_loss(logits, batch, self.label_smoothing)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
-        tokens = batch['encoder_input_tokens']
-        llm = {'params': params['llm']}
-        embeddings = self.llm.apply(llm, tokens, method='embed')
-        encoded = self.llm.apply(llm, embeddings, tokens > 0, method='encode')
-        return generate(self.llm, params['llm'], encoded, tokens > 0, decode)
+        tokens = without_speech(batch['encoder_input_tokens'])
+        prompt = self.llm.apply({'params': params['llm']}, tokens, method='embed')
+        return generate(self.llm, params['llm'], prompt, tokens > 0, decode)
 
 
-def initial_params(llm: t5.T5, rng: Key[Array, '']) -> Params:
-    """Fresh parameters of a T5, whose shapes depend on no batch."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = llm.init(rng, tokens, tokens, tokens)['params']
-    if llm.config.mimetic_attention:
-        return mimetic.arrange(params, llm.config)
-    return params
+def without_speech(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:
+    """The prompts of rows that are text alone: no mark says where speech stands, and no gap is left by it."""
+    order = jnp.argsort(tokens <= 0, axis=1, stable=True)
+    return jnp.take_along_axis(jnp.maximum(tokens, 0), order, axis=1)
 
 
 def generate(
-    llm: t5.T5,
+    llm: LanguageModel,
     params: Params,
-    encoded: Float[Array, 'b p e'],
+    prompt: Float[Array, 'b p e'],
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
 ) -> Int[Array, 'b l']:
-    """Tokens that `llm` writes after reading `encoded`; a row without any input has the end token at once.
+    """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
     """
-    step, cache = t5.cached_step(llm, params, encoded, mask, decode.max_decode_length, decode.beams)
+    step, cache = cached_step(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
     axis = llm.config.cache_batch_axis
     if ctc is not None:
         step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
@@ -89,7 +92,7 @@ def generate(
     tokens, _ = decoding.decode(
         step,
         cache,
-        encoded.shape[0],
+        prompt.shape[0],
         decode,
         cache_batch_axis=axis,
         active=active,

@@ -64,9 +64,8 @@ def main() -> None:
     mask = jnp.ones(prompt.shape[:2], bool)
 
     def answer(params, prompt):
-        encoded = llm.apply({'params': params}, prompt, mask, method='encode')
-        decoded = llm.apply({'params': params}, encoded, mask, tokens, tokens, method='decode')
-        return token_loss(decoded, batch, 0.0)[0]
+        logits = llm.apply({'params': params}, prompt, mask, tokens, tokens, method='logits')
+        return token_loss(logits, batch, 0.0)[0]
 
     def adapt(params, frames):
         return jnp.sum(adapter.apply({'params': params}, frames, frame_lengths)[0])

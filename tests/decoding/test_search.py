@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 from scanned_t5 import stack_layers
 
-from slm_jax import decoding
+from slm_jax import decoding, llms
 from slm_jax.llms import t5
 
 GOLDEN = pathlib.Path(__file__).parent.parent / 'testdata' / 't5x_goldens' / 'beam_search.npz'
@@ -34,9 +34,8 @@ def make_generate(golden, scan_layers):
         def program(inputs):
             mask = inputs > 0
             embedded = module.apply(variables, inputs, method='embed')
-            encoded = module.apply(variables, embedded, mask, method='encode')
-            step, cache = t5.cached_step(
-                module, variables['params'], encoded, mask, config.max_decode_length, config.beams
+            step, cache = llms.cached_step(
+                module, variables['params'], embedded, mask, config.max_decode_length, config.beams
             )
             if all_beams:
                 return decoding.beam_search(

@@ -6,9 +6,11 @@ import json
 import numpy as np
 import pytest
 
+from slm_jax.data import prompts
 from slm_jax.inference import queries
 
 RATE = queries.SAMPLE_RATE
+PROMPT, BEHIND = prompts.Prompt(), prompts.Prompt('{instruction}{speech}')
 
 
 class Words:
@@ -104,7 +106,7 @@ def test_what_a_check_refuses_is_raised_or_told():
 
 def test_a_manifest_without_its_recordings(manifest):
     manifest.with_name('clip00.wav').unlink()
-    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, listen=False))
+    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, PROMPT, listen=False))
     assert len(found) == 24 and all(query.samples is None for query in found)
 
 
@@ -128,7 +130,7 @@ def test_only_transcripts_are_marked_as_such(manifest):
     questions = [queries.Question(words) for words in asked]
     questions.append(queries.Question('Translate this speech to French.', target_lang='fr'))
     path = write(manifest.with_name('one.jsonl'), dict(line, translation='oui', target_lang='fr'))
-    found = list(queries.from_manifest(path, questions, Words(), 30))
+    found = list(queries.from_manifest(path, questions, Words(), 30, PROMPT))
     assert [query.transcribed for query in found] == [True, True, False, False]
     [(_, batch)] = queries.batched(found)
     assert batch['transcribed'].tolist() == [True, True, False, False]
@@ -148,13 +150,15 @@ def test_shuffled_audio_is_always_another_clip():
 
 
 def test_a_text_takes_the_place_of_the_speech():
-    asked = [dataclasses.replace(spoken(1, id='a'), tokens=(8, 1))]
-    [text] = queries.with_texts(asked, {'a': 'one three'}, Words())
+    asked = [spoken(1, id='a', instruction='Repeat!')]
+    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), PROMPT)
     assert text.samples is None and text.tokens == (4, 6, 8, 1)
-    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), text_first=False)
+    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), BEHIND)
     assert text.tokens == (8, 4, 6, 1)
     with pytest.raises(ValueError, match="no text for example 'a'"):
-        list(queries.with_texts(asked, {}, Words()))
+        list(queries.with_texts(asked, {}, Words(), PROMPT))
+    with pytest.raises(ValueError, match="example 'a' has no instruction; its task must keep .* `inputs_pretokenized`"):
+        list(queries.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
 
 
 def write(path, *rows):
@@ -185,7 +189,7 @@ def test_segments_of_a_manifest_and_of_what_became_of_it(tmp_path, write_wav):
     rows = [{'audio_filepath': 'long.wav', 'offset': o, 'duration': 1.0, 'text': 'hi'} for o in (0, 2.5)]
     path = write(tmp_path / 'm.jsonl', *rows)
     for _ in range(2):  # what was predicted of segments is a manifest of the same
-        found = list(queries.from_manifest(path, [queries.Question()], Words(), 30))
+        found = list(queries.from_manifest(path, [queries.Question()], Words(), 30, PROMPT))
         assert [query.info['offset'] for query in found] == [0.0, 2.5]
         assert len({query.info['id'] for query in found}) == 2
         for query, start in zip(found, (0, 40000), strict=True):
@@ -206,7 +210,7 @@ def test_unreadable_lines_are_named(tmp_path):
 
 
 def test_a_manifest(manifest):
-    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, task='mine'))
+    found = list(queries.from_manifest(manifest, [queries.Question()], Words(), 30, PROMPT, task='mine'))
     assert len(found) == 24
     info = found[1].info
     assert info['task'] == 'mine' and info['lang'] == 'en'
@@ -219,39 +223,39 @@ def test_translations_and_wordings_of_a_manifest(manifest):
     question = queries.Question('Say in {target_language} this {language}.', target_lang='fr')
     lines = [line for line in queries.read_lines(manifest) if line['lang'] == 'en']
     path = write(manifest.with_name('en.jsonl'), *lines)
-    for query in queries.from_manifest(path, [question], Words(), 30):
+    for query in queries.from_manifest(path, [question], Words(), 30, PROMPT):
         assert query.info['instruction'] == 'Say in French this English.'
         assert query.info['target_lang'] == 'fr'
     with pytest.raises(ValueError, match="no reference: translation into 'de'"):
-        list(queries.from_manifest(path, [queries.Question(target_lang='de')], Words(), 30))
+        list(queries.from_manifest(path, [queries.Question(target_lang='de')], Words(), 30, PROMPT))
 
 
 def test_slots_are_asked_one_by_one_and_absent_ones_are_none(manifest):
     line = dict(queries.read_lines(manifest)[1], slots={'size': 'large'})
     path = write(manifest.with_name('slots.jsonl'), line)
     asked = [queries.Question('Which size?', slot='size'), queries.Question('Milk?', slot='milk')]
-    size, milk = queries.from_manifest(path, asked, Words(), 30)
+    size, milk = queries.from_manifest(path, asked, Words(), 30, PROMPT)
     assert (size.info['slot'], size.info['reference']) == ('size', 'large')
     assert (milk.info['slot'], milk.info['reference']) == ('milk', 'none')
     assert size.samples is milk.samples, 'read once'
     field = queries.Question('Which size?', reference_field='slots.size')
-    [query] = queries.from_manifest(path, [field], Words(), 30)
+    [query] = queries.from_manifest(path, [field], Words(), 30, PROMPT)
     assert query.info['reference'] == 'large'
     with pytest.raises(ValueError, match='"slots" is not an object'):
-        list(queries.from_manifest(manifest, asked, Words(), 30))
+        list(queries.from_manifest(manifest, asked, Words(), 30, PROMPT))
 
 
 def test_predictions_are_a_manifest_whose_text_stands_for_speech(tmp_path):
     line = {'id': 'a', 'lang': 'fr', 'reference': 'bonjour', 'prediction': 'bon jour'}
     path = write(tmp_path / 'predictions.jsonl', line)
     question = queries.Question('Translate.', text_field='prediction')
-    [query] = queries.from_manifest(path, [question], Words(), 30)
+    [query] = queries.from_manifest(path, [question], Words(), 30, PROMPT)
     assert query.samples is None and query.tokens == (4, 5, 11, 1)
     assert query.info['reference'] == 'bonjour' and query.info['id'] == 'a'
-    [query] = queries.from_manifest(path, [question], Words(), 30, text_first=False)
+    [query] = queries.from_manifest(path, [question], Words(), 30, BEHIND)
     assert query.tokens == (11, 4, 5, 1)
     with pytest.raises(ValueError, match="no text in field 'said'"):
-        list(queries.from_manifest(path, [queries.Question(text_field='said')], Words(), 30))
+        list(queries.from_manifest(path, [queries.Question(text_field='said')], Words(), 30, PROMPT))
 
 
 def test_bad_lines_stop_or_are_left_out(manifest):
@@ -260,16 +264,16 @@ def test_bad_lines_stop_or_are_left_out(manifest):
     bad = [{'audio': 'bad.wav', 'text': 'x', 'lang': 'en'}, {'text': 'x', 'lang': 'en'}]
     path = write(manifest.with_name('some.jsonl'), lines[0], *bad, lines[1])
     with pytest.raises(ValueError, match='bad.wav: the file is empty'):
-        list(queries.from_manifest(path, [queries.Question()], Words(), 30))
+        list(queries.from_manifest(path, [queries.Question()], Words(), 30, PROMPT))
     told = []
-    found = list(queries.from_manifest(path, [queries.Question()], Words(), 30, on_bad=told.append))
+    found = list(queries.from_manifest(path, [queries.Question()], Words(), 30, PROMPT, on_bad=told.append))
     assert len(found) == 2 and len(told) == 2
     assert 'bad.wav' in told[0] and 'field "audio" is missing' in told[1]
 
 
 def test_long_audio_is_an_error_that_says_so(manifest):
     with pytest.raises(ValueError, match=r'longer than the 1 s .* --chunk_seconds'):
-        list(queries.from_manifest(manifest, [queries.Question()], Words(), 1.0))
+        list(queries.from_manifest(manifest, [queries.Question()], Words(), 1.0, PROMPT))
 
 
 def test_wording():

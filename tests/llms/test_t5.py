@@ -11,6 +11,7 @@ from flax import traverse_util
 from jax.sharding import PartitionSpec as P
 from scanned_t5 import stack_layers
 
+from slm_jax import llms
 from slm_jax.llms import layers, t5
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 't5x_goldens'
@@ -110,17 +111,14 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
     # Long enough for a step to read 32, 64 and all positions of the cache.
     decoder_inputs = jnp.tile(decoder_inputs, (1, 70 // decoder_inputs.shape[1] + 1))[:, :70]
     mask = inputs > 0
-    encoded = module.apply(
-        {'params': params}, module.apply({'params': params}, inputs, method='embed'), mask,
-        method='encode',
-    )  # fmt: skip
+    prompt = module.apply({'params': params}, inputs, method='embed')
     # No beam writes what another does.
     tokens = jnp.repeat(decoder_inputs, beams, axis=0)
     tokens = (tokens + jnp.arange(len(tokens))[:, None] % beams) % module.config.vocab_size
-    memory = jnp.repeat(encoded, beams, axis=0), jnp.repeat(mask, beams, axis=0)
-    expected = module.apply({'params': params}, *memory, tokens, method='decode')
+    repeated = jnp.repeat(prompt, beams, axis=0), jnp.repeat(mask, beams, axis=0)
+    expected = module.apply({'params': params}, *repeated, tokens, method='logits')
     expected = jax.nn.log_softmax(expected)
-    step, cache = t5.cached_step(module, params, encoded, mask, 77, beams)
+    step, cache = llms.cached_step(module, params, prompt, mask, 77, beams)
     axis = module.config.cache_batch_axis
     cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis)
     step = jax.jit(step)
@@ -132,8 +130,8 @@ def test_cached_decode_equals_teacher_forcing(setting, beams):
 def test_a_cache_for_fewer_beams_is_refused():
     golden, params = load('t5_1_1')
     module, (inputs, *_) = t5.T5(config()), text_batch(golden)
-    encoded = module.apply({'params': params}, inputs, method='embed')
-    step, cache = t5.cached_step(module, params, encoded, inputs > 0, max_decode_length=8)
+    prompt = module.apply({'params': params}, inputs, method='embed')
+    step, cache = llms.cached_step(module, params, prompt, inputs > 0, max_decode_length=8)
     cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], 2, axis=0)
     with pytest.raises(ValueError, match='give cached_step beams=2'):
         step(jnp.zeros((2 * len(inputs), 1), jnp.int32), cache)
@@ -148,8 +146,7 @@ def test_padding_noise_and_batch_size_change_nothing(setting):
 
     @jax.jit
     def logits(embeddings, mask, decoder_inputs, targets):
-        encoded = module.apply({'params': params}, embeddings, mask, method='encode')
-        return module.apply({'params': params}, encoded, mask, decoder_inputs, targets, method='decode')
+        return module.apply({'params': params}, embeddings, mask, decoder_inputs, targets, method='logits')
 
     clean = logits(embeddings, mask, decoder_inputs, targets)
     noisy = logits(
