@@ -56,7 +56,8 @@ def train(
     Args:
         system: see `slm_jax.systems.System`.
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
-            Or a function that makes it, called when all that needs no data was checked.
+            Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
+            system has one.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -145,7 +146,9 @@ def train(
 
         # The evaluation's first, so that a split that is not there is said at once.
         with hosts.doing('reading its data'):
-            eval_loaders, loader = {name: _made(each) for name, each in (eval_loaders or {}).items()}, _made(loader)
+            needs = {'teacher': True} if getattr(system, 'teacher', None) else {}
+            eval_loaders = {name: _made(each, **needs) for name, each in (eval_loaders or {}).items()}
+            loader = _made(loader, **needs)
             card['data'] = loader.state()
         hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
         batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
@@ -226,8 +229,8 @@ def _alike(card: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _made(loader: Any) -> Any:
-    return loader() if callable(loader) else loader
+def _made(loader: Any, **needs: Any) -> Any:
+    return loader(**needs) if callable(loader) else loader
 
 
 def check_lengths() -> None:

@@ -1,9 +1,13 @@
-"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter, trained on cross-entropy."""
+"""SLM (arXiv 2310.00230): a frozen speech encoder and a frozen LLM joined by an adapter."""
 
 import dataclasses
+import functools
+import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +17,10 @@ from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
+
+_OBJECTIVES = ('cross_entropy', 'distil')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +32,11 @@ class SLM:
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+
+    `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'distil': 0.5}:
+        'cross_entropy' of the target's tokens.
+        'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
+            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
     """
 
     speech_encoder: nn.Module
@@ -33,6 +45,30 @@ class SLM:
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
+    objective: str | Mapping[str, float] = 'cross_entropy'
+    distil_temperature: float = 1.0
+
+    def __post_init__(self):
+        if isinstance(self.objective, Mapping):
+            object.__setattr__(self, 'objective', flax.core.freeze(dict(self.objective)))  # can be hashed
+        known = all(name in _OBJECTIVES for name in self._weights)
+        numbers = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in self._weights.values())
+        if not (self._weights and known and numbers):
+            raise ValueError(
+                f'SLM.objective is {self.objective!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
+                "several with weights above 0, as in {'cross_entropy': 0.5, 'distil': 0.5}."
+            )
+        if not 0 < self.distil_temperature < math.inf:
+            raise ValueError(f'SLM.distil_temperature is {self.distil_temperature!r}; it must be above 0.')
+
+    @property
+    def _weights(self) -> Mapping[str, float]:
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
+    def teacher(self) -> str | None:
+        """See `System`."""
+        return 'llm' if 'distil' in self._weights else None
 
     @property
     def max_seconds(self) -> float | None:
@@ -101,13 +137,34 @@ class SLM:
         return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """Cross-entropy of the decoder's tokens.
+        """The objectives by their weights.
 
-        Also the accuracy and `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean
-        embedding of its target tokens.
+        Metrics beside theirs: `loss` (whatever the objective, the cross-entropy), `accuracy`, and `speech_text_cosine`,
+        between the mean adapted speech embedding of a clip and the mean embedding of its target tokens.
         """
         prompt, mask, parts = self._prompt(params, batch, rng)
-        logits = self.llm.apply(
+        logits = self._logits(params, batch, prompt, mask, rng)
+        names = {'cross_entropy', *self._weights}
+        found = {name: getattr(self, f'_{name}')(params, batch, logits) for name in sorted(names)}
+        loss = functools.reduce(operator.add, (weight * found[name][0] for name, weight in self._weights.items()))
+        metrics = {name: value for _, its_metrics in found.values() for name, value in its_metrics.items()}
+        if parts:
+            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
+            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
+            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
+            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
+            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
+        return loss, metrics
+
+    def _logits(
+        self,
+        params: Params,
+        batch: Batch,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        rng: Key[Array, ''] | None,
+    ) -> Float[Array, 'b t v']:
+        return self.llm.apply(
             {'params': params['llm']},
             prompt,
             mask,
@@ -117,14 +174,27 @@ class SLM:
             rngs=None if rng is None else {'dropout': rng},
             method='logits',
         )
-        loss, metrics = token_loss(logits, batch, self.label_smoothing)
-        if parts:
-            targets = self.llm.apply({'params': params['llm']}, batch['decoder_target_tokens'], method='embed')
-            target_lengths = jnp.sum(batch['decoder_target_tokens'] > 0, axis=1)
-            cosine = _cosine(_mean(parts['speech'], parts['speech_lengths']), _mean(targets, target_lengths))
-            spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
-            metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
-        return loss, metrics
+
+    def _cross_entropy(
+        self, params: Params, batch: Batch, logits: Float[Array, 'b t v']
+    ) -> tuple[Float[Array, ''], Metrics]:
+        return token_loss(logits, batch, self.label_smoothing)
+
+    def _distil(self, params: Params, batch: Batch, logits: Float[Array, 'b t v']) -> tuple[Float[Array, ''], Metrics]:
+        """Towards what the LLM says to `teacher_input_tokens`; rows that have none do not count."""
+        if 'teacher_input_tokens' not in batch:
+            raise ValueError(
+                "SLM.objective 'distil' needs teacher_input_tokens in the batch: SpeechTextLoader(teacher=True) gives "
+                'them, as `slm-jax train` asks it to. T5X has none.'
+            )
+        tokens = batch['teacher_input_tokens']
+        if tokens.shape[1] == 0:  # texts alone
+            return jnp.float32(0.0), {}
+        llm = jax.lax.stop_gradient(params['llm'])
+        prompt = self.llm.apply({'params': llm}, tokens, method='embed')
+        taught = jax.lax.stop_gradient(self._logits({'llm': llm}, batch, prompt, tokens > 0, None))
+        weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
+        return distillation_loss(logits, taught, weights, self.distil_temperature)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`.

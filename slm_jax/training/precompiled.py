@@ -30,10 +30,11 @@ class Size:
     inputs: int
     targets: int
 
-    def shapes(self) -> setup.BatchShapes:
-        """As `SpeechTextLoader.batch_shapes` has them."""
-        rows = self.rows
-        return {
+    def shapes(self, system: System) -> setup.BatchShapes:
+        """As `SpeechTextLoader.batch_shapes` has them. A teacher reads as much as inputs and targets are together."""
+        rows, teacher = self.rows, getattr(system, 'teacher', None)
+        taught = {'teacher_input_tokens': ((rows, self.inputs + self.targets), jnp.int32)} if teacher else {}
+        return taught | {
             'speech_samples': ((rows, round(self.seconds * 16_000)), jnp.int16),
             'speech_lengths': ((rows,), jnp.int32),
             'encoder_input_tokens': ((rows, self.inputs), jnp.int32),
@@ -181,7 +182,7 @@ def compiled(
     layout = training.lay_out(mesh, topology)
     size = size.rounded_up(layout.mesh.shape)
     abstract = setup.abstract_state(layout, training.optimizer)
-    batch = layout.batch(size.shapes())
+    batch = layout.batch(size.shapes(training.system))
     rng = jax.eval_shape(jax.random.key, 0)
     rng = jax.ShapeDtypeStruct(rng.shape, rng.dtype, sharding=layout.everywhere)
     made = setup.steps(layout, training.optimizer, abstract, training.decode, say)
@@ -323,7 +324,7 @@ def proposals(training: Training, topology: Topology, size: Size) -> list[Propos
         fitted = size.rounded_up(mesh)
         activity = activity or _activity(training.system, layout, fitted)
         state = setup.abstract_state(layout, training.optimizer)
-        batch = layout.batch(fitted.shapes())
+        batch = layout.batch(fitted.shapes(training.system))
         held = sum(map(loop.bytes_per_device, (layout.held, state, batch)))
         rows = fitted.rows / (mesh['data'] * mesh['fsdp'])
         # Of the activations, model divides those within a layer and not those between layers: about half.
@@ -340,7 +341,7 @@ def proposals(training: Training, topology: Topology, size: Size) -> list[Propos
 
 def _activity(system: System, layout: setup.Layout, size: Size) -> tuple[float, float]:
     """Of a row: (bytes of activations, tokens that pass through a parameter on average)."""
-    batch = layout.batch(size.shapes())
+    batch = layout.batch(size.shapes(system))
     held = setup.activation_bytes(layout, batch, jax.eval_shape(jax.random.key, 0))
 
     def loss(trainable: Any, frozen: Any, batch: Any) -> Any:
