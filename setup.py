@@ -33,6 +33,9 @@ setuptools.setup(
         'etils[epath]>=1.9',
         'fsspec>=2025.9',
         'sentencepiece>=0.2.1',
+        'tokenizers>=0.22',
+        'jinja2>=3.1.6',  # renders chat templates when a model is imported
+        'gguf>=0.17',  # dequantises
         'gin-config>=0.5',
         'clu>=0.0.12',
         'tensorboard>=2.19',  # clu's TensorBoard writer needs it and does not say so

@@ -237,7 +237,9 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(hint, type) and not getattr(hint, '_is_protocol', False):
+    if getattr(hint, '_is_protocol', False):  # what satisfies one is made by a call
+        return not isinstance(value, (bool, int, float, str, list, tuple, dict))
+    if isinstance(hint, type):
         return isinstance(value, hint)
     return True
 

@@ -2,6 +2,7 @@
 
     slm-jax import flan-t5-base/ foundations/flan_t5_base       a directory of Hugging Face's layout
     slm-jax import hf:openai/whisper-small foundations/whisper_small
+    slm-jax import qwen2.5-0.5b-instruct-q8_0.gguf foundations/qwen      a GGUF file, as llama.cpp and Ollama have them
     slm-jax import t5_1_1_base/ foundations/t5_1_1_base         a checkpoint of T5X, or its model directory
 
 OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
@@ -11,7 +12,6 @@ its own.
 
 import argparse
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     """Imports a checkpoint.
 
     Args:
-        source: directory of Hugging Face's layout or of T5X's, or hf:owner/name.
+        source: directory of Hugging Face's layout or of T5X's, hf:owner/name, or a GGUF file.
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
 
@@ -36,7 +36,7 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         FileExistsError: something is at `out`.
     """
     from slm_jax import foundations
-    from slm_jax.importers import hugging_face, t5x
+    from slm_jax.importers import gguf, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
     path = paths.path(out).absolute()
@@ -46,6 +46,8 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
     if t5x.is_checkpoint(source_dir):
         found = t5x.read(source_dir)
         imported = t5x.convert(found, path)
+    elif file := gguf.find(source_dir):
+        found, imported = gguf.convert(source, file, path)
     else:
         family, found = hugging_face.family(directory.read(source_dir))
         directory.fetch(found, family.FILES)
@@ -54,8 +56,9 @@ def import_checkpoint(source: str, out: str, dtype: str = 'bfloat16') -> dict[st
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
         if imported.tokenizer:
-            files.append(pathlib.Path(folder, foundations.TOKENIZER))
-            shutil.copyfile(imported.tokenizer, files[1])
+            name, content = imported.tokenizer
+            files.append(pathlib.Path(folder, name))
+            files[1].write_bytes(content)
         card = {
             'name': path.name,
             'kind': imported.kind,
@@ -74,7 +77,9 @@ def parser() -> argparse.ArgumentParser:
         prog='slm-jax import', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
-        'source', metavar='SOURCE', help='a Hugging Face directory, hf:owner/name[@revision], or a T5X checkpoint'
+        'source',
+        metavar='SOURCE',
+        help='a Hugging Face directory, hf:owner/name[@revision], a GGUF file, or T5X',
     )
     result.add_argument('out', metavar='OUT', help='directory of the foundation, which is not there yet')
     result.add_argument(

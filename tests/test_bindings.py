@@ -42,7 +42,7 @@ def nothing_is_left(tmp_path, monkeypatch):
         ('ENCODER_DROPOUT_RATE=1.0', 'UsmConfig.dropout_rate (set by ENCODER_DROPOUT_RATE) is 1.0; it must be in'),
         ('T5Config.dropout_rate=-0.1', 'T5Config.dropout_rate is -0.1; it must be in [0, 1).'),
         ('SlmAdapterConfig.dropout_rate=2', 'SlmAdapterConfig.dropout_rate is 2; it must be in [0, 1).'),
-        ('SLM.llm=3', 'SLM.llm is 3; it must be T5.'),
+        ('SLM.llm=3', 'SLM.llm is 3; it must be LanguageModel.'),
     ],
 )  # fmt: skip
 def test_a_value_of_the_wrong_kind_is_refused_by_its_names(binding, words):

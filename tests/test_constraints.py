@@ -14,7 +14,7 @@ from slm_jax import adapters, encoders, llms
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
-from slm_jax.llms import t5
+from slm_jax.llms import decoder_only, t5
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import partitioning
 
@@ -23,6 +23,8 @@ FRAMES = jnp.ones((2, 12, 160))
 TOKENS = jnp.ones((2, 6), jnp.int32)
 SLM = dict(output_dim=24, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
 T5 = dict(vocab_size=64, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=8, mlp_dim=32)
+LLAMA = dict(vocab_size=64, emb_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32)
+OPT = LLAMA | dict(norm='layer', positions='learned', max_positions=16, embed_dim=8, norm_first=False, final_norm=False)
 W2V = dict(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32, adapter_dim=24)
 
 # A new model has to stand here, with one example for each of its ways.
@@ -42,6 +44,13 @@ EXAMPLES = {
     't5': (t5.T5(t5.T5Config(**T5)), TOKENS, TOKENS, TOKENS),
     't5, scanned': (t5.T5(t5.T5Config(**T5, scan_layers=True, remat_policy='full')), TOKENS, TOKENS, TOKENS),
     't5, old': (t5.T5(t5.T5Config(**T5, logits_via_embedding=True, mlp_activations=('relu',))), *[TOKENS] * 3),
+    'llama': (decoder_only.DecoderOnly(decoder_only.DecoderOnlyConfig(**LLAMA, sliding_window=3)), *[TOKENS] * 3),
+    'opt': (
+        decoder_only.DecoderOnly(
+            decoder_only.DecoderOnlyConfig(**OPT, logits_via_embedding=True, qk_norm=True, remat_policy='minimal')
+        ),
+        *[TOKENS] * 3,
+    ),
 }
 
 
@@ -66,7 +75,7 @@ def test_every_product_with_weights_is_named_before_the_next(name, tracing):
         )
 
 
-@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old'])
+@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old', 'llama', 'opt'])
 def test_so_it_is_in_a_step_of_decoding(name, tracing):
     module, *inputs = EXAMPLES[name]
 

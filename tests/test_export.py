@@ -135,7 +135,7 @@ def test_a_t5_that_is_imported_again_is_the_same(kind, frozen, tmp_path, sentenc
     for path, leaf in found.items():
         np.testing.assert_array_equal(leaf, leaves[path], err_msg=path)
     vocabularies = [foundations.vocabulary(tmp_path / name) for name in ('llm', 'again')]
-    assert vocabularies[0].sp_model == vocabularies[1].sp_model
+    assert vocabularies[0].serialized == vocabularies[1].serialized
     assert vocabularies[0].vocab_size == vocabularies[1].vocab_size
 
 

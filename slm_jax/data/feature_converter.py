@@ -49,7 +49,7 @@ class SpeechTextFeatureConverter(seqio.FeatureConverter):
 
         speech_samples         int16 [speech]     16 kHz mono
         speech_lengths         int32 []           valid samples; 0 = a text-only example
-        encoder_input_tokens   int32 [inputs]     the instruction
+        encoder_input_tokens   int32 [inputs]     the prompt; `prompts.SPEECH` where the speech stands, if not in front
         decoder_input_tokens   int32 [targets]    targets shifted right by one, 0 first
         decoder_target_tokens  int32 [targets]
         decoder_loss_weights   float32 [targets]  1 where there is a target

@@ -29,7 +29,7 @@ class FoundationVocabulary(seqio.Vocabulary):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of what decides how texts are encoded."""
-        return hashlib.sha256(self.vocabulary.sp_model).hexdigest()
+        return hashlib.sha256(self.vocabulary.serialized).hexdigest()
 
     @property
     def bos_id(self) -> int | None:

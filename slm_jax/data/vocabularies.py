@@ -15,6 +15,8 @@ from slm_jax import foundations
 from slm_jax.data import ctc_text
 from slm_jax.foundations import tokenizers
 
+_WITHOUT_PIECES = (tokenizers.Bytes, tokenizers.HuggingFace)
+
 
 @gin.configurable
 def names(llm: str = 't5_tiny', speech_encoder: str = 'usm_tiny') -> dict[str, str]:
@@ -40,11 +42,12 @@ def label_tokens() -> tuple[int, ...]:
     begin, the mark of a word's beginning.
 
     Raises:
-        FoundationError: the language model reads bytes, and a label is none.
+        FoundationError: the language model's tokenizer is not SentencePiece.
     """
-    if isinstance(of('llm'), tokenizers.Bytes):
+    if isinstance(of('llm'), _WITHOUT_PIECES):
         raise foundations.FoundationError(
-            f'{names()["llm"]} reads bytes, which are no labels of CTC. Choose another reduction than ctc_blank.'
+            f'{names()["llm"]} reads bytes or has a tokenizer.json, and only SentencePiece has labels of CTC. Choose '
+            'another reduction than ctc_blank.'
         )
     labels, tokens = of('speech_encoder').tokenizer, of('llm').tokenizer
     pieces = [labels.id_to_piece(label) for label in range(labels.get_piece_size())]
@@ -59,11 +62,11 @@ def token_labels() -> tuple[int, ...] | None:
     """The speech encoder's label for each of the language model's tokens, as `decoding.with_ctc` wants them.
 
     0 is for what is not heard, as a comma; large letters have the label of the small ones, which are what CTC writes;
-    the mark of a word's beginning has the negative of its own. None for a language model that reads bytes or writes
-    pieces of more than one character.
+    the mark of a word's beginning has the negative of its own. None for a language model whose tokenizer is not
+    SentencePiece, or that writes pieces of more than one character.
     """
     vocabulary = of('llm')
-    if isinstance(vocabulary, tokenizers.Bytes):
+    if isinstance(vocabulary, _WITHOUT_PIECES):
         return None
     labels, tokens = of('speech_encoder').tokenizer, vocabulary.tokenizer
     result = []

@@ -112,9 +112,13 @@ def write(directory: pathlib.Path, cfg: t5.T5Config, leaves: Mapping[str, jax.Ar
         described['tokenizer_class'] = settings['tokenizer_class'] = importers_t5.BYTES
     elif (vocabulary / foundations.TOKENIZER).is_file():
         (directory / importers_t5.TOKENIZERS[0]).write_bytes((vocabulary / foundations.TOKENIZER).read_bytes())
+    elif (vocabulary / foundations.TOKENIZER_JSON).is_file():
+        (directory / foundations.TOKENIZER_JSON).write_bytes((vocabulary / foundations.TOKENIZER_JSON).read_bytes())
+        del settings['extra_ids']  # which the file has
     else:
         raise ExportError(
-            f'{vocabulary} has no {foundations.TOKENIZER}. Put the SentencePiece file of the training there.'
+            f'{vocabulary} has no {foundations.TOKENIZER} and no {foundations.TOKENIZER_JSON}. Put the one of the '
+            'training there.'
         )
     for name, value in (('config.json', described), ('tokenizer_config.json', settings)):
         (directory / name).write_text(json.dumps(value, indent=2) + '\n', encoding='utf-8')

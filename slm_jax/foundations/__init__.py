@@ -1,9 +1,9 @@
 """Frozen pretrained parts: directories of parameters, a card and a tokenizer.
 
 A foundation is a directory holding `card.json` (name, kind, fingerprint, recipe, data, licences, scores), `params/`
-(an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece); an imported one has its
-model file too, `model.gin`. Foundations that stand beside this file are installed with the package and are known by
-their names; any other is known by its path.
+(an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece) or `tokenizer.json` (of the
+library `tokenizers`); an imported one has its model file too, `model.gin`. Foundations that stand beside this file are
+installed with the package and are known by their names; any other is known by its path.
 """
 
 import dataclasses
@@ -26,6 +26,7 @@ from slm_jax.foundations import added_tokens, s3, tokenizers, verification
 CARD = 'card.json'
 PARAMS = 'params'
 TOKENIZER = 'tokenizer.model'
+TOKENIZER_JSON = 'tokenizer.json'
 MODEL_FILE = 'model.gin'
 _BLOCK_BYTES = 2**26
 
@@ -134,7 +135,7 @@ def save(
         path: the directory.
         params: nested dictionary of arrays, without boxes, or of `Blocks`.
         card: what is known of it; `fingerprint`, and `files` with their SHA-256, are added here.
-        files: copied under their own names; `vocabulary` looks for `tokenizer.model`.
+        files: copied under their own names; `vocabulary` looks for `tokenizer.model` and `tokenizer.json`.
         dtype: floating-point leaves are stored in it (bfloat16 halves the size); None keeps each leaf's own.
 
     Returns:
@@ -338,21 +339,27 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
 
 
 def vocabulary(name_or_dir: str | os.PathLike) -> Any:
-    """The foundation's tokenizer: SentencePiece, or bytes where the card says so (see `tokenizers`).
+    """The foundation's tokenizer: SentencePiece, tokenizer.json, or bytes where the card says so (see `tokenizers`).
 
-    `extra_ids` of the card are its sentinels, counted from the end (0 if unsaid); `added_tokens` come on top.
+    `extra_ids` of the card are SentencePiece's sentinels, counted from the end (0 if unsaid); `added_tokens` come on
+    top. `swapped` are ids of tokenizer.json that have changed places.
     """
     path = find(name_or_dir)
     said = card(path)
     if said.get('vocabulary') == 'bytes':
         return tokenizers.Bytes(said.get('extra_ids', 0))
-    if not (path / TOKENIZER).is_file():
-        raise FoundationError(f'{path} has no {TOKENIZER}: this foundation neither reads nor writes text.')
-    expected = said.get('files', {}).get(TOKENIZER)
-    if expected and (sha256 := _sha256(path / TOKENIZER)) != expected:
+    file = next((path / name for name in (TOKENIZER, TOKENIZER_JSON) if (path / name).is_file()), None)
+    if file is None:
         raise FoundationError(
-            f'{path / TOKENIZER} has the SHA-256 {sha256}, by its card it is {expected}. It was damaged or changed '
-            'after it was made: copy it again from where it came.'
+            f'{path} has no {TOKENIZER} and no {TOKENIZER_JSON}: this foundation neither reads nor writes text.'
         )
-    found = tokenizers.SentencePiece(path / TOKENIZER, said.get('extra_ids', 0))
+    expected = said.get('files', {}).get(file.name)
+    if expected and (sha256 := _sha256(file)) != expected:
+        raise FoundationError(
+            f'{file} has the SHA-256 {sha256}, by its card it is {expected}. It was damaged or changed after it was '
+            'made: copy it again from where it came.'
+        )
+    if file.name == TOKENIZER_JSON:
+        return tokenizers.HuggingFace(file.read_bytes(), said.get('swapped', ()))
+    found = tokenizers.SentencePiece(file, said.get('extra_ids', 0))
     return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

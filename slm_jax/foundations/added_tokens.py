@@ -29,9 +29,9 @@ class AddedTokens:
         return self._vocabulary.tokenizer
 
     @property
-    def sp_model(self) -> bytes:
+    def serialized(self) -> bytes:
         """What decides how texts are encoded: the SentencePiece model, then the added tokens."""
-        return self._vocabulary.sp_model + json.dumps(list(self._tokens), sort_keys=True).encode()
+        return self._vocabulary.serialized + json.dumps(list(self._tokens), sort_keys=True).encode()
 
     @property
     def extra_ids(self) -> int:

@@ -1,8 +1,9 @@
 """Tokenizers of foundations: the ids and texts of SeqIO's vocabularies, without TensorFlow."""
 
 import functools
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from slm_jax import paths
@@ -16,7 +17,7 @@ class SentencePiece:
 
     Attributes:
         tokenizer: the SentencePiece processor, which knows the sentinels.
-        sp_model: the serialised model with them: texts are encoded alike where this is the same.
+        serialized: the serialised model with them: texts are encoded alike where this is the same.
         extra_ids: number of sentinels; the last piece is the first of them, `<extra_id_0>`.
     """
 
@@ -28,8 +29,8 @@ class SentencePiece:
         model = schema.ModelProto.FromString(paths.path(file).read_bytes())
         for number in reversed(range(extra_ids)):
             model.pieces.add(piece=f'▁<extra_id_{number}>', score=0.0, type=model.SentencePiece.USER_DEFINED)
-        self.extra_ids, self.sp_model = extra_ids, model.SerializeToString()
-        self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.sp_model)
+        self.extra_ids, self.serialized = extra_ids, model.SerializeToString()
+        self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.serialized)
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -64,7 +65,7 @@ class SentencePiece:
 class Bytes:
     """UTF-8 bytes behind padding, end and unknown, as `seqio.ByteVocabulary` and ByT5 have them."""
 
-    sp_model = b'bytes'
+    serialized = b'bytes'
     bos_id, eos_id, unk_id = None, 1, 2
 
     def __init__(self, extra_ids: int = 0):
@@ -80,3 +81,67 @@ class Bytes:
         ids = [int(token) for token in ids]
         ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
         return bytes(token - _SPECIAL for token in ids if 0 <= token - _SPECIAL < BYTES).decode(errors='ignore')
+
+
+class HuggingFace:
+    """A `tokenizer.json`, its ids rearranged so that 0 pads and 1 ends a text.
+
+    Attributes:
+        tokenizer: of the library `tokenizers`, which knows nothing of the rearrangement.
+        serialized: file and rearrangement: texts are encoded alike where this is the same.
+    """
+
+    bos_id = None  # a prompt's template writes what begins it
+    eos_id = 1
+
+    def __init__(self, content: bytes, swapped: Sequence[Sequence[int]] = ()):
+        """Opens a tokenizer.
+
+        Args:
+            content: of `tokenizer.json`.
+            swapped: pairs of ids that change places, one pair after the other, see `rearranged`.
+
+        Raises:
+            ValueError: the file means nothing.
+        """
+        import tokenizers
+
+        self.tokenizer = tokenizers.Tokenizer.from_buffer(content)
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.serialized = content + json.dumps([list(pair) for pair in swapped]).encode()
+        self._theirs = rearranged(swapped)
+        self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
+        self._content = content
+
+    @functools.cached_property
+    def vocab_size(self) -> int:
+        """Number of ids; some below it may be without a token."""
+        return 1 + max([*self.tokenizer.get_vocab(with_added_tokens=True).values(), *self._theirs])
+
+    @functools.cached_property
+    def unk_id(self) -> int | None:
+        """Token for what cannot be written; None where everything can."""
+        model = json.loads(self._content)['model']
+        token = model['vocab'][model['unk_id']][0] if model.get('unk_id') is not None else model.get('unk_token')
+        unknown = None if token is None else self.tokenizer.token_to_id(token)
+        return None if unknown is None else self._ours.get(unknown, unknown) or None
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without what a model wants around it; the token that pads has no place in a text."""
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return [token for token in (self._ours.get(token, token) for token in ids) if token]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids, up to the first end, without special tokens; ids without a token are left out."""
+        ids = [int(token) for token in ids]
+        ids = ids[: ids.index(self.eos_id)] if self.eos_id in ids else ids
+        return self.tokenizer.decode([self._theirs.get(token, token) for token in ids])
+
+
+def rearranged(swapped: Iterable[Sequence[int]]) -> dict[int, int]:
+    """The ids of a checkpoint that stand in other places here, by these places: pairs change places one by one."""
+    theirs: dict[int, int] = {}
+    for a, b in swapped:
+        theirs[a], theirs[b] = theirs.get(b, b), theirs.get(a, a)
+    return theirs

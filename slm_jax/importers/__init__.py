@@ -5,7 +5,6 @@ before that: leaves are `foundations.Blocks`, read while they are written, so me
 """
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -42,11 +41,11 @@ class Imported:
         params: nested dictionary of `foundations.Blocks`.
         gin: text of the model file.
         card: what the card says besides `kind` and where it came from.
-        tokenizer: SentencePiece file; None where there is none.
+        tokenizer: name in the foundation and content of its file; None where there is none.
     """
 
     kind: str
     params: dict[str, Any]
     gin: str
     card: dict[str, Any]
-    tokenizer: pathlib.Path | None
+    tokenizer: tuple[str, bytes] | None

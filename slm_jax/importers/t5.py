@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from slm_jax import foundations
-from slm_jax.importers import CheckpointError
+from slm_jax.importers import CheckpointError, chat
 from slm_jax.llms import t5
 
 TOKENIZERS = ('spiece.model', 'sentencepiece.model', 'tokenizer.model')
@@ -82,13 +82,13 @@ def vocabulary(
     settings: dict[str, Any],
     vocab_size: int,
     added: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({}),
-) -> tuple[dict[str, Any], pathlib.Path | None]:
-    """What a card says of the vocabulary, and its SentencePiece file (None for bytes).
+) -> tuple[dict[str, Any], tuple[str, bytes] | None]:
+    """What a card says of the vocabulary, and name and content of its file in a foundation (None for bytes).
 
     The model may have more rows than the vocabulary has ids (T5: 32,128 against 32,000 pieces and 100 sentinels).
 
     Args:
-        directory: where the file is.
+        directory: where the file is: SentencePiece's, or else tokenizer.json.
         settings: as in a `tokenizer_config.json`; a `tokenizer_class` of `BYTES` needs no file.
         vocab_size: rows of the embedding.
         added: tokens that the file does not have, from their text to `id` (None where nothing says it), `file`,
@@ -110,12 +110,15 @@ def vocabulary(
                 'without it, and delete it there.'
             )
     else:
-        file = next((directory / name for name in TOKENIZERS if (directory / name).is_file()), None)
+        files = (directory / name for name in (*TOKENIZERS, foundations.TOKENIZER_JSON))
+        file = next((file for file in files if file.is_file()), None)
         if file is None:
             raise CheckpointError(
-                f'{directory} has no tokenizer: none of {", ".join(TOKENIZERS)} is there (tokenizer.json is not '
-                "read). Copy the model's SentencePiece file to it, under the first of these names."
+                f'{directory} has no tokenizer: none of {", ".join(TOKENIZERS)} and {foundations.TOKENIZER_JSON} is '
+                "there. Copy the model's to it."
             )
+        if file.name == foundations.TOKENIZER_JSON:
+            return {}, _tokenizer_json(file, settings, vocab_size, added)
         model, extra_ids = _sentencepiece(file, settings)
         pieces = model.get_piece_size()
         card = {'extra_ids': extra_ids}
@@ -126,7 +129,32 @@ def vocabulary(
             f'{file or directory}: {pieces} pieces and {extra_ids} sentinels are more than the vocab_size of the '
             f'model, {vocab_size}. This tokenizer is of another model.'
         )
-    return card, file
+    return card, (foundations.TOKENIZER, file.read_bytes()) if file else None
+
+
+def _tokenizer_json(
+    file: pathlib.Path, settings: Mapping[str, Any], vocab_size: int, added: Mapping[str, Mapping[str, Any]]
+) -> tuple[str, bytes]:
+    """A `tokenizer.json`, which knows its sentinels and added tokens by itself."""
+    content = file.read_bytes()
+    found = chat.open_tokenizer(file, content)
+    for number, key, usual in ((0, 'pad_token', '<pad>'), (1, 'eos_token', '</s>')):
+        expected = settings.get(key) or usual
+        expected = expected.get('content') if isinstance(expected, dict) else expected
+        if (token := found.tokenizer.id_to_token(number)) != expected:
+            raise CheckpointError(f'{file}: the id {number} is of {token!r}; in a T5 it is of the {key}, {expected!r}.')
+    if found.vocab_size > vocab_size:
+        raise CheckpointError(
+            f'{file}: it has {found.vocab_size} ids, the model {vocab_size} embeddings. This tokenizer is of another '
+            'model.'
+        )
+    for token, said in added.items():
+        if (number := found.tokenizer.token_to_id(token)) is None or said['id'] not in (None, number):
+            raise CheckpointError(
+                f'{said["file"]}: the added token {token!r} has the id {said["id"]}, and {number} in {file.name}. Keep '
+                'the file that the model was trained with.'
+            )
+    return file.name, content
 
 
 def _added(model: Any, size: int, vocab_size: int, added: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

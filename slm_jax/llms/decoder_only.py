@@ -95,13 +95,15 @@ class DecoderOnlyConfig:
             object.__setattr__(self, 'rope_scaling', flax.core.freeze(dict(self.rope_scaling)))  # can be hashed
         scaling = rotary.scaling_type(self.rope_scaling)
         missing = [key for key in rotary.SCALINGS.get(scaling, ()) if key not in (self.rope_scaling or ())]
+        activations = self.mlp_activations
         layers, sliding = self.num_layers, self.sliding_layers or ()
         for field, valid, remedy in (
             ('remat_policy', self.remat_policy in REMAT_POLICIES, f'one of {REMAT_POLICIES}'),
             ('norm', self.norm in ('rms', 'layer'), "'rms' or 'layer'"),
             ('positions', self.positions in ('rotary', 'learned'), "'rotary' or 'learned'"),
             ('max_positions', self.positions != 'learned' or (self.max_positions or 0) > 0, 'stated for learned ones'),
-            ('mlp_activations', set(self.mlp_activations) <= set(_ACTIVATIONS), f'one or two of {[*_ACTIVATIONS]}'),
+            ('mlp_activations', len(activations) in (1, 2) and set(activations) <= set(_ACTIVATIONS), 'one or two of'
+             f' {[*_ACTIVATIONS]}'),
             ('num_kv_heads', self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0, 'a divisor of the'
              f' {self.num_heads} heads'),
             ('head_dim', self.positions != 'rotary' or self.head_dim % 2 == 0, 'even, as positions are rotations'),
@@ -109,7 +111,8 @@ class DecoderOnlyConfig:
             ('rope_scaling', not missing, f'with {missing}'),
             ('sliding_window', self.sliding_window is None or self.sliding_window > 0, 'at least 1, or None'),
             ('sliding_layers', all(0 <= layer < layers for layer in sliding), f'of 0 to {layers - 1}'),
-            ('other_ends', all(1 < token < self.vocab_size for token in self.other_ends), 'of tokens from 2 on'),
+            ('other_ends', all(token in range(self.vocab_size) and token != _END for token in self.other_ends),
+             'of other tokens'),
         ):  # fmt: skip
             if not valid:
                 raise ValueError(f'DecoderOnlyConfig.{field} is {getattr(self, field)!r}; it must be {remedy}.')
@@ -422,6 +425,16 @@ class DecoderOnly(nn.Module):
         ids = jnp.arange(self.config.vocab_size)
         logits = jnp.where(ids == _END, end, logits)
         return jnp.where(jnp.isin(ids, jnp.array((_PADDING, *others))), _BANNED, logits)
+
+    def __call__(
+        self,
+        prompt_tokens: Int[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+    ) -> Float[Array, 'b t v']:
+        """Logits of text after text; token 0 is padding."""
+        prompt = self.embed(prompt_tokens)
+        return self.logits(prompt, prompt_tokens > 0, decoder_input_tokens, decoder_target_tokens)
 
     def _logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
         x = self.decoder.finished(x)

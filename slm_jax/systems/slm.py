@@ -129,7 +129,7 @@ class SLM:
         place, behind = jnp.arange(speech.shape[1] + text.shape[1]), before + speech_lengths[:, None]
         source = jnp.where(place < behind, place - before, speech.shape[1] + place - speech_lengths[:, None] + marked)
         source = jnp.where(place < before, speech.shape[1] + place, source)
-        joined = jnp.concatenate([speech, text.astype(speech.dtype)], axis=1)
+        joined = jnp.concatenate([speech.astype(text.dtype), text], axis=1)
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]

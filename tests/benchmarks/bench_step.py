@@ -7,6 +7,9 @@ encoder, 2 for the language model (the gradient flows through it to the adapter)
 the compiled step and, part by part, the compiled forward passes that make up this least; it counts the body of a loop
 once, however often it runs, so what is counted has its layers one after another instead. The times are of parts
 compiled apart, which need not add up to the step's.
+
+Of a decoder-only language model (the shapes of Qwen2.5-0.5B) the operations are set against those of its products with
+weights: two a weight and token forward, and as many backward, to the prompt. The output layer has target tokens only.
 """
 
 import functools
@@ -21,6 +24,8 @@ import jax.numpy as jnp
 import optax
 import slm_step
 
+from slm_jax import llms
+from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.systems.text_to_text import token_loss
 
 
@@ -43,6 +48,35 @@ def timed(function: Callable, *arguments, rounds: int) -> float:
         jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])
+
+
+def decoder_only(rows: int, prompt_length: int, target_length: int) -> None:
+    """Prints the operations of a frozen decoder-only model, and their ratio to what its weights need."""
+    llm = DecoderOnly(
+        DecoderOnlyConfig(
+            vocab_size=151_936, emb_dim=896, num_layers=24, num_heads=14, num_kv_heads=2, head_dim=64, mlp_dim=4864,
+            qkv_bias=True, logits_via_embedding=True, rope_theta=1e6,
+        )
+    )  # fmt: skip
+    params = nn.unbox(jax.eval_shape(lambda: llms.initial_params(llm, jax.random.key(0))))
+    prompt = jax.ShapeDtypeStruct((rows, prompt_length, llm.config.emb_dim), jnp.float32)
+    tokens = jnp.ones((rows, target_length), jnp.int32)
+    batch = {'decoder_target_tokens': tokens, 'decoder_loss_weights': jnp.ones(tokens.shape)}
+
+    def answer(params, prompt):
+        mask = jnp.ones(prompt.shape[:2], bool)
+        logits = llm.apply({'params': params}, prompt, mask, tokens, tokens, method='logits')
+        return token_loss(logits, batch, 0.0)[0]
+
+    kernels = sum(
+        leaf.size for path, leaf in jax.tree_util.tree_leaves_with_path(params['decoder']) if 'kernel' in str(path[-1])
+    )
+    read = rows * (prompt_length + target_length - 1)  # the first token of a target is the last of its prompt
+    weights = kernels * read + llm.config.vocab_size * llm.config.emb_dim * rows * target_length
+    forward = counted(answer, params, prompt)
+    both = counted(jax.value_and_grad(answer, argnums=1), params, prompt)
+    print(f'decoder-only, {prompt_length} + {target_length} tokens: forward {forward / 1e9:.0f} GFLOP, ', end='')
+    print(f'{forward / (2 * weights):.3f} of 2N; with the gradient {both / 1e9:.0f}, {both / (4 * weights):.3f} of 4N')
 
 
 def main() -> None:
@@ -105,6 +139,7 @@ def main() -> None:
     print(f'{"sum":24} {"":9} {least / 1e9:9.3f}')
     print(f'{"training step":24} {"":9} {flops / 1e9:9.3f} {1000 * seconds:9.1f}')
     print(f'compiled over least: {flops / least:.3f}')
+    decoder_only(args.rows, prompt.shape[1], args.target_length)
 
 
 if __name__ == '__main__':

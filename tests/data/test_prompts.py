@@ -1,11 +1,17 @@
 """Where speech and instruction stand, as tokens; and templates that cannot be."""
 
+import types
+
 import numpy as np
 import pytest
+import seqio
 
 import gin
-from slm_jax import configuration
-from slm_jax.data import preprocessors
+from slm_jax import (
+    configuration,
+    tasks,  # noqa: F401  registers tasks
+)
+from slm_jax.data import measure, preprocessors
 from slm_jax.data.prompts import SPEECH, Prompt
 
 CHAT = '<user>\n{user}<end>\n<assistant>\n'
@@ -112,6 +118,17 @@ def test_tasks_write_prompts():
         assert not tokens['inputs'].size and tokens['targets'].size == 1, 'CTC reads none'
     finally:
         gin.clear_config()
+
+
+def test_lengths_are_measured_of_each_prompt(tmp_path):
+    task, store = seqio.get_mixture_or_task('voice_prompts_asr_en'), types.SimpleNamespace(directory=tmp_path)
+    before = measure.path_of(task, store)
+    gin.bind_parameter('slm_jax.data.prompts.Prompt.chat', CHAT)
+    try:
+        assert measure.path_of(task, store) != before
+    finally:
+        gin.clear_config()
+    assert measure.path_of(task, store) == before
 
 
 class Feature:

@@ -55,11 +55,11 @@ def source(spiece, tmp_path):
 def vocabulary(folder, rows=ROWS):
     """What a foundation of it would encode with."""
     settings = json.loads((folder / 'tokenizer_config.json').read_text())
-    card, file = importers_t5.vocabulary(folder, settings, rows, importer._added_tokens(folder, settings))
+    card, (name, content) = importers_t5.vocabulary(folder, settings, rows, importer._added_tokens(folder, settings))
     out = folder.parent / 'foundation'
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    shutil.copy(file, out / 'tokenizer.model')
+    (out / name).write_bytes(content)
     (out / 'card.json').write_text(json.dumps(card))
     return foundations.vocabulary(out)
 

@@ -13,8 +13,11 @@ from slm_jax import configuration
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.audio.frontends import UsmFrontend
 from slm_jax.audio.spec_augment import SpecAugmentConfig
+from slm_jax.data.prompts import SPEECH as MARK
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
+from slm_jax.llms import initial_params
+from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.llms.t5 import T5, T5Config
 from slm_jax.systems.encoder_ctc import EncoderCtc
 from slm_jax.systems.slm import SLM
@@ -57,6 +60,31 @@ def batch(lengths=(16_000, 9_000, 4_321), samples=16_000, inputs=5, targets=4):
 
 
 PARAMS = nn.unbox(jax.jit(SYSTEM.init)(jax.random.key(0), batch()))
+DECODER_ONLY = DecoderOnly(
+    DecoderOnlyConfig(
+        vocab_size=40, emb_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64,
+        logits_via_embedding=True,
+    )
+)  # fmt: skip
+CONTINUES = dataclasses.replace(SYSTEM, llm=DECODER_ONLY)
+KINDS = {
+    't5': (SYSTEM, PARAMS),
+    'decoder_only': (
+        CONTINUES,
+        # Ten times as large as they begin, so that what is answered depends on what is read.
+        PARAMS | {'llm': jax.tree.map(lambda x: 10 * x, nn.unbox(initial_params(DECODER_ONLY, jax.random.key(1))))},
+    ),
+}
+both_kinds = pytest.mark.parametrize(('system', 'params'), KINDS.values(), ids=KINDS)
+
+
+def marked(data, *places):
+    """Row i has a mark before its token places[i]; None: it has none."""
+    tokens = np.pad(data['encoder_input_tokens'], ((0, 0), (0, 1)))
+    for row, place in enumerate(places):
+        if place is not None:
+            tokens[row] = np.insert(tokens[row, :-1], place, MARK)
+    return data | {'encoder_input_tokens': tokens}
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -69,62 +97,106 @@ def predicted(system, params, data, decode):
     return system.predict(params, data, decode)
 
 
-def loss(data, system=SYSTEM, rng=None):
-    return loss_of(system, PARAMS, data, rng)
+def loss(data, system=SYSTEM, rng=None, params=PARAMS):
+    return loss_of(system, params, data, rng)
 
 
-def answers(data, system=SYSTEM):
-    return np.asarray(predicted(system, PARAMS, data, DecodeConfig(max_decode_length=6)))
+def answers(data, system=SYSTEM, params=PARAMS, method='greedy'):
+    return np.asarray(predicted(system, params, data, DecodeConfig(method, max_decode_length=6)))
 
 
 def row(data, i):
     return {name: array[i : i + 1] for name, array in data.items()}
 
 
-@pytest.mark.parametrize('first', [True, False])
-def test_padding_of_every_kind_changes_nothing(first):
-    system = dataclasses.replace(SYSTEM, speech_first=first)
-    wide = batch(samples=20_000, inputs=9, targets=7)
+@both_kinds
+def test_padding_of_every_kind_changes_nothing(system, params):
+    data, wide = (marked(batch(**sizes), None, 1, 3) for sizes in ({}, dict(samples=20_000, inputs=9, targets=7)))
     noise = np.random.default_rng(9).integers(-9000, 9000, wide['speech_samples'].shape)
     padding = np.arange(20_000) >= wide['speech_lengths'][:, None]
     wide['speech_samples'] = np.where(padding, noise, wide['speech_samples']).astype(np.int16)
-    np.testing.assert_allclose(loss(wide, system), loss(batch(), system), rtol=1e-5)
-    np.testing.assert_array_equal(answers(wide, system), answers(batch(), system))
+    np.testing.assert_allclose(loss(wide, system, params=params), loss(data, system, params=params), rtol=1e-5)
+    np.testing.assert_array_equal(answers(wide, system, params), answers(data, system, params))
 
 
-def test_one_alone_as_in_a_batch():
-    together = answers(batch())
-    for i, length in enumerate(batch()['speech_lengths']):
-        alone = row(batch(), i)
+@pytest.mark.parametrize(('kind', 'method'), [('t5', 'greedy'), ('decoder_only', 'beam')])
+def test_one_alone_as_in_a_batch(kind, method):
+    data = marked(batch(), None, 1, 3)
+    together = answers(data, *KINDS[kind], method)
+    assert kind == 't5' or len({tuple(tokens) for tokens in together}) == 3
+    for i, length in enumerate(data['speech_lengths']):
+        alone = row(data, i)
         alone['speech_samples'] = alone['speech_samples'][:, :length]
-        np.testing.assert_array_equal(answers(alone)[0], together[i])
+        np.testing.assert_array_equal(answers(alone, *KINDS[kind], method)[0], together[i])
 
 
-def test_rows_of_padding_do_not_count():
+@both_kinds
+def test_rows_of_padding_do_not_count(system, params):
     data = batch()
     padded = {name: np.pad(array, [(0, 2)] + [(0, 0)] * (array.ndim - 1)) for name, array in data.items()}
-    np.testing.assert_allclose(loss(padded), loss(data), rtol=1e-5)
-    np.testing.assert_array_equal(answers(padded)[:3], answers(data))
+    np.testing.assert_allclose(loss(padded, system, params=params), loss(data, system, params=params), rtol=1e-5)
+    np.testing.assert_array_equal(answers(padded, system, params)[:3], answers(data, system, params))
 
 
-def test_text_passes_as_through_the_language_model_alone():
+@both_kinds
+def test_text_passes_as_through_the_language_model_alone(system, params):
     text = batch(lengths=(0, 0, 0), samples=0)
-    alone = TextToText(LLM)
-    assert loss(text) == loss_of(alone, {'llm': PARAMS['llm']}, text)
-    np.testing.assert_array_equal(answers(text), answers(text, alone))
+    alone = TextToText(system.llm)
+    assert loss(text, system, params=params) == loss_of(alone, {'llm': params['llm']}, text)
+    written = answers(text, system, params)
+    np.testing.assert_array_equal(written, answers(text, alone, params))
+    for of in (system, alone):  # of speech that is not there a mark says nothing
+        np.testing.assert_array_equal(answers(marked(text, 0, 2, 3), of, params), written)
 
 
-def test_text_among_speech_is_answered_as_alone():
-    mixed = batch(lengths=(16_000, 0, 4_321))
+@both_kinds
+def test_text_among_speech_is_answered_as_alone(system, params):
+    mixed = marked(batch(lengths=(16_000, 0, 4_321)), None, 2, None)
     text = row(mixed, 1) | {'speech_samples': np.zeros((1, 0), np.int16)}
-    np.testing.assert_array_equal(answers(mixed)[1], answers(text)[0])
+    np.testing.assert_array_equal(answers(mixed, system, params)[1], answers(text, system, params)[0])
 
 
-def test_the_order_matters_and_speech_is_heard():
+@both_kinds
+def test_speech_stands_at_the_mark(system, params):
+    """In front, in the middle and behind, and in no row a gap."""
+    data = marked(batch(lengths=(16_000, 9_000, 0, 4_321)), None, 1, 1, 4)
+    prompt, mask, parts = jax.jit(lambda params, data: system._prompt(params, data, None))(params, data)
+    embedding = np.asarray(params['llm']['token_embedder']['embedding'])
+    for i, place in enumerate((0, 1, 0, 4)):
+        tokens = [token for token in data['encoder_input_tokens'][i] if token > 0]
+        speech = np.asarray(parts['speech'][i, : parts['speech_lengths'][i]])
+        expected = np.concatenate([embedding[tokens[:place]], speech, embedding[tokens[place:]]])
+        assert len(speech) > 1 or i == 2
+        np.testing.assert_array_equal(prompt[i, : len(expected)], expected)
+        np.testing.assert_array_equal(mask[i], np.arange(mask.shape[1]) < len(expected))
+
+
+@both_kinds
+def test_speech_is_heard_and_its_place_matters(system, params):
     data = batch()
     other = data | {'speech_samples': data['speech_samples'][::-1]}
-    assert abs(loss(data) - loss(other)) > 1e-4
-    assert abs(loss(data) - loss(data, dataclasses.replace(SYSTEM, speech_first=False))) > 1e-4
+    here, there, front, behind = (
+        loss(case, system, params=params)
+        for case in (data, other, marked(data, 0, 0, 0), marked(data, 3, 3, 3))
+    )  # fmt: skip
+    assert abs(here - there) > 1e-4
+    assert abs(front - here) < 1e-6 and abs(behind - here) > 1e-4
+
+
+@both_kinds
+def test_the_adapter_learns(system, params):
+    def of_adapter(adapter):
+        return system.loss(params | {'adapter': adapter}, marked(batch(), None, 1, 3), None)[0]
+
+    gradient = jax.tree.leaves(jax.jit(jax.grad(of_adapter))(params['adapter']))
+    assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-9 for leaf in gradient)
+
+
+def test_a_decoder_only_model_answers_nothing_where_nothing_is_heard():
+    data = batch()
+    silent = data | {'speech_samples': np.where([[True], [False], [False]], np.int16(-3), data['speech_samples'])}
+    heard = answers(data, *KINDS['decoder_only'])
+    np.testing.assert_array_equal(answers(silent, *KINDS['decoder_only']), [[1, 0, 0, 0, 0, 0], *heard[1:]])
 
 
 def test_augmentation_only_with_a_key():

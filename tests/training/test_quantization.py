@@ -14,7 +14,7 @@ import toy
 
 from slm_jax import foundations
 from slm_jax.inference import model as model_lib
-from slm_jax.llms import t5
+from slm_jax.llms import decoder_only, t5
 from slm_jax.training import checkpoints, loop, origins, partitioning, quantization, state
 from slm_jax.training.logs import read_losses
 
@@ -38,7 +38,7 @@ def test_a_weight_is_off_by_at_most_half_a_scale(dtype):
 
 
 def held(module, mesh, partitioner):
-    """A T5's boxed abstract parameters, and how they are held in int8, by path."""
+    """A language model's boxed abstract parameters, and how they are held in int8, by path."""
     tokens = jnp.ones((1, 8), jnp.int32)
     boxed = jax.eval_shape(module.init, jax.random.key(0), tokens, tokens, tokens)['params']
     placed = origins.place(state.unboxed(boxed), partitioner.shardings(boxed, mesh))
@@ -71,9 +71,17 @@ def test_scales_are_those_of_output_channels(scanned):
     assert {leaves[path].dtype for path in small} == {np.dtype('bfloat16')}
 
 
-@pytest.mark.parametrize('scanned', [False, True])
-def test_a_module_reads_the_float_weights(scanned):
-    module = t5.T5(t5.T5Config(**SIZES, scan_layers=scanned))
+LLAMA = dict(vocab_size=64, emb_dim=32, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+MODULES = {
+    't5': t5.T5(t5.T5Config(**SIZES)),
+    't5, scanned': t5.T5(t5.T5Config(**SIZES, scan_layers=True)),
+    'llama': decoder_only.DecoderOnly(decoder_only.DecoderOnlyConfig(**LLAMA, qkv_bias=True)),
+}
+
+
+@pytest.mark.parametrize('name', MODULES)
+def test_a_module_reads_the_float_weights(name):
+    module = MODULES[name]
     tokens = jnp.arange(1, 17).reshape(2, 8)
     params = state.unboxed(module.init(jax.random.key(0), tokens, tokens, tokens)['params'])
     _, abstract = held(module, partitioning.Partitioner().mesh(jax.devices()[:1]), partitioning.Partitioner())

@@ -160,7 +160,7 @@ def convert(
                     f'{tensor.file}: tensor {name} is {tensor.dtype}, {prefixes[0]}{landmark} is {first.dtype}. Save '
                     'the model in one floating-point type.'
                 )
-        leaves[f'encoder/{leaf_path}'] = _leaf(leaf_path, leaf.shape, {name: found[name] for name in made_of}, stacked)
+        leaves[f'encoder/{leaf_path}'] = blocks(leaf_path, leaf.shape, {name: found[name] for name in made_of}, stacked)
     if left:
         name, tensor = next(iter(left.items()))
         raise CheckpointError(
@@ -171,7 +171,7 @@ def convert(
     return Imported('speech_encoder', foundations.unflatten(leaves), gin, {}, None)
 
 
-def _leaf(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stacked: bool) -> foundations.Blocks:
+def blocks(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stacked: bool) -> foundations.Blocks:
     """A leaf that reads its tensors: PyTorch has the outputs of a kernel first, then the inputs, then its extent."""
     own = shape[1:] if stacked else shape
     order = tuple(range(len(own)))

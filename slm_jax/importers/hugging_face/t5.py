@@ -36,7 +36,7 @@ SIZES = {
     'num_layers': 'num_encoder_layers', 'num_decoder_layers': 'num_decoder_layers',
 }  # fmt: skip
 # Activations of config.json by the names of flax.linen, whose gelu is the approximation by tanh.
-_ACTIVATIONS = {'relu': 'relu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'silu': 'silu', 'swish': 'silu'}
+ACTIVATIONS = {'relu': 'relu', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'silu': 'silu', 'swish': 'silu'}
 # Flags that are taken at one value alone: this model, or the decoding of it, has no other.
 _FIXED = {
     'relative_attention_num_buckets': 32, 'relative_attention_max_distance': 128, 'layer_norm_epsilon': 1e-6,
@@ -107,7 +107,7 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
     head, scaled = found.pop(HEAD, None), _scaled(directory.config)
     if head is None and directory.config.get('tie_word_embeddings') is False:
         raise CheckpointError(f'{directory.path}: {HEAD} is missing, and config.json says that it is not tied.')
-    if head is not None and _equal(head, found[_SHARED]):
+    if head is not None and equal(head, found[_SHARED]):
         head = None
     cfg = dataclasses.replace(cfg, logits_via_embedding=scaled and head is None)
     params = _params(cfg, found, head, cfg.emb_dim**-0.5 if scaled else 1.0, directory.config['model_type'] == 'umt5')
@@ -145,10 +145,10 @@ def config(directory: Directory) -> t5.T5Config:
     if gate not in ('', 'gated'):
         raise CheckpointError(f'{file}: feed_forward_proj is {projection!r}; it must be NAME or gated-NAME.')
     activation = sizes.get('dense_act_fn', 'gelu_new' if projection == 'gated-gelu' else activation)
-    if activation not in _ACTIVATIONS:
+    if activation not in ACTIVATIONS:
         raise CheckpointError(
             f'{file}: by feed_forward_proj and dense_act_fn the activation is {activation!r}; there are '
-            f'{", ".join(_ACTIVATIONS)}.'
+            f'{", ".join(ACTIVATIONS)}.'
         )
     dropout_rate = sizes.get('dropout_rate', 0.1)
     if not isinstance(dropout_rate, (int, float)) or not 0 <= dropout_rate < 1:
@@ -156,7 +156,7 @@ def config(directory: Directory) -> t5.T5Config:
     layers = max(sizes['num_layers'], sizes['num_decoder_layers'])
     return t5.T5Config(
         **{name: sizes[key] for key, name in SIZES.items()},
-        mlp_activations=(_ACTIVATIONS[activation], *['linear'] * sizes.get('is_gated_act', gate == 'gated')),
+        mlp_activations=(ACTIVATIONS[activation], *['linear'] * sizes.get('is_gated_act', gate == 'gated')),
         dropout_rate=float(dropout_rate),
         scan_layers=flags['model_type'] == 'umt5' or layers > _MAX_UNSCANNED_LAYERS,
     )
@@ -225,7 +225,7 @@ def _weights(path: pathlib.Path) -> dict[str, Tensor]:
                 'floating-point type.'
             )
     for name in aliases[1:]:
-        if not _equal(found[name], first):
+        if not equal(found[name], first):
             raise CheckpointError(f'{found[name].file}: {name} differs from {aliases[0]}; in a T5 they are one tensor.')
     return {name: tensor for name, tensor in found.items() if name not in _ALIASES} | {_SHARED: first}
 
@@ -329,7 +329,7 @@ def _leaf(
     return foundations.Blocks(shape, made_of[0][1].dtype, read)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def equal(a: Tensor, b: Tensor) -> bool:
     """Whether two tensors hold the same, compared a part at a time."""
     rows = range(0, a.shape[0] if a.shape else 0, _ROWS)
     return a.shape == b.shape and all(

@@ -1,0 +1,232 @@
+"""Decoder-only models against transformers, and against themselves: cached, in beams, padded, one by one.
+
+The goldens are outputs of small random models (tests/testdata/decoder_only_goldens/make.py). The slow tests make more
+of them here, and need torch and transformers: pip install -e .[hf].
+"""
+
+import dataclasses
+import pathlib
+import runpy
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec as P
+
+from slm_jax import decoding, foundations, llms
+from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
+
+GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'decoder_only_goldens'
+MAKE = runpy.run_path(str(GOLDENS / 'make.py'))
+SEARCHES = {'greedy': {'method': 'greedy'}, 'beams': {'method': 'beam', 'alpha': 0.0}}
+
+
+def made(family, seed, **changes):
+    """(model, parameters) of a family, as make.py has them."""
+    llm = DecoderOnly(DecoderOnlyConfig(**MAKE['config'](family) | changes))
+    shapes = nn.unbox(jax.eval_shape(lambda: llms.initial_params(llm, jax.random.key(0))))
+    shapes = {path: leaf.shape for path, leaf in foundations.flatten(shapes).items()}
+    return llm, MAKE['parameters'](shapes, seed)
+
+
+def logits_and_texts(llm, params, seed):
+    """What the reference's outputs are compared with; in the masked positions of the prompts there is noise."""
+    tokens, mask, targets = MAKE['batch'](seed)
+    inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+
+    @jax.jit
+    def outputs(params, tokens):
+        prompt = llm.apply({'params': params}, tokens, method='embed')
+        prompt = jnp.where(mask[..., None], prompt, 10 * jax.random.normal(jax.random.key(1), prompt.shape))
+        found = {'logits': llm.apply({'params': params}, prompt, mask, inputs, method='logits')}
+        for name, options in SEARCHES.items():
+            config = decoding.DecodeConfig(max_decode_length=MAKE['MAX_LENGTH'], **options)
+            step, cache = llms.cached_step(llm, params, prompt, mask, config.max_decode_length, config.beams)
+            found[name], _ = decoding.decode(
+                step, cache, len(tokens), config, cache_batch_axis=llm.config.cache_batch_axis
+            )
+        return found
+
+    return outputs(foundations.unflatten(params), tokens)
+
+
+@pytest.mark.parametrize('family', MAKE['FAMILIES'])
+def test_logits_and_texts_are_those_of_transformers(family):
+    seed = MAKE['FAMILIES'][family][-1]
+    found = logits_and_texts(*made(family, seed), seed)
+    with np.load(GOLDENS / f'{family}.npz') as golden:
+        np.testing.assert_allclose(found['logits'], golden['logits'], rtol=0, atol=1e-4)
+        for name in SEARCHES:
+            np.testing.assert_array_equal(found[name], golden[name], err_msg=name)
+
+
+def test_names_and_axes_of_parameters():
+    llm, params = made('qwen3', 0)
+    assert {path: value.shape for path, value in params.items()} == {
+        'decoder/decoder_norm/scale': (12,),
+        'decoder/layers/mlp/wi_0/kernel': (3, 12, 20),
+        'decoder/layers/mlp/wi_1/kernel': (3, 12, 20),
+        'decoder/layers/mlp/wo/kernel': (3, 20, 12),
+        'decoder/layers/pre_mlp_layer_norm/scale': (3, 12),
+        'decoder/layers/pre_self_attention_layer_norm/scale': (3, 12),
+        'decoder/layers/self_attention/key/bias': (3, 20),
+        'decoder/layers/self_attention/key/kernel': (3, 12, 20),
+        'decoder/layers/self_attention/key_norm/scale': (3, 10),
+        'decoder/layers/self_attention/out/bias': (3, 12),
+        'decoder/layers/self_attention/out/kernel': (3, 40, 12),
+        'decoder/layers/self_attention/query/bias': (3, 40),
+        'decoder/layers/self_attention/query/kernel': (3, 12, 40),
+        'decoder/layers/self_attention/query_norm/scale': (3, 10),
+        'decoder/layers/self_attention/value/bias': (3, 20),
+        'decoder/layers/self_attention/value/kernel': (3, 12, 20),
+        'decoder/logits_dense/kernel': (12, 48),
+        'token_embedder/embedding': (48, 12),
+    }
+    boxed = jax.eval_shape(lambda: llms.initial_params(llm, jax.random.key(0)))
+    axes = foundations.flatten(nn.get_partition_spec(boxed))
+    assert axes['token_embedder/embedding'] == P('vocab', 'embed')
+    assert axes['decoder/layers/self_attention/query/kernel'] == P('layers', 'embed', 'joined_kv')
+    assert axes['decoder/layers/self_attention/query/bias'] == P('layers', 'joined_kv')
+    assert axes['decoder/layers/self_attention/query_norm/scale'] == P('layers', 'kv')
+    assert axes['decoder/layers/mlp/wo/kernel'] == P('layers', 'mlp', 'embed')
+    assert axes['decoder/logits_dense/kernel'] == P('embed', 'vocab')
+
+
+def text(llm, params, lengths=(9, 0, 4), target_length=70):
+    """Prompts with their mask, and inputs of targets."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(2, llm.config.vocab_size, (len(lengths), max(lengths)))
+    prompt = llm.apply({'params': params}, tokens, method='embed')
+    targets = rng.integers(2, llm.config.vocab_size, (len(lengths), target_length))
+    targets[:, 0] = 0
+    return prompt, np.arange(max(lengths)) < np.array(lengths)[:, None], targets
+
+
+@pytest.mark.parametrize('family', ['qwen2', 'opt_post_norm'])
+def test_a_cached_step_is_a_row_of_the_logits(family):
+    beams = 3
+    llm, params = made(family, 0, max_positions=90)
+    params = foundations.unflatten(params)
+    prompt, mask, targets = text(llm, params)  # long enough for a step to read 32, 64 and all positions
+    # No beam writes what another does; the first input stands for the last of the prompt, whatever it is.
+    tokens = np.repeat(targets, beams, axis=0)
+    tokens[:, 1:] = (tokens[:, 1:] - 2 + np.arange(len(tokens))[:, None] % beams) % 46 + 2
+    repeated = jnp.repeat(prompt, beams, axis=0), np.repeat(mask, beams, axis=0)
+    expected = llm.apply({'params': params}, *repeated, tokens, method='logits')[..., 1:]
+    step, cache = llms.cached_step(llm, params, prompt, mask, 77, beams)
+    cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis=1)
+    step = jax.jit(step)
+    for i in range(tokens.shape[1]):
+        log_probs, cache = step(tokens[:, i : i + 1], cache)
+        np.testing.assert_allclose(log_probs[:, 1:], jax.nn.log_softmax(expected[:, i]), rtol=1e-5, atol=2e-5)
+        assert np.all(log_probs[:, 0] < -1e9)  # padding
+
+
+def test_what_is_masked_and_the_batch_change_nothing():
+    llm, params = made('qwen2', 0)
+    params = foundations.unflatten(params)
+    prompt, mask, targets = text(llm, params, target_length=8)
+    config = decoding.DecodeConfig('beam', 12, alpha=0.0)
+
+    @jax.jit
+    def outputs(prompt, mask, targets):
+        step, cache = llms.cached_step(llm, params, prompt, mask, 12, 4)
+        written = decoding.decode(step, cache, len(prompt), config, cache_batch_axis=1)
+        return llm.apply({'params': params}, prompt, mask, targets, method='logits'), *written
+
+    clean = outputs(prompt, mask, targets)
+    assert all(np.isfinite(found).all() for found in clean)
+    assert len({tuple(row) for row in np.array(clean[1])}) == 3
+    wider = jnp.where(mask[..., None], prompt, jnp.nan), mask
+    wider = jnp.pad(wider[0], ((0, 0), (0, 7), (0, 0)), constant_values=jnp.inf), np.pad(mask, ((0, 0), (0, 7)))
+    noisy = outputs(*wider, targets)
+    np.testing.assert_allclose(noisy[0], clean[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(noisy[1], clean[1])
+    for row, length in enumerate(mask.sum(axis=1)):
+        one, length = slice(row, row + 1), max(length, 1)
+        alone = outputs(prompt[one, :length], mask[one, :length], targets[one])
+        np.testing.assert_allclose(alone[0], clean[0][one], rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(alone[1], clean[1][one])
+
+
+def test_another_end_is_written_as_the_end():
+    llm, params = made('smollm2', 0)
+    params = foundations.unflatten(params)
+    prompt, mask, _ = text(llm, params)
+    likeliest = np.argmax(first_log_probs(llm, params, prompt, mask)[:, 2:], axis=1) + 2
+    others = DecoderOnly(dataclasses.replace(llm.config, other_ends=(int(likeliest[0]), 5)))
+    before, after = (first_log_probs(model, params, prompt, mask) for model in (llm, others))
+    assert np.all(after[:, [0, likeliest[0], 5]] < -1e9)
+    kept = np.setdiff1d(np.arange(2, 48), [likeliest[0], 5])
+    shift = after[:, kept] - before[:, kept]  # of the sum over what may be written
+    np.testing.assert_allclose(shift, np.broadcast_to(shift[:, :1], shift.shape), atol=1e-5)
+    end = before[:, [1, likeliest[0], 5]].max(axis=1)
+    np.testing.assert_allclose(after[:, 1], end + shift[:, 0], atol=1e-5)
+
+
+def first_log_probs(llm, params, prompt, mask):
+    step, cache = llms.cached_step(llm, params, prompt, mask, 4)
+    return np.array(step(jnp.zeros((len(prompt), 1), jnp.int32), cache)[0])
+
+
+def test_gradient_to_the_prompt():
+    llm, params = made('qwen2', 0)
+    params = foundations.unflatten(params)
+    prompt, mask, targets = text(llm, params, target_length=5)
+
+    def gradient(**changes):
+        llm, _ = made('qwen2', 0, **changes)
+
+        def loss(prompt):
+            logits = llm.apply({'params': params}, prompt.astype(llm.config.dtype), mask, targets, method='logits')
+            assert logits.dtype == jnp.float32
+            return jnp.mean(jax.nn.log_softmax(logits) ** 2)
+
+        return jax.jit(jax.grad(loss))(prompt)
+
+    expected = gradient()
+    assert np.all(expected[~mask] == 0) and np.all(np.any(expected[mask], axis=-1))
+    np.testing.assert_allclose(gradient(remat_policy='full'), expected, rtol=1e-5, atol=1e-7)
+    half = gradient(remat_policy='minimal', dtype='bfloat16')
+    assert np.linalg.norm(half - expected) < 0.1 * np.linalg.norm(expected)
+
+
+def test_no_logits_of_the_prompt():
+    """What a gradient costs does not grow by the output layer where the prompt grows."""
+    config = dict(MAKE['config']('llama3'), vocab_size=10_000, num_layers=1)
+    llm = DecoderOnly(DecoderOnlyConfig(**config))
+    params = nn.unbox(jax.eval_shape(lambda: llms.initial_params(llm, jax.random.key(0))))
+
+    def flops(length):
+        def loss(prompt, params):
+            return llm.apply({'params': params}, prompt, jnp.ones((1, length), bool), jnp.zeros((1, 4), jnp.int32),
+                             method='logits').sum()  # fmt: skip
+
+        prompt = jax.ShapeDtypeStruct((1, length, 12), jnp.float32)
+        return jax.jit(jax.grad(loss)).lower(prompt, params).compile().cost_analysis()['flops']
+
+    of_a_position = 4 * 12 * 10_000  # forward and backward
+    assert flops(40) - flops(20) < 20 * of_a_position / 4
+
+
+def test_errors_name_the_field_and_the_remedy():
+    for field, value, message in (
+        ('norm', 'batch', "DecoderOnlyConfig.norm is 'batch'; it must be 'rms' or 'layer'"),
+        ('rope_scaling', {'rope_type': 'yarn', 'factor': 2}, "one of the types \\['default', 'linear', 'llama3'\\]"),
+        ('rope_scaling', {'type': 'llama3', 'factor': 2}, "with \\['low_freq_factor', 'high_freq_factor'"),
+        ('num_kv_heads', 3, 'num_kv_heads is 3; it must be a divisor of the 4 heads'),
+        ('positions', 'learned', 'max_positions is None; it must be stated'),
+        ('mlp_activations', ('swish2',), 'one or two of'),
+        ('mlp_activations', (), 'one or two of'),
+        ('sliding_layers', (3,), r'sliding_layers is \(3,\); it must be of 0 to 2'),
+        ('other_ends', (1,), 'other_ends'),
+        ('remat_policy', 'some', 'one of .*minimal'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DecoderOnlyConfig(**MAKE['config']('mistral') | {field: value})
+    llm, params = made('opt', 0)
+    prompt, mask, targets = text(llm, foundations.unflatten(params), target_length=33)
+    with pytest.raises(ValueError, match='has 40 positions .*may have 41: give it shorter'):
+        llm.apply({'params': foundations.unflatten(params)}, prompt, mask, targets, method='logits')
