@@ -25,7 +25,7 @@ ROWS = 264  # 256 bytes, 5 special tokens, 3 rows without a token
 END, TURN, USER, UNUSED, PAD = range(256, 261)
 TEMPLATE = (
     "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else 'A:' }}{{ m.content }}<|turn|>{% endfor %}"
-    "{% if add_generation_prompt %}A:{% endif %}"
+    '{% if add_generation_prompt %}A:{% endif %}'
 )
 LLAMA = {
     'model_type': 'llama', 'vocab_size': ROWS, 'hidden_size': 12, 'intermediate_size': 20, 'num_hidden_layers': 2,
@@ -85,7 +85,9 @@ def write(path, flags=None, arrays=None, **files):
     contents = {
         'config.json': json.dumps({key: value for key, value in flags.items() if value != 'absent'}),
         'tokenizer.json': byte_tokenizer(),
-        'tokenizer_config.json': json.dumps({'eos_token': '<|end|>', 'pad_token': '<|pad|>', 'chat_template': TEMPLATE}),
+        'tokenizer_config.json': json.dumps(
+            {'eos_token': '<|end|>', 'pad_token': '<|pad|>', 'chat_template': TEMPLATE}
+        ),
     }
     for name, content in (contents | files).items():
         if content is not None:
