@@ -40,6 +40,7 @@ setuptools.setup(
         'clu>=0.0.12',
         'tensorboard>=2.19',  # clu's TensorBoard writer needs it and does not say so
         'jiwer>=4',
+        'whisper-normalizer>=0.1.15',
         'sacrebleu>=2.5',
         'absl-py>=2.1',
         'soundfile>=0.13',

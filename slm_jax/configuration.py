@@ -2,8 +2,9 @@
 
 Programs take `--gin_file=FILE` (any number of times) and `--gin.NAME=VALUE`, as T5X's do. A gin file is looked for in
 the working directory, then among the package's own (`models/slm_tiny.gin` and `gin/models/slm_tiny.gin` both name
-the same file, from a checkout, an editable install or a wheel); the files it includes are looked for likewise. A
-name that means nothing stops the program at once, with the nearest name that does.
+the same file, from a checkout, an editable install or a wheel), then among the foundations that were imported by name
+(`whisper_base/model.gin`); the files it includes are looked for likewise. A name that means nothing stops the program
+at once, with the nearest name that does.
 """
 
 import argparse
@@ -67,12 +68,12 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def search_path() -> list[pathlib.Path]:
-    """Directories in which gin files are looked for, first the working directory."""
+    """Directories in which gin files are looked for: the working one, ours, that of foundations imported by name."""
     package = pathlib.Path(__file__).parent
     roots = [package, package.parent]  # wheel; checkout or editable install
     # In site-packages the second is the gin library, which has an __init__.py where our directory has none.
     own = [root / 'gin' for root in roots if (root / 'gin/models').is_dir()]
-    return [pathlib.Path(), *own, *[path.parent for path in own]]
+    return [pathlib.Path(), *own, *[path.parent for path in own], paths.foundations()]
 
 
 def find_gin_file(name: str) -> pathlib.Path:
@@ -88,6 +89,10 @@ def find_gin_file(name: str) -> pathlib.Path:
     for directory in search_path():
         if (directory / name).is_file():
             return directory / name
+    from slm_jax.foundations import named
+
+    if (foundation := name.partition('/')[0]) in named.FOUNDATIONS:
+        raise ConfigurationError(f'gin file {name!r}: {named.not_imported(foundation)}')
     there = {str(file.relative_to(path)) for path in search_path()[1:2] for file in path.rglob('*.gin')}
     raise ConfigurationError(
         f'gin file {name!r} is neither here nor in {[str(path) for path in search_path()[1:]]}'

@@ -66,7 +66,12 @@ def parser() -> argparse.ArgumentParser:
     change.add_argument('--text_from', metavar='FILE', help='a text, looked up by id in a predictions.jsonl')
     change.add_argument('--text_field', default='', help='its field, or the one of the manifest (prediction, text)')
     scores = result.add_argument_group('scores')
-    scores.add_argument('--normalizer', default='basic', help='for WER, CER, slots: basic, none')
+    scores.add_argument(
+        '--normalizer',
+        default='auto',
+        help="for WER, CER, slots: basic, none, whisper_english (OpenAI's), or auto: whisper_english for English "
+        'transcripts and basic for all else (default: auto)',
+    )
     scores.add_argument('--translation_normalizer', default='none', help='for BLEU and chrF')
     scores.add_argument('--out', metavar='DIR', help='default: MODEL/evaluations/NAME')
     scores.add_argument('--worst', type=int, default=20, help='examples in the report')
@@ -146,8 +151,9 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     sources = [args.task, args.manifest, args.predictions]
     if sum(source is not None for source in sources) != 1:
         raise ValueError('give one of --task, --manifest and --predictions.')
-    for name in (args.normalizer, args.translation_normalizer):
-        normalizers.get(name)
+    if args.normalizer != normalizers.AUTO:
+        normalizers.get(args.normalizer)
+    normalizers.get(args.translation_normalizer)
     if args.predictions and args.multihost:
         raise ValueError('--multihost: of --predictions nothing is decoded; leave it out.')
     started = time.perf_counter()
@@ -179,7 +185,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         **_about(args, model, predictions, skipped, seconds, tally),
         **scored,
     }
-    path = report.write(out, results, predictions, samples, args.worst)
+    path = report.write(out, results, predictions, samples, args.worst, normalizer=args.normalizer)
     if model is not None:
         record(model.directory, label(args), results)
     print(summary(results))
@@ -433,6 +439,7 @@ def _about(
     about['speed'] = {
         'seconds': round(seconds, 2),
         'audio_seconds_per_second': round(audio / seconds, 2) if heard else None,
+        'rtfx': round(audio / model.seconds, 2) if heard and model.seconds else None,
         'device': f'{model.mesh.size} × {jax.local_devices()[0].device_kind}',
     }
     return about

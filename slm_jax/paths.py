@@ -359,6 +359,11 @@ def cache() -> pathlib.Path:
     return path(own) if is_url(own) else local_cache()
 
 
+def foundations() -> pathlib.Path:
+    """Directory for the foundations that are imported by name."""
+    return cache() / 'foundations'
+
+
 def local_cache() -> pathlib.Path:
     """`cache`, but on this machine, whatever $SLM_JAX_CACHE is: for what is used through the file system."""
     own = os.environ.get('SLM_JAX_CACHE', '')

@@ -29,7 +29,10 @@ _READ = {  # of the configuration, and what is put for a macro that has no value
     '%TASK_FEATURE_LENGTHS': None,
     '%BATCH_SECONDS': None,
     '%ENCODER_SECONDS': None,
-    **{f'{_TRAIN}{name}': None for name in ('trainable', 'optimizer', 'partitioner', 'frozen_dtype', 'decode')},
+    **{
+        f'{_TRAIN}{name}': None
+        for name in ('trainable', 'optimizer', 'partitioner', 'frozen_dtype', 'encoded', 'decode')
+    },
 }
 _ESTIMATES = {
     'at best, an estimate: products, seconds': lambda line: f'{line.compute:.2g}',
@@ -86,6 +89,7 @@ def configured(gin_files: Sequence[str], bindings: Sequence[str]) -> tuple[Any, 
         partitioner=model.query(f'{_TRAIN}partitioner'),
         frozen_dtype=model.query(f'{_TRAIN}frozen_dtype') or 'bfloat16',
         decode=model.query(f'{_TRAIN}decode') or configuration.configured(decoding.DecodeConfig)(),
+        encoded=model.query(f'{_TRAIN}encoded'),
     )
     lengths = {**loader.DEFAULT_LENGTHS, **(model.query('%TASK_FEATURE_LENGTHS') or {})}
     longest = getattr(training.system, 'max_seconds', None) or float('inf')

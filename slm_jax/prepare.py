@@ -3,11 +3,15 @@
     slm-jax prepare voice_prompts
     slm-jax prepare librispeech_asr_clean --split train --cache_dir /data/cache
     slm-jax prepare --gin_file runs/my_run.gin
+    slm-jax prepare voice_prompts --encode models/slm_tiny.gin
     slm-jax prepare --gin_file runs/my_run.gin --cache_dir gs://… --runner=DataflowRunner --project=…
 
 Names are tasks and mixtures; without one, the gin file's MIXTURE_OR_TASK_NAME is prepared. What is
 there already is left alone, and a run that was cut goes on where it stopped. Training does the same
 by itself where something is missing. With a gin file, which names the tokenizers, the texts are measured as well.
+
+With --encode, what the frozen speech encoder of a model or run file makes of the recordings is stored beside them, for
+trainings with ENCODED = True. The file comes after other gin files.
 
 With --runner, Apache Beam does the work, 1000 examples an item, on the machines of that runner; they read the data and
 write the stores, so both are where all of them are. What is not known here goes to Beam, written --OPTION=VALUE. The
@@ -20,7 +24,9 @@ import sys
 from slm_jax import cli, configuration
 
 
-def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='raise', beam=None, measured=False) -> dict:
+def prepare(
+    mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='raise', beam=None, measured=False, encoder=None
+) -> dict:
     """Builds the missing stores of a task or mixture; see `slm_jax.data.cache.open_store`.
 
     Args:
@@ -28,11 +34,12 @@ def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='rai
         splits: which; () = every split that each task has.
         beam: a `slm_jax.data.beam.Beam` that does the work.
         measured: whether the texts are measured too.
+        encoder: a `slm_jax.training.frozen_encoder.FrozenEncoder` whose frames are stored too.
 
     Returns:
         {split: (examples, hours, skipped)}, a store that tasks share counted once.
     """
-    from slm_jax.data import cache, loader, measure
+    from slm_jax.data import cache, frames, loader, measure
 
     tasks, _ = loader.tasks_and_rates(mixture_or_task_name)
     for task in tasks:
@@ -47,7 +54,9 @@ def prepare(mixture_or_task_name, splits=(), cache_dir=None, on_bad_example='rai
             (beam or measure).measure(task, store)
         for store in {id(store): store for store in stores}.values():
             count, hours, skipped = report.get(split, (0, 0.0, []))
-            report[split] = count + len(store), hours + store.samples.sum() / 16000 / 3600, skipped + store.skipped
+            unfit = (beam or frames).encode(store, encoder, on_bad_example) if encoder else []
+            hours += store.samples.sum() / 16000 / 3600
+            report[split] = count + len(store), hours, skipped + store.skipped + unfit
     return report
 
 
@@ -70,6 +79,11 @@ def main(argv: list[str] | None = None) -> int:
         choices=('raise', 'skip'),
         default='raise',
         help='stop at a bad example, or leave it out and list it',
+    )
+    parser.add_argument(
+        '--encode',
+        metavar='MODEL.gin',
+        help="store what this model's frozen speech encoder (FOUNDATIONS) makes of them",
     )
     parser.add_argument('--runner', help='of Apache Beam: DirectRunner, DataflowRunner, …; other options go to it')
     args, rest = parser.parse_known_args(argv)
@@ -118,6 +132,18 @@ def configured() -> list:
         return [gin.get_configurable(gin.config.macro)()]
 
 
+def _encoder(args):
+    """Parses the configuration with the model's; returns its frozen encoder."""
+    from slm_jax.inference import model
+    from slm_jax.training import frozen_encoder
+
+    read = ['%MODEL', 'slm_jax.train.train.system', 'slm_jax.train.train.foundations']
+    read += [] if args.names else ['%MIXTURE_OR_TASK_NAME']
+    files = ['runs/train.gin', *args.gin_file, args.encode]
+    configuration.parse_gin(files, args.gin_bindings, only=dict.fromkeys(read))
+    return frozen_encoder.of(model.configured_system(), model.query('slm_jax.train.train.foundations') or {})
+
+
 def _run(args, beam_arguments: list[str]) -> int:
     import slm_jax.tasks  # isort: skip  first: it loads TensorFlow quietly  # noqa: F401
 
@@ -127,9 +153,12 @@ def _run(args, beam_arguments: list[str]) -> int:
     from slm_jax.data import beam as beam_lib
     from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
 
-    beam = None
+    beam = encoder = None
 
-    configuration.parse_gin(args.gin_file, args.gin_bindings)
+    if args.encode:
+        encoder = _encoder(args)
+    else:
+        configuration.parse_gin(args.gin_file, args.gin_bindings)
     tfds.disable_progress_bar()
     if args.data_dir:
         seqio.set_tfds_data_dir_override(args.data_dir)
@@ -142,10 +171,11 @@ def _run(args, beam_arguments: list[str]) -> int:
             'nothing to prepare: name a task or mixture, or give a --gin_file that sets MIXTURE_OR_TASK_NAME'
         )
     for name in names:
-        made = prepare(name, args.split, args.cache_dir, args.on_bad_example, beam, bool(args.gin_file))
+        made = prepare(name, args.split, args.cache_dir, args.on_bad_example, beam, bool(args.gin_file), encoder)
         for split, (examples, hours, skipped) in made.items():
             print(
                 f'{name} {split}: {examples} recordings or texts, {hours:.2f} h'
+                + (f', encoded by {encoder.name}' if encoder else '')
                 + (f', {len(skipped)} bad examples skipped:' if skipped else '')
             )
             for _, error in skipped:

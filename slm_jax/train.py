@@ -33,6 +33,7 @@ def train(
     partitioner: Any = None,
     seed: int = 0,
     frozen_dtype: Any = None,
+    encoded: bool = False,
     log_period: int = 20,
     eval_period: int = 500,
     eval_batches: int | None = None,
@@ -71,6 +72,8 @@ def train(
         seed: of initialisation, dropout and masks. The order of the data has its own, in the loader.
         frozen_dtype: in which frozen parameters are held; int8: their kernels and embeddings with a scale for each
             output channel; None: float32 on CPU (where bfloat16 is slow), else bfloat16.
+        encoded: whether the loaders, which are made here then, read the stored frames of the frozen speech encoder
+            (`slm-jax prepare --encode`) in the place of recordings.
         log_period, eval_period, checkpoint_period: in steps; `checkpoint_period` is `eval_period` if None.
         eval_batches: at most so many batches of each evaluation loader; None: all.
         local_checkpoint_dir: on a disk of this machine, for more checkpoints, every `local_checkpoint_period` steps:
@@ -97,6 +100,7 @@ def train(
     from slm_jax import decoding
     from slm_jax.training import checkpoints as checkpoints_lib
     from slm_jax.training import (
+        frozen_encoder,
         hosts,
         local_checkpoints,
         logs,
@@ -123,6 +127,11 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
+    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
+    if encoded:
+        layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations or {})
+        needs['encoder'] = encoder
+        say(f'note: {frozen_encoder.NOTE.format(encoder.name)}')
     with contextlib.ExitStack() as stack:
         checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
         stack.enter_context(contextlib.closing(checkpoints))
@@ -146,9 +155,8 @@ def train(
 
         # The evaluation's first, so that a split that is not there is said at once.
         with hosts.doing('reading its data'):
-            needs = {'teacher': True} if getattr(system, 'teacher', None) else {}
-            eval_loaders = {name: _made(each, **needs) for name, each in (eval_loaders or {}).items()}
-            loader = _made(loader, **needs)
+            eval_loaders = {name: _made(each, needs) for name, each in (eval_loaders or {}).items()}
+            loader = _made(loader, needs)
             card['data'] = loader.state()
         hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
         batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
@@ -229,8 +237,13 @@ def _alike(card: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _made(loader: Any, **needs: Any) -> Any:
-    return loader(**needs) if callable(loader) else loader
+def _made(loader: Any, needs: Mapping[str, Any]) -> Any:
+    """A loader, and if it is yet to be made, one that gives what is needed."""
+    if callable(loader):
+        return loader(**needs)
+    if 'encoder' in needs:
+        raise ValueError('train.encoded: give loaders as functions that make them; they are told whose frames to read.')
+    return loader
 
 
 def check_lengths() -> None:

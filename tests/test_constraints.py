@@ -12,6 +12,7 @@ import pytest
 
 from slm_jax import adapters, encoders, llms
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
+from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
 from slm_jax.llms import decoder_only, t5
@@ -41,6 +42,10 @@ EXAMPLES = {
     'best_rq': (best_rq.BestRqHead(best_rq.BestRqConfig(2, 32)), FRAMES),
     'adapter': (SlmAdapter(SlmAdapterConfig(**SLM)), FRAMES, LENGTHS),
     'adapter, conv': (SlmAdapter(SlmAdapterConfig(**SLM, reduction='conv', remat_policy='full')), FRAMES, LENGTHS),
+    'adapter, tokens': (
+        TokenCtcAdapter(TokenCtcConfig(**SLM, label_counts=(1,) * 31)),
+        *(FRAMES, LENGTHS, None, None, jnp.ones((32, 24))),
+    ),
     't5': (t5.T5(t5.T5Config(**T5)), TOKENS, TOKENS, TOKENS),
     't5, scanned': (t5.T5(t5.T5Config(**T5, scan_layers=True, remat_policy='full')), TOKENS, TOKENS, TOKENS),
     't5, old': (t5.T5(t5.T5Config(**T5, logits_via_embedding=True, mlp_activations=('relu',))), *[TOKENS] * 3),

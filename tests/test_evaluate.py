@@ -123,6 +123,8 @@ def test_a_model_from_its_directory_alone(world, manifest, tmp_path, capsys):
     assert results['data']['examples'] == 24 and results['data']['audio_seconds'] > 20
     assert {'jax', 'jiwer', 'sacrebleu', 'slm_jax'} <= set(results['versions'])
     assert results['command'].startswith('slm-jax evaluate')
+    speed = results['speed']
+    assert speed['rtfx'] > 2 * speed['audio_seconds_per_second'], 'which counts loading and compilation'
     assert '<audio' in (out / 'report.html').read_text()
     card = json.loads((world / 'slm' / 'card.json').read_text())
     [(label, noted)] = card['evaluations'].items()

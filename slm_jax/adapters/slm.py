@@ -26,8 +26,8 @@ _SLOTS = ('batch', 'length', 'embed')  # axes of what goes from layer to layer
 
 
 @dataclasses.dataclass(frozen=True)
-class SlmAdapterConfig:
-    """Sizes and kind of an adapter.
+class AdapterConfig:
+    """Sizes and reduction of an adapter.
 
     Attributes:
         output_dim: width of the LLM's token embeddings.
@@ -37,7 +37,6 @@ class SlmAdapterConfig:
             'conv' is a strided convolution over twice as many frames, then a GELU;
             'ctc_blank' drops frames whose likeliest CTC label is blank and averages runs of the
             same label, see `ctc_segments`.
-        output_scale: initial root mean square of the output; that of the LLM's embeddings is best.
         remat_policy: 'none', 'minimal' or 'full': which activations the backward pass recomputes.
         dtype: of activations; parameters are float32.
     """
@@ -51,20 +50,29 @@ class SlmAdapterConfig:
     reduction: str = 'discard'
     reduction_factor: int = 4
     dropout_rate: float = 0.0
-    output_scale: float = 1.0
     remat_policy: str = 'none'
     dtype: Any = 'float32'
 
     def __post_init__(self):
+        name = type(self).__name__
         for field, choices in (('reduction', _REDUCTIONS), ('remat_policy', _REMAT_POLICIES)):
             if getattr(self, field) not in choices:
-                raise ValueError(f'SlmAdapterConfig.{field} is {getattr(self, field)!r}; choose one of {choices}.')
+                raise ValueError(f'{name}.{field} is {getattr(self, field)!r}; choose one of {choices}.')
         if not 0 <= self.dropout_rate < 1:
-            raise ValueError(f'SlmAdapterConfig.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
+            raise ValueError(f'{name}.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
         if self.reduction_factor < 1:
-            raise ValueError(
-                f'SlmAdapterConfig.reduction_factor is {self.reduction_factor}; use 1 to keep every frame, or more.'
-            )
+            raise ValueError(f'{name}.reduction_factor is {self.reduction_factor}; use 1 to keep every frame, or more.')
+
+
+@dataclasses.dataclass(frozen=True)
+class SlmAdapterConfig(AdapterConfig):
+    """What `SlmAdapter` is, besides.
+
+    Attributes:
+        output_scale: initial root mean square of the output; that of the LLM's embeddings is best.
+    """
+
+    output_scale: float = 1.0
 
 
 class RmsNorm(nn.Module):
@@ -130,7 +138,7 @@ class RelativePositionBias(nn.Module):
 class Layer(nn.Module):
     """Self-attention and a gated GELU block, each pre-normalised; (output, None) for nn.scan."""
 
-    config: SlmAdapterConfig
+    config: AdapterConfig
     deterministic: bool
 
     @nn.compact
@@ -220,18 +228,9 @@ class SlmAdapter(nn.Module):
             x = mean_of_slots(frames, slots, num_slots)
         else:
             lengths = -(-frame_lengths // cfg.reduction_factor)
-            x = _reduce(frames, frame_lengths, cfg)
-        x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
-        x = nn.with_logical_constraint(x, _SLOTS)
-        if cfg.reduction == 'conv':
-            x = nn.gelu(x)
-
+            x = reduced(frames, frame_lengths, cfg)
+        x = transformed(x, lengths, cfg, deterministic)
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
-        if cfg.num_layers:
-            bias = RelativePositionBias(cfg.num_heads, name='relpos_bias')(x.shape[1])
-            bias = bias + jnp.where(valid, 0.0, -1e10)[:, None, None, :]
-            x, _ = _stack(cfg)(cfg, deterministic, name='layers')(x, bias)
-        x = RmsNorm(cfg.dtype, name='final_norm')(x)
         x = Linear(cfg.output_dim, ('embed', 'llm_embed'), cfg.dtype, name='output_projection')(x)
         x = RmsNorm(cfg.dtype, axis='llm_embed', initial_scale=cfg.output_scale, name='output_norm')(x)
         if label_embeddings is not None and ctc_logits is not None:
@@ -246,7 +245,23 @@ class SlmAdapter(nn.Module):
         return x, lengths.astype(jnp.int32)
 
 
-def _stack(cfg: SlmAdapterConfig):
+def transformed(
+    x: Float[Array, 'b s i'], lengths: Int32[Array, ' b'], cfg: AdapterConfig, deterministic: bool
+) -> Float[Array, 'b s e']:
+    """What the Transformer makes of slots, normalised; its modules are those of the adapter that calls this."""
+    x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
+    x = nn.with_logical_constraint(x, _SLOTS)
+    if cfg.reduction == 'conv':
+        x = nn.gelu(x)
+    if cfg.num_layers:
+        valid = jnp.arange(x.shape[1]) < lengths[:, None]
+        bias = RelativePositionBias(cfg.num_heads, name='relpos_bias')(x.shape[1])
+        bias = bias + jnp.where(valid, 0.0, -1e10)[:, None, None, :]
+        x, _ = _stack(cfg)(cfg, deterministic, name='layers')(x, bias)
+    return RmsNorm(cfg.dtype, name='final_norm')(x)
+
+
+def _stack(cfg: AdapterConfig):
     layer = Layer
     if cfg.remat_policy != 'none':
         policy = None
@@ -263,7 +278,7 @@ def _stack(cfg: SlmAdapterConfig):
     )
 
 
-def _reduce(frames: Float[Array, 'b t d'], lengths: Int32[Array, ' b'], cfg: SlmAdapterConfig) -> Float[Array, 'b s i']:
+def reduced(frames: Float[Array, 'b t d'], lengths: Int32[Array, ' b'], cfg: AdapterConfig) -> Float[Array, 'b s i']:
     """The reductions of fixed rate, as far as they have no parameters; padding frames are 0."""
     factor = cfg.reduction_factor
     batch, time, width = frames.shape

@@ -14,7 +14,7 @@ from typing import Any
 import seqio
 
 from slm_jax import paths
-from slm_jax.data import cache, measure, shards
+from slm_jax.data import cache, frames, measure, shards
 from slm_jax.data.preprocessors import BadExampleError
 
 
@@ -79,6 +79,11 @@ class Beam:
             self._run(functools.partial(_measure, self.register, task.name, str(store.directory)), missing)
             measure.join(task, store)
 
+    def encode(self, store: cache.Store, encoder: frames.Encoder, on_bad_example: str) -> list[tuple[str, str]]:
+        """Stores the frames of a store, if that has not been done; see `frames.encode`."""
+        work = functools.partial(_encode, encoder, str(store.directory))
+        return frames.encode(store, encoder, on_bad_example, functools.partial(self._run, work))
+
     def _build(self, task: seqio.Task, split: str, directory: pathlib.Path, on_bad_example: str) -> None:
         cache.say_what_is_stale(task, split, directory)
         files, size = shards.files_of(task), shards.SHARD_EXAMPLES
@@ -121,6 +126,10 @@ def _build(register: Callable, name: str, split: str, directory: str, item: tupl
 
 def _measure(register: Callable, name: str, directory: str, number: int) -> None:
     measure.measure_shard(_task(register, name), cache.Store(paths.path(directory)), number)
+
+
+def _encode(encoder: frames.Encoder, directory: str, number: int) -> None:
+    frames.encode_shard(cache.Store(paths.path(directory)), encoder, number)
 
 
 def _task(register: Callable, name: str) -> seqio.Task:

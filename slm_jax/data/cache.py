@@ -320,17 +320,18 @@ class Store:
         shard = int(np.searchsorted(self._starts, index, 'right')) - 1
         return shard, index - int(self._starts[shard])
 
-    def _record(self, index: int, offset: int) -> bytes:
+    def record(self, directory: pathlib.Path, index: int, of_each: int, offset: int) -> bytes:
+        """One of the records `of_each` example, out of shards in a directory that are cut as the store's are."""
         shard, place = self._place(index)
-        return _reader(self.directory / f'{shard:05d}.arrayrecord').read([2 * place + offset])[0]
+        return _reader(directory / f'{shard:05d}.arrayrecord').read([of_each * place + offset])[0]
 
     def features(self, index: int) -> dict[str, np.ndarray | bytes]:
         """Everything but the speech."""
-        return shards.unpack(self._record(index, 0))
+        return shards.unpack(self.record(self.directory, index, 2, 0))
 
     def speech(self, index: int) -> np.ndarray:
         """int16 [samples]."""
-        return np.frombuffer(self._record(index, 1), '<i2')
+        return np.frombuffer(self.record(self.directory, index, 2, 1), '<i2')
 
     def shard(self, number: int) -> range:
         """The examples of a shard."""

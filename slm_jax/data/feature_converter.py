@@ -4,6 +4,7 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 
 from collections.abc import Mapping
 
+import ml_dtypes
 import numpy as np
 import seqio
 
@@ -41,6 +42,32 @@ def model_features(
         'decoder_input_tokens': np.concatenate([[bos_id], targets[:-1]])[: len(targets)].astype(np.int32),
         'decoder_target_tokens': targets,
         'decoder_loss_weights': (targets != 0).astype(np.float32),
+    }
+
+
+def with_frames(
+    features: Mapping[str, np.ndarray], frames: np.ndarray | None, shape: tuple[int, ...]
+) -> dict[str, np.ndarray]:
+    """Model features of an example that bring stored frames in the place of its samples.
+
+        speech_samples        int16 [0]
+        speech_frames         bfloat16 [frames, width]   what the speech encoder made of them
+        speech_frame_lengths  int32 []                   valid frames
+
+    Args:
+        features: see `model_features`.
+        frames: bfloat16 [n, width]; None of a text.
+        shape: [frames, width] that they are padded to.
+    """
+    padded, length = np.zeros(shape, ml_dtypes.bfloat16), 0
+    if frames is not None:
+        length = len(frames)
+        padded[:length] = frames
+    return {
+        **features,
+        'speech_samples': np.zeros(0, np.int16),
+        'speech_frames': padded,
+        'speech_frame_lengths': np.int32(length),
     }
 
 

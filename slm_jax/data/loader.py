@@ -18,7 +18,7 @@ import numpy as np
 import seqio
 
 import gin
-from slm_jax.data import cache, feature_converter, measure, notices, preprocessors
+from slm_jax.data import cache, feature_converter, frames, measure, notices, preprocessors
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
@@ -73,10 +73,11 @@ class SpeechTextLoader:
         data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
         teacher: whether batches have `teacher_input_tokens`: the prompt with the transcript in the place of the speech,
             for a system whose `objective` has a teacher. `slm-jax train` asks for it by itself.
+        encoder: whose stored frames are read in the place of recordings; None: the recordings.
 
     Raises:
         ValueError: an argument that cannot be; a split or file that is not there; a task whose targets the tokenizer
-            cannot write.
+            cannot write; a store without the encoder's frames.
         preprocessors.BadExampleError: an example that cannot be used, unless these are skipped.
     """
 
@@ -97,6 +98,7 @@ class SpeechTextLoader:
         encoder_seconds: float = 0.0,
         shape_cost: float = 0.0,
         teacher: bool = False,
+        encoder: frames.Encoder | None = None,
     ):
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
         _check('num_buckets', num_buckets, 'a whole number from 1 on')
@@ -120,6 +122,11 @@ class SpeechTextLoader:
         self._stores = cache.open_stores(self._tasks, split, cache_dir, on_bad_example)
         for store in {id(store): store for store in self._stores}.values():
             self.skipped += store.skipped
+        self._encoder = encoder if any(store.samples.any() for store in self._stores) else None
+        if self._encoder:
+            for task, store in zip(self._tasks, self._stores):
+                frames.check(task, store, self._encoder)
+            self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
         self._unknown: list[dict[str, np.ndarray]] = []
         self._teacher, self._teacher_inputs = teacher, []
         self._planned = [
@@ -139,6 +146,9 @@ class SpeechTextLoader:
         )
         self._longest_teacher = self.plan.longest(self._teacher_inputs) if teacher else []
         self.speech_fill = self.plan.speech_fill
+        self._shapes = [self._shapes_of(bucket) for bucket in self.plan.buckets]
+        for shape, length in zip(self._shapes, self._longest_teacher):
+            shape['teacher_input_tokens'] = ((shape['speech_lengths'][0][0], length), np.dtype(np.int32))
         self._steps: list[Any] = [
             measure.postcache(task, store.spec, teacher) for task, store in zip(self._tasks, self._stores)
         ]
@@ -219,8 +229,13 @@ class SpeechTextLoader:
         store, index = self._stores[task], int(self._planned[task].index[position])
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
         if 'speech' in store.spec:
-            example['speech'] = store.speech(index)
-        return self._steps[task](example)
+            silence = np.broadcast_to(np.int16(0), store.samples[index])
+            example['speech'] = silence if self._encoder else store.speech(index)
+        example = self._steps[task](example)
+        if self._encoder and store.samples[index]:
+            width = self._shapes[0]['speech_frames'][0][2]
+            example = {**example, 'frames': frames.read(store, self._encoder, index, width)}
+        return example
 
     def _fitting(self, bucket: plan_lib.Bucket, task: int, position: int, seed: int) -> dict:
         """`_example`; a wording that is too long for the bucket gives way to a measured one."""
@@ -244,6 +259,10 @@ class SpeechTextLoader:
             for row in planned
         ]
         rows = [feature_converter.model_features(example[1] if example else {}, lengths) for example in examples]
+        if self._encoder:
+            shape = self._shapes[batch.bucket]['speech_frames'][0][1:]
+            given = [example[1].get('frames') if example else None for example in examples]
+            rows = [feature_converter.with_frames(row, made, shape) for row, made in zip(rows, given)]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, examples
 
     def batches(
@@ -348,21 +367,18 @@ class SpeechTextLoader:
 
     def batch_shapes(self) -> list[dict[str, tuple[tuple[int, ...], np.dtype]]]:
         """Per bucket {name: (shape of the global batch, dtype)}."""
-        shapes: list[dict[str, tuple[tuple[int, ...], np.dtype]]] = []
-        for b in self.plan.buckets:
-            shapes.append(
-                {
-                    'speech_samples': ((b.rows, b.samples), np.dtype(np.int16)),
-                    'speech_lengths': ((b.rows,), np.dtype(np.int32)),
-                    'encoder_input_tokens': ((b.rows, b.inputs), np.dtype(np.int32)),
-                    'decoder_input_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
-                    'decoder_target_tokens': ((b.rows, b.targets), np.dtype(np.int32)),
-                    'decoder_loss_weights': ((b.rows, b.targets), np.dtype(np.float32)),
-                }
-            )
-        for shape, length in zip(shapes, self._longest_teacher):
-            shape['teacher_input_tokens'] = ((shape['speech_lengths'][0][0], length), np.dtype(np.int32))
-        return shapes
+        return self._shapes
+
+    def _shapes_of(self, bucket: plan_lib.Bucket) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        shapes = {
+            'speech_samples': ((bucket.rows, bucket.samples), np.dtype(np.int16)),
+            'speech_lengths': ((bucket.rows,), np.dtype(np.int32)),
+            'encoder_input_tokens': ((bucket.rows, bucket.inputs), np.dtype(np.int32)),
+            'decoder_input_tokens': ((bucket.rows, bucket.targets), np.dtype(np.int32)),
+            'decoder_target_tokens': ((bucket.rows, bucket.targets), np.dtype(np.int32)),
+            'decoder_loss_weights': ((bucket.rows, bucket.targets), np.dtype(np.float32)),
+        }
+        return self._encoder.shapes(shapes) if self._encoder else shapes
 
     def state(self) -> dict:
         """What, with the step, fixes the data: a checkpoint stores it, and a resume compares it."""
@@ -379,6 +395,7 @@ class SpeechTextLoader:
             'split': self.split,
             'tasks': [task.name for task in self._tasks],
             'plan': digest.hexdigest(),
+            **({'encoder': self._encoder.key} if self._encoder else {}),
         }
 
 

@@ -7,6 +7,7 @@
 Tasks find them through `output_features`; what only answers needs no more than this.
 """
 
+import collections
 import functools
 from typing import Any
 
@@ -79,3 +80,33 @@ def token_labels() -> tuple[int, ...] | None:
             label = 0 if label == labels.unk_id() else -label if piece == '▁' else label
         result.append(label)
     return tuple(result)
+
+
+@gin.configurable
+def counted_tokens(labels: str) -> tuple[int, ...]:
+    """The language model's tokens that are labels of an adapter's CTC head, after blank, which has none (-1).
+
+    Args:
+        labels: 'TOKEN:COUNT,TOKEN:COUNT,...', as `python -m slm_jax.corpora.token_counts` writes them.
+    """
+    return (-1, *(token for token, _ in _counted(labels)))
+
+
+@gin.configurable
+def label_counts(labels: str) -> tuple[int, ...]:
+    """How often each of `counted_tokens` but blank was met, of the same `labels`."""
+    return tuple(count for _, count in _counted(labels))
+
+
+def _counted(labels: str) -> list[tuple[int, int]]:
+    pairs = [pair.partition(':') for pair in labels.split(',')]
+    remedy = 'Write the file again with `python -m slm_jax.corpora.token_counts`.'
+    for token, colon, count in pairs:
+        if not (token.isdecimal() and count.isdecimal() and int(token) > 1):
+            raise ValueError(
+                f'LABELS: {token + colon + count!r} is no TOKEN:COUNT, two whole numbers, the first above 1. {remedy}'
+            )
+    found = [(int(token), int(count)) for token, _, count in pairs]
+    if twice := [token for token, number in collections.Counter(token for token, _ in found).items() if number > 1]:
+        raise ValueError(f'LABELS has the token {twice[0]} twice. {remedy}')
+    return found

@@ -1,6 +1,7 @@
 """CTC: a linear head over 25 Hz frames, its loss and its greedy reading. Token 0 is the blank."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
@@ -31,9 +32,30 @@ def ctc_loss(
     return optax.ctc_loss(logits, frame_padding, labels, (labels == 0).astype(jnp.float32))
 
 
+def ctc_loss_of_many(
+    logits: Float[Array, 'b t v'], frame_lengths: Int[Array, ' b'], labels: Int[Array, 'b l']
+) -> Float[Array, ' b']:
+    """`ctc_loss` where labels are thousands: the few of a row are picked out of the logits first.
+
+    The label -1 stands for any label but blank: something is said there, and how it is spelt is not known.
+    """
+    logits = logits.astype(jnp.float32)
+    any_label = jax.nn.logsumexp(logits[..., 1:], axis=-1, keepdims=True)
+    own = jnp.take_along_axis(logits, jnp.maximum(labels, 0)[:, None, :], axis=2)
+    own = jnp.concatenate([logits[..., :1], jnp.where(labels[:, None, :] < 0, any_label, own)], axis=-1)
+    place = jnp.arange(labels.shape[1])
+    # A label is called by the place where it first stands, so that equal ones are seen to be equal.
+    first = jnp.argmax(labels[:, :, None] == labels[:, None, :], axis=2)
+    called = jnp.where(labels == 0, 0, 1 + jnp.where(labels < 0, place, first))
+    # What `optax` normalises by is the sum over these labels, as often as they stand there: here is the difference.
+    rest = jax.nn.logsumexp(logits, axis=-1) - jax.nn.logsumexp(own, axis=-1)
+    rest = jnp.where(jnp.arange(logits.shape[1]) < frame_lengths[:, None], rest, 0.0)
+    return ctc_loss(own, frame_lengths, called) + jnp.sum(rest, axis=1)
+
+
 def ctc_fits(frame_lengths: Int[Array, ' b'], labels: Int[Array, 'b l']) -> Array:
     """Whether each row has a frame per label and one per blank between equal neighbours."""
-    repeats = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] != 0)
+    repeats = (labels[:, 1:] == labels[:, :-1]) & (labels[:, 1:] > 0)
     return frame_lengths >= jnp.sum(labels != 0, axis=1) + jnp.sum(repeats, axis=1)
 
 

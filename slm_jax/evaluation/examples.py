@@ -171,7 +171,7 @@ def _texts(prediction: metrics.Prediction) -> str:
 
 def _aligned(prediction: metrics.Prediction, normalizer: str) -> str:
     """The alignment as two rows of coloured words; a screen reader gets the plain texts instead."""
-    normalize = normalizers.get(normalizer)
+    normalize = normalizers.get(metrics.normalizer_of(prediction, normalizer))
     texts = normalize(prediction['reference']), normalize(prediction['prediction'])
     unspaced = metrics.is_unspaced(prediction.get('lang'))
     reference, answer = (list(''.join(t.split())) if unspaced else t.split() for t in texts)

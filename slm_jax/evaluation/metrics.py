@@ -162,19 +162,19 @@ def slot_f1(references: Sequence[str], predictions: Sequence[str], absent: str =
 
 def score(
     predictions: Sequence[Prediction],
-    normalizer: str = 'basic',
+    normalizer: str = normalizers.AUTO,
     translation_normalizer: str = 'none',
 ) -> dict[str, Any]:
     """Scores a whole evaluation.
 
     Args:
         predictions: as the module's docstring says.
-        normalizer: name, for transcription and slots.
+        normalizer: name, for transcription and slots; or `normalizers.AUTO`, see `normalizer_of`.
         translation_normalizer: name, for BLEU and chrF, which are customarily taken on the text as
             it stands.
 
     Returns:
-        normalizers {kind: name}; signatures {metric: text}; and scores {kind: {group: {metric:
+        normalizers {kind: those used}; signatures {metric: text}; and scores {kind: {group: {metric:
         value}}}. A kind with more than one group has 'overall' (all examples as one corpus) and
         'average' (unweighted mean of the groups) as well. BLEU has no 'overall' where the target
         languages need different tokenizers; WER counts only languages with spaces between words.
@@ -192,7 +192,7 @@ def score(
     _refuse_empty(predictions, pairs)
     scores = _score_kinds(predictions, pairs, signatures)
     result: dict[str, Any] = {
-        'normalizers': {kind: names[kind] for kind in scores},
+        'normalizers': {kind: _used(predictions, kind, names[kind]) for kind in scores},
         'signatures': signatures,
         'scores': scores,
     }
@@ -207,7 +207,9 @@ def score(
     return result
 
 
-def check_reference(example: Prediction, normalizer: str = 'basic', translation_normalizer: str = 'none') -> None:
+def check_reference(
+    example: Prediction, normalizer: str = normalizers.AUTO, translation_normalizer: str = 'none'
+) -> None:
     """Refuses an example that `score` would refuse whatever is answered, so that it is not decoded first.
 
     Raises:
@@ -220,16 +222,43 @@ def check_reference(example: Prediction, normalizer: str = 'basic', translation_
     if not _normalized(example, reference, names).strip():
         kind = kind_of(example)
         raise MetricsError(
-            f'{name}: its reference {reference!r} is empty after normalising ({names[kind]}). Give it a text, leave it '
+            f'{name}: its reference {reference!r} is empty after normalising '
+            f'({normalizer_of(example, names[kind])}). Give it a text, leave it '
             f'out (--on_bad_example skip), or score with --{"translation_" * (kind == "translation")}normalizer none.'
         )
+
+
+def normalizer_of(prediction: Prediction, normalizer: str) -> str:
+    """Name of the normaliser of an example: what was asked for or, with `AUTO`, the customary one.
+
+    That is Whisper's for transcripts in English, as on the public leaderboards, unless it leaves no word of the
+    reference ('Hmm.' becomes nothing, '...' a full stop); and `basic` for all else.
+    """
+    if normalizer != normalizers.AUTO:
+        return normalizer
+    english = kind_of(prediction) == 'transcription' and base_language(prediction.get('lang')) == 'en'
+    if english and normalizers.basic(normalizers.whisper_english(prediction['reference'])):
+        return 'whisper_english'
+    return 'basic'
+
+
+def _used(predictions: Sequence[Prediction], kind: str, normalizer: str) -> str:
+    """Names of the normalisers of a kind, with the languages if there are several."""
+    languages: dict[str, set[str]] = {}
+    for prediction in predictions:
+        if kind_of(prediction) == kind:
+            name = normalizer_of(prediction, normalizer)
+            languages.setdefault(name, set()).add(prediction.get('lang') or 'unknown')
+    if len(languages) == 1:
+        return next(iter(languages))
+    return ', '.join(f'{name} ({" ".join(sorted(codes))})' for name, codes in sorted(languages.items()))
 
 
 def _names(normalizer: str, translation_normalizer: str) -> dict[str, str]:
     return {'transcription': normalizer, 'translation': translation_normalizer, 'slots': normalizer}
 
 
-def error_rate(prediction: Prediction, normalizer: str = 'basic') -> float:
+def error_rate(prediction: Prediction, normalizer: str = normalizers.AUTO) -> float:
     """How bad one example is, to sort by: WER, CER (no spaces), 100 - chrF, or 0 and 100; in %."""
     kind = kind_of(prediction)
     reference, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
@@ -274,7 +303,7 @@ def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
 
 def _normalized(prediction: Prediction, text: str, names: Mapping[str, str]) -> str:
     kind = kind_of(prediction)
-    text = normalizers.get(names[kind])(text)
+    text = normalizers.get(normalizer_of(prediction, names[kind]))(text)
     return ''.join(text.split()) if kind == 'transcription' and is_unspaced(prediction.get('lang')) else text
 
 

@@ -8,6 +8,7 @@ import functools
 import unicodedata
 from collections.abc import Callable
 
+AUTO = 'auto'  # of each example the customary one: see `metrics.normalizer_of`
 _APOSTROPHES = str.maketrans(dict.fromkeys('\u2019\u2018\u02bc\u00b4\u0060\uff07', "'"))
 
 
@@ -51,7 +52,23 @@ def basic(text: str) -> str:
     return ' '.join(''.join(kept).split())
 
 
-NORMALIZERS: dict[str, Callable[[str], str]] = {'none': none, 'basic': basic}
+@functools.cache
+def _whisper_english() -> Callable[[str], str]:
+    from whisper_normalizer import english
+
+    return english.EnglishTextNormalizer()
+
+
+def whisper_english(text: str) -> str:
+    """OpenAI's for English transcripts: no fillers and brackets, American spelling, contractions and numbers alike.
+
+    Returns:
+        The normalised text; '' where the text holds nothing else ('Hmm.').
+    """
+    return ' '.join(_whisper_english()(text).split())
+
+
+NORMALIZERS: dict[str, Callable[[str], str]] = {'none': none, 'basic': basic, 'whisper_english': whisper_english}
 
 
 def get(name: str) -> Callable[[str], str]:
@@ -61,5 +78,7 @@ def get(name: str) -> Callable[[str], str]:
         ValueError: there is none; the message lists those there are.
     """
     if name not in NORMALIZERS:
-        raise ValueError(f'normalizer: {name!r} is unknown; choose one of {sorted(NORMALIZERS)}.')
+        raise ValueError(
+            f'normalizer: {name!r} is unknown; choose one of {sorted(NORMALIZERS)}, or, as --normalizer, {AUTO}.'
+        )
     return NORMALIZERS[name]

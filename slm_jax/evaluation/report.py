@@ -9,7 +9,7 @@
     decode       {method, beam_size, …, answers_with_ctc}
     truncated    how many answers reached a limit of their length
     normalizers, signatures, scores, by_task    as `metrics.score` returns them
-    speed        {seconds, audio_seconds_per_second, device}
+    speed        {seconds, audio_seconds_per_second, rtfx, device}; rtfx is the same without loading and compiling
     versions     {package: version}
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from slm_jax import paths
 from slm_jax.data import json_lines
-from slm_jax.evaluation import examples, metrics, page, plots
+from slm_jax.evaluation import examples, metrics, normalizers, page, plots
 
 SCHEMA = 1
 _TITLES = {'transcription': 'Transcription', 'translation': 'Translation', 'slots': 'Slots'}
@@ -60,6 +60,7 @@ def write(
     samples: Mapping[int, np.ndarray] | None = None,
     worst: int = 20,
     audio_bytes: int = 6_000_000,
+    normalizer: str = normalizers.AUTO,
 ) -> pathlib.Path:
     """Writes the three files.
 
@@ -71,6 +72,7 @@ def write(
             listened to.
         worst: how many examples of each kind are shown; 0 shows none.
         audio_bytes: limit of all embedded audio together, before base64.
+        normalizer: of transcripts and slots, as `metrics.score` was given it.
 
     Returns:
         Path of report.html.
@@ -81,7 +83,7 @@ def write(
     text = json.dumps(results, ensure_ascii=False, indent=2)
     (directory / 'results.json').write_text(text + '\n', encoding='utf-8')
     path = directory / 'report.html'
-    path.write_text(render(results, predictions, samples or {}, worst, audio_bytes), encoding='utf-8')
+    path.write_text(render(results, predictions, samples or {}, worst, audio_bytes, normalizer), encoding='utf-8')
     return path
 
 
@@ -91,21 +93,19 @@ def render(
     samples: Mapping[int, np.ndarray],
     worst: int = 20,
     audio_bytes: int = 6_000_000,
+    normalizer: str = normalizers.AUTO,
 ) -> str:
     """Returns the report as one HTML page; arguments as `write`."""
     data = results['data']
     name = pathlib.Path(str(results['model'].get('directory') or 'model')).name
     what = ' · '.join(str(data[k]) for k in ('task', 'manifest', 'split') if data.get(k))
     title = f'{name} on {what}' if what else name
-    errors = examples.errors(predictions, _normalizer(results))
+    errors = examples.errors(predictions, normalizer)
     budget = examples.AudioBudget(audio_bytes)
     shown = []
     for kind, (bad, spread) in examples.chosen(predictions, errors, worst).items():
         for heading, positions in (('the worst', bad), ('from best to worst', spread)):
-            items = [
-                examples.show(predictions[i], errors[i], samples.get(i), _normalizer(results), budget)
-                for i in positions
-            ]
+            items = [examples.show(predictions[i], errors[i], samples.get(i), normalizer, budget) for i in positions]
             shown.append(page.section(f'{_TITLES[kind]}: {heading}', *examples.listing(items, kind == 'transcription')))
     parts = [
         '<header>',
@@ -131,15 +131,10 @@ def render(
 def versions() -> dict[str, str]:
     """Versions of what decides the scores."""
     found = {'python': platform.python_version()}
-    for package in ('slm_jax', 'jax', 'jaxlib', 'flax', 'seqio', 'jiwer', 'sacrebleu'):
+    for package in ('slm_jax', 'jax', 'jaxlib', 'flax', 'seqio', 'jiwer', 'whisper_normalizer', 'sacrebleu'):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
-
-
-def _normalizer(results: Mapping[str, Any]) -> str:
-    names = results['normalizers']
-    return names.get('transcription') or names.get('slots') or 'basic'
 
 
 def _subtitle(results: Mapping[str, Any]) -> str:
@@ -190,9 +185,9 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
                 tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, group))
             elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
                 tiles.append((f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions'))
-    rate = (results.get('speed') or {}).get('audio_seconds_per_second')
+    rate = (results.get('speed') or {}).get('rtfx')
     if rate:
-        tiles.append((f'{rate:.1f}×', 'times real time', results['speed'].get('device', '')))
+        tiles.append((f'{rate:.1f}×', 'RTFx: audio to time of generation', results['speed'].get('device', '')))
     return tiles
 
 

@@ -3,7 +3,8 @@
 A foundation is a directory holding `card.json` (name, kind, fingerprint, recipe, data, licences, scores), `params/`
 (an Orbax checkpoint) and, where text is read or written, `tokenizer.model` (SentencePiece) or `tokenizer.json` (of the
 library `tokenizers`); an imported one has its model file too, `model.gin`. Foundations that stand beside this file are
-installed with the package and are known by their names; any other is known by its path.
+installed with the package and are known by their names, as are the public ones of `named` once they are imported; any
+other is known by its path.
 """
 
 import dataclasses
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from slm_jax import paths
-from slm_jax.foundations import added_tokens, s3, tokenizers, verification
+from slm_jax.foundations import added_tokens, named, s3, tokenizers, verification
 
 CARD = 'card.json'
 PARAMS = 'params'
@@ -48,17 +49,23 @@ def installed(directory: pathlib.Path) -> bool:
 
 
 def find(name_or_dir: str | os.PathLike) -> pathlib.Path:
-    """Directory of the foundation installed under this name, or of the one at this path.
+    """Directory of the foundation installed, or imported, under this name, or of the one at this path.
 
     Raises:
         FoundationError: neither exists.
     """
-    for path in (pathlib.Path(__file__).parent / name_or_dir, paths.path(name_or_dir)):
+    name = os.fspath(name_or_dir)
+    imported = [named.directory(name)] if name in named.FOUNDATIONS else []
+    for path in (pathlib.Path(__file__).parent / name, *imported, paths.path(name)):
         if (path / CARD).is_file():
             return path.absolute()
+    if imported:
+        raise FoundationError(named.not_imported(name))
+    nearest = named.nearest(name)
+    remedy = f'Did you mean {nearest!r}?' if nearest else 'Give a name, or the path of a foundation or trained model.'
     raise FoundationError(
-        f'No foundation {str(name_or_dir)!r}: installed are {known()}, and a directory would need a {CARD}. '
-        'Give one of these names or the path of a foundation or of a trained model.'
+        f'No foundation {name!r}: installed are {known()}, `slm-jax import` gets {list(named.FOUNDATIONS)}, and a '
+        f'directory would need a {CARD}. {remedy}'
     )
 
 
@@ -126,6 +133,7 @@ def save(
     card: dict[str, Any],
     files: Iterable[str | os.PathLike] = (),
     dtype: Any = None,
+    content: str | None = None,
 ) -> dict[str, Any]:
     """Writes a foundation directory at once: it is there whole or not at all. Replaces one that stands there.
 
@@ -137,20 +145,24 @@ def save(
         card: what is known of it; `fingerprint`, and `files` with their SHA-256, are added here.
         files: copied under their own names; `vocabulary` looks for `tokenizer.model` and `tokenizer.json`.
         dtype: floating-point leaves are stored in it (bfloat16 halves the size); None keeps each leaf's own.
+        content: of the fingerprint that it must have, if that is known.
 
     Returns:
         The card as written.
+
+    Raises:
+        FoundationError: it has another content.
     """
     path = paths.path(path).absolute()
     if paths.is_url(path):  # where nothing can be renamed: without its card, written last, no foundation is there
         (path / CARD).unlink(missing_ok=True)
         paths.remove(path)
-        return _fill(path, params, card, files, dtype)
+        return _fill(path, params, card, files, dtype, content)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=path.parent))
     try:
         temporary.chmod(0o755)
-        card = _fill(temporary, params, card, files, dtype)
+        card = _fill(temporary, params, card, files, dtype, content)
         paths.remove(path)
         temporary.rename(path)
     finally:
@@ -159,9 +171,19 @@ def save(
 
 
 def _fill(
-    directory: pathlib.Path, params: Params, card: dict[str, Any], files: Iterable[str | os.PathLike], dtype: Any
+    directory: pathlib.Path,
+    params: Params,
+    card: dict[str, Any],
+    files: Iterable[str | os.PathLike],
+    dtype: Any,
+    content: str | None,
 ) -> dict[str, Any]:
     card = {**card, 'fingerprint': _write(directory / PARAMS, params, dtype), 'files': {}}
+    if content and card['fingerprint']['content'] != content:
+        raise FoundationError(
+            f'the content fingerprint of what was read is {card["fingerprint"]["content"]}, and {content} is expected: '
+            'these are other weights'
+        )
     for file in map(paths.path, files):
         (directory / file.name).write_bytes(file.read_bytes())
         if file.name != MODEL_FILE:  # which a person may edit

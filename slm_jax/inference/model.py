@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ class Model:
         max_seconds: longest audio that training let through, if the speech encoder takes it.
         computed_seconds: audio that the speech encoder computes at least, however short a clip is.
         mesh: of the devices.
+        seconds: that `answers` took so far, compilation left out.
     """
 
     directory: pathlib.Path
@@ -97,6 +99,7 @@ class Model:
     computed_seconds: float
     mesh: Any
     _partitioner: Any
+    seconds: float = 0.0
 
     def __post_init__(self):
         self._programs, self._asked = {}, 0
@@ -150,11 +153,13 @@ class Model:
         shapes = str({name: array.shape for name, array in given.items()})
         if shapes not in self._programs:
             self._programs[shapes] = self._program(given)
-        with self._partitioner.tracing(self.mesh, generation=True):
-            tokens = self._programs[shapes](self.params, given)
-        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in np.asarray(tokens)]
+        started = time.perf_counter()
+        tokens = np.asarray(self._programs[shapes](self.params, given))
+        self.seconds += time.perf_counter() - started
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in tokens]
 
     def _program(self, batch: Mapping[str, Any]) -> Callable:
+        """What generates for batches of these shapes, compiled."""
         import jax
 
         from slm_jax.training import partitioning
@@ -163,8 +168,11 @@ class Model:
             return self.system.predict(params, batch, self.decode)
 
         if self.mesh.size == 1:
-            return traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
-        return jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+            jitted = traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
+        else:
+            jitted = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
+        with self._partitioner.tracing(self.mesh, generation=True):
+            return jitted.lower(self.params, batch).compile()
 
     def _cut(self, row: np.ndarray) -> str:
         if self.text_vocabulary is None or _EOS in row:  # CTC writes no end

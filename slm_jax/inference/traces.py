@@ -88,5 +88,4 @@ def program(function: Callable, of: Any, *arguments: Any) -> Callable:
         return export.export(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).serialize()
 
     exported = export.deserialize(bytearray(_kept([of, str(tree), shapes, jax.default_backend()], traced)))
-    jitted = jax.jit(exported.call)
-    return lambda *arguments: jitted(*jax.tree.leaves(arguments))
+    return jax.jit(lambda *arguments: exported.call(*jax.tree.leaves(arguments)))

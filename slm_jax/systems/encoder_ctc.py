@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss
 from slm_jax.systems import Batch, Metrics, Params
-from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.systems.speech_encoder import SpeechEncoder, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,29 +40,37 @@ class EncoderCtc:
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,
+            **stored(batch),
             rngs=None if rng is None else {'dropout': rng},
         )
         return logits, lengths
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
-        """CTC loss per label.
-
-        Rows with more labels than frames can spell are left out and counted in `too_many_labels`.
-        """
+        """CTC loss per label, see `mean_ctc`."""
         logits, lengths = self._logits(params, batch, rng)
         labels = batch['decoder_target_tokens']
-        present = jnp.any(labels != 0, axis=1)
-        fits = ctc_fits(lengths, labels) & present
-        total = jnp.sum(jnp.where(fits, ctc_loss(logits, lengths, labels), 0.0))
-        count = jnp.sum(jnp.where(fits[:, None], labels != 0, False)).astype(jnp.float32)
-        rows = jnp.sum(present).astype(jnp.float32)
-        metrics = {
-            'loss': (total, count),
-            'too_many_labels': (rows - jnp.sum(fits), rows),
-        }
-        return total / jnp.maximum(count, 1.0), metrics
+        return mean_ctc(ctc_loss(logits, lengths, labels), lengths, labels)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Greedy reading of the frames; `decode` does not apply."""
         del decode
         return ctc_greedy(*self._logits(params, batch, None))
+
+
+def mean_ctc(
+    losses: Float[Array, ' b'], lengths: Int[Array, ' b'], labels: Int[Array, 'b l']
+) -> tuple[Float[Array, ''], Metrics]:
+    """The mean of rows' CTC losses over the labels of the global batch, and the metrics of it.
+
+    Rows with more labels than frames can spell are left out and counted in `too_many_labels`.
+    """
+    present = jnp.any(labels != 0, axis=1)
+    fits = ctc_fits(lengths, labels) & present
+    total = jnp.sum(jnp.where(fits, losses, 0.0))
+    count = jnp.sum(jnp.where(fits[:, None], labels != 0, False)).astype(jnp.float32)
+    rows = jnp.sum(present).astype(jnp.float32)
+    metrics = {
+        'loss': (total, count),
+        'too_many_labels': (rows - jnp.sum(fits), rows),
+    }
+    return total / jnp.maximum(count, 1.0), metrics

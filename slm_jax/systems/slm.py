@@ -15,12 +15,16 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
+from slm_jax.systems.encoder_ctc import mean_ctc
+from slm_jax.systems.speech_encoder import stored
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
-_OBJECTIVES = ('cross_entropy', 'distil')
+_EOS = 1
+_OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,14 +33,17 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
+    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
 
-    `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'distil': 0.5}:
+    `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
         'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
             Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
+        'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
+            gives its embeddings and is not run, and answers are what CTC writes.
     """
 
     speech_encoder: nn.Module
@@ -54,8 +61,9 @@ class SLM:
         known = all(name in _OBJECTIVES for name in self._weights)
         numbers = all(isinstance(weight, (int, float)) and 0 < weight < math.inf for weight in self._weights.values())
         if not (self._weights and known and numbers):
+            given = self.objective if isinstance(self.objective, str) else dict(self.objective)
             raise ValueError(
-                f'SLM.objective is {self.objective!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
+                f'SLM.objective is {given!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
                 "several with weights above 0, as in {'cross_entropy': 0.5, 'distil': 0.5}."
             )
         if not 0 < self.distil_temperature < math.inf:
@@ -69,6 +77,10 @@ class SLM:
     def teacher(self) -> str | None:
         """See `System`."""
         return 'llm' if 'distil' in self._weights else None
+
+    @property
+    def _by_ctc_alone(self) -> bool:
+        return self._weights.keys() == {'ctc'}
 
     @property
     def max_seconds(self) -> float | None:
@@ -93,6 +105,11 @@ class SLM:
     def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
         if self.label_tokens is None:
             return None
+        if (last := max(self.label_tokens)) >= self.llm.config.vocab_size:
+            raise ValueError(
+                f'SLM.label_tokens has the token {last} and the language model has {self.llm.config.vocab_size}: they '
+                'are of another tokenizer (vocabularies.names.llm).'
+            )
         tokens = jnp.array(self.label_tokens)
         embeddings = self.llm.apply({'params': llm}, jnp.maximum(tokens, 0), method='embed')
         return jnp.where(tokens[:, None] >= 0, embeddings, 0.0)
@@ -101,28 +118,12 @@ class SLM:
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
         """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
-        tokens = batch['encoder_input_tokens']
-        if batch['speech_samples'].shape[1] == 0:
+        tokens, heard = batch['encoder_input_tokens'], self._hear(params, batch, rng)
+        if heard is None:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
-        rngs = None if rng is None else {'dropout': rng}
-        frames, frame_lengths, ctc_logits = self.speech_encoder.apply(
-            {'params': params['speech_encoder']},
-            batch['speech_samples'],
-            batch['speech_lengths'],
-            rng is None,
-            rngs=rngs,
-        )
-        speech, speech_lengths = self.adapter.apply(
-            {'params': params['adapter']},
-            frames,
-            frame_lengths,
-            ctc_logits,
-            rng is None,
-            self._label_embeddings(params['llm']),
-            rngs=rngs,
-        )
+        speech, speech_lengths = self._adapt(params, heard, rng)
         # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
         marks = tokens == SPEECH
         before, marked = jnp.argmax(marks, axis=1)[:, None], jnp.any(marks, axis=1)[:, None]
@@ -133,19 +134,64 @@ class SLM:
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
-        parts = {'speech': speech, 'speech_lengths': speech_lengths}
-        return joined, mask, parts | {'ctc_logits': ctc_logits, 'frame_lengths': frame_lengths}
+        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'heard': heard}
+        return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
+
+    def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...] | None:
+        """Frames, their number, and the speech encoder's CTC logits, if it has a head; None of a batch of texts."""
+        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
+            return None
+        return self.speech_encoder.apply(
+            {'params': params.get('speech_encoder', {})},
+            batch['speech_samples'],
+            batch['speech_lengths'],
+            rng is None,
+            **stored(batch),
+            rngs=None if rng is None else {'dropout': rng},
+        )
+
+    def _adapt(self, params: Params, heard: tuple[Any, ...], rng: Key[Array, ''] | None, method: str | None = None):
+        """What the adapter, or a method of it, makes of what was heard."""
+        return self.adapter.apply(
+            {'params': params['adapter']},
+            *heard,
+            rng is None,
+            self._label_embeddings(params['llm']),
+            rngs=None if rng is None else {'dropout': rng},
+            method=method,
+        )
+
+    def _label_logits(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, 'b s v'], Int[Array, ' b']]:
+        """CTC logits of the adapter and their number, which is 0 where there is no speech."""
+        if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
+            raise ValueError(
+                "SLM.objective 'ctc' needs an adapter with a CTC head and SLM.label_tokens, as in models/slm_base.gin; "
+                "use 'cross_entropy' for any other."
+            )
+        if heard is None:
+            rows = len(batch['speech_lengths'])
+            return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
+        return self._adapt(params, heard, rng, 'label_logits')
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
 
-        Metrics beside theirs: `loss` (whatever the objective, the cross-entropy), `accuracy`, and `speech_text_cosine`,
-        between the mean adapted speech embedding of a clip and the mean embedding of its target tokens.
+        Metrics beside theirs: `loss` (of CTC alone, its own; else the cross-entropy), `accuracy`, and
+        `speech_text_cosine`, between the mean adapted speech embedding of a clip and the mean embedding of its target
+        tokens.
         """
+        if self._by_ctc_alone:
+            loss, metrics = self._ctc(params, batch, self._hear(params, batch, rng), rng)
+            return self._weights['ctc'] * loss, metrics
         prompt, mask, parts = self._prompt(params, batch, rng)
         logits = self._logits(params, batch, prompt, mask, rng)
-        names = {'cross_entropy', *self._weights}
+        names = {'cross_entropy', *self._weights} - {'ctc'}
         found = {name: getattr(self, f'_{name}')(params, batch, logits) for name in sorted(names)}
+        if 'ctc' in self._weights:
+            value, metrics = self._ctc(params, batch, parts.get('heard'), rng)
+            found['ctc'] = value, {'ctc' if name == 'loss' else name: metric for name, metric in metrics.items()}
         loss = functools.reduce(operator.add, (weight * found[name][0] for name, weight in self._weights.items()))
         metrics = {name: value for _, its_metrics in found.values() for name, value in its_metrics.items()}
         if parts:
@@ -196,6 +242,20 @@ class SLM:
         weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
         return distillation_loss(logits, taught, weights, self.distil_temperature)
 
+    def _ctc(
+        self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
+    ) -> tuple[Float[Array, ''], Metrics]:
+        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        logits, lengths = self._label_logits(params, batch, heard, rng)
+        tokens = jnp.array(self.label_tokens[1:])
+        labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+        targets = batch['decoder_target_tokens']
+        spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
+        labels = jnp.where(spoken, labels[targets], 0)
+        loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
+        metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
+        return loss, metrics
+
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`.
 
@@ -206,6 +266,10 @@ class SLM:
         5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
         nothing; of 356 noises, hums and tones 336 do.
         """
+        if self._by_ctc_alone:
+            labels = ctc_greedy(*self._label_logits(params, batch, self._hear(params, batch, None), None))
+            tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
+            return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
@@ -238,7 +302,9 @@ def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array
     """Whether a row has a recording, and nothing is to be heard in it."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = (parts['frame_lengths'] == 0) | ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
+    nothing = parts['frame_lengths'] == 0
+    if samples.shape[1]:  # else there are stored frames, which do not tell
+        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
     if by_ctc and parts['ctc_logits'] is not None:
         sound = 1.0 - jax.nn.softmax(parts['ctc_logits'].astype(jnp.float32))[..., 0]
         frames = jnp.arange(sound.shape[1]) < parts['frame_lengths'][:, None]

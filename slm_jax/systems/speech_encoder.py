@@ -7,6 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig, spec_augment
 from slm_jax.encoders.ctc import CtcHead
+from slm_jax.encoders.layers import FRAMES
+from slm_jax.systems import Batch
 
 
 class SpeechEncoder(nn.Module):
@@ -27,14 +29,30 @@ class SpeechEncoder(nn.Module):
             self.ctc = CtcHead(self.ctc_vocab_size)
 
     def __call__(
-        self, speech_samples: Int[Array, 'b n'], speech_lengths: Int[Array, ' b'], deterministic: bool = True
+        self,
+        speech_samples: Int[Array, 'b n'],
+        speech_lengths: Int[Array, ' b'],
+        deterministic: bool = True,
+        stored: tuple[Float[Array, 'b t d'], Int[Array, ' b']] | None = None,
     ) -> tuple[Float[Array, 'b t d'], Int[Array, ' b'], Float[Array, 'b t v'] | None]:
         """Frames, zero beyond each clip's own, their number, and CTC logits if there is a head.
 
         Masks features and drops out only when not `deterministic`, with an rng named 'dropout'.
+        `stored` frames and their number are taken as they are, see `stored`.
         """
-        features, lengths = self.frontend(speech_samples, speech_lengths)
-        if not deterministic and self.augmentation is not None:
-            features, lengths = spec_augment(self.make_rng('dropout'), features, lengths, self.augmentation)
-        frames, frame_lengths = self.encoder(features, lengths, deterministic)
+        if stored is not None:
+            frames, frame_lengths = stored
+            frames = nn.with_logical_constraint(frames.astype(self.encoder.config.dtype), FRAMES)
+        else:
+            features, lengths = self.frontend(speech_samples, speech_lengths)
+            if not deterministic and self.augmentation is not None:
+                features, lengths = spec_augment(self.make_rng('dropout'), features, lengths, self.augmentation)
+            frames, frame_lengths = self.encoder(features, lengths, deterministic)
         return frames, frame_lengths, self.ctc(frames) if self.ctc_vocab_size is not None else None
+
+
+def stored(batch: Batch) -> dict[str, Any]:
+    """What `SpeechEncoder` is given besides of a batch that brings frames in the place of samples."""
+    if 'speech_frames' not in batch:
+        return {}
+    return {'stored': (batch['speech_frames'], batch['speech_frame_lengths'])}

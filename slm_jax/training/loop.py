@@ -109,8 +109,10 @@ class CompiledPerShape:
 def describe(batch: Batch) -> str:
     """A batch's size in a few words."""
     rows, samples = batch['speech_samples'].shape
-    seconds = f'{samples / 16_000:.1f} s of audio' if samples else 'text'
-    return f'{rows} x {seconds} ({batch["decoder_target_tokens"].shape[1]} target tokens)'
+    speech = f'{samples / 16_000:.1f} s of audio' if samples else 'text'
+    if 'speech_frames' in batch and batch['speech_frames'].shape[1]:
+        speech = f'{batch["speech_frames"].shape[1]} stored frames'
+    return f'{rows} x {speech} ({batch["decoder_target_tokens"].shape[1]} target tokens)'
 
 
 class MeanMetrics:
@@ -206,7 +208,11 @@ def sample_texts(tokens: np.ndarray, infos: Sequence[Any], vocabulary: Any, coun
 
 def speech_seconds(batch: Batch) -> tuple[float, float]:
     """(seconds of speech, seconds of audio sent to the device) of a host's batch."""
-    return float(np.sum(batch['speech_lengths'])) / 16_000, batch['speech_samples'].size / 16_000
+    speech, sent = float(np.sum(batch['speech_lengths'])) / 16_000, batch['speech_samples'].size / 16_000
+    if 'speech_frames' in batch:  # all of which stand for as many samples
+        rows, frames, _ = batch['speech_frames'].shape
+        sent = speech * rows * frames / max(int(np.sum(batch['speech_frame_lengths'])), 1)
+    return speech, sent
 
 
 def bytes_per_device(tree: Any) -> int:

@@ -13,7 +13,7 @@ import optax
 
 from slm_jax.decoding import DecodeConfig
 from slm_jax.systems import System
-from slm_jax.training import chips, collectives, flops, loop, partitioning, setup, state
+from slm_jax.training import chips, collectives, flops, frozen_encoder, loop, partitioning, setup, state
 from slm_jax.training.topologies import Topology
 
 STEPS = ('train', 'evaluate', 'decode')
@@ -63,16 +63,25 @@ class Training:
     partitioner: partitioning.Partitioner
     frozen_dtype: Any
     decode: DecodeConfig
+    encoded: bool = False
 
     def lay_out(self, mesh: Mapping[str, int], topology: Topology) -> setup.Layout:
         """On the devices of a topology.
 
         Raises:
-            ValueError: the mesh does not fit the devices.
+            ValueError: the mesh does not fit the devices, or the encoder whose frames are read trains.
         """
         partitioner = dataclasses.replace(self.partitioner, **cast(dict[str, Any], mesh))
         devices = partitioner.mesh(topology.devices())
-        return setup.lay_out(self.system, self.trainable, partitioner, devices, self.frozen_dtype)
+        layout = setup.lay_out(self.system, self.trainable, partitioner, devices, self.frozen_dtype)
+        return frozen_encoder.left_out(layout) if self.encoded else layout
+
+    def batch(self, layout: setup.Layout, size: Size) -> dict[str, jax.ShapeDtypeStruct]:
+        """An abstract batch on the devices of a layout."""
+        shapes = size.shapes(self.system)
+        if self.encoded:
+            shapes = frozen_encoder.shapes(frozen_encoder.of_system(self.system), shapes)
+        return layout.batch(shapes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +191,7 @@ def compiled(
     layout = training.lay_out(mesh, topology)
     size = size.rounded_up(layout.mesh.shape)
     abstract = setup.abstract_state(layout, training.optimizer)
-    batch = layout.batch(size.shapes(training.system))
+    batch = training.batch(layout, size)
     rng = jax.eval_shape(jax.random.key, 0)
     rng = jax.ShapeDtypeStruct(rng.shape, rng.dtype, sharding=layout.everywhere)
     made = setup.steps(layout, training.optimizer, abstract, training.decode, say)
@@ -322,9 +331,9 @@ def proposals(training: Training, topology: Topology, size: Size) -> list[Propos
         except ValueError:
             continue  # JAX does not lay it onto this torus
         fitted = size.rounded_up(mesh)
-        activity = activity or _activity(training.system, layout, fitted)
+        activity = activity or _activity(training, layout, fitted)
         state = setup.abstract_state(layout, training.optimizer)
-        batch = layout.batch(fitted.shapes(training.system))
+        batch = training.batch(layout, fitted)
         held = sum(map(loop.bytes_per_device, (layout.held, state, batch)))
         rows = fitted.rows / (mesh['data'] * mesh['fsdp'])
         # Of the activations, model divides those within a layer and not those between layers: about half.
@@ -339,13 +348,13 @@ def proposals(training: Training, topology: Topology, size: Size) -> list[Propos
     return sorted(found, key=rank)
 
 
-def _activity(system: System, layout: setup.Layout, size: Size) -> tuple[float, float]:
+def _activity(training: Training, layout: setup.Layout, size: Size) -> tuple[float, float]:
     """Of a row: (bytes of activations, tokens that pass through a parameter on average)."""
-    batch = layout.batch(size.shapes(system))
+    batch = training.batch(layout, size)
     held = setup.activation_bytes(layout, batch, jax.eval_shape(jax.random.key, 0))
 
     def loss(trainable: Any, frozen: Any, batch: Any) -> Any:
-        return system.loss(state.merge(trainable, frozen), batch, None)[0]
+        return training.system.loss(state.merge(trainable, frozen), batch, None)[0]
 
     with layout.partitioner.tracing(layout.mesh):
         jaxpr = jax.make_jaxpr(loss)(layout.trainable, layout.held, batch)

@@ -82,7 +82,7 @@ def check_alone_as_in_a_batch(speech, reduction):
 def reduced(speech, reduction, factor, lengths=LENGTHS):
     cfg = config(reduction=reduction, reduction_factor=factor)
     valid = jnp.arange(FRAMES) < lengths[:, None]
-    return slm._reduce(jnp.where(valid[..., None], speech[0], 0), lengths, cfg)
+    return slm.reduced(jnp.where(valid[..., None], speech[0], 0), lengths, cfg)
 
 
 @pytest.mark.parametrize('factor', [1, 3, 4])

@@ -204,9 +204,7 @@ def test_what_a_teacher_reads(make, vocabulary, manifest):
             np.testing.assert_array_equal(row, np.pad(np.array(read, np.int32), (0, len(row) - len(read))))
     assert loader.state()['plan'] != make('m_instruct').state()['plan']
     assert loader.state() == make('m_instruct', teacher=True).state()
-    with pytest.raises(
-        preprocessors.BadExampleError, match='of teacher_inputs where 9 are allowed'
-    ):
+    with pytest.raises(preprocessors.BadExampleError, match='of teacher_inputs where 9 are allowed'):
         make('m_instruct', teacher=True, task_feature_lengths={'teacher_inputs': 9})
 
 

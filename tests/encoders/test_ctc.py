@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss
+from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss, ctc_loss_of_many
 
 
 def collapse(path):
@@ -30,6 +30,47 @@ def test_loss_does_not_see_padding():
     long = ctc_loss(noisy, jnp.array([6, 6]), labels)
     short = ctc_loss(logits[:, :6], jnp.array([6, 6]), labels[:, :2])
     np.testing.assert_allclose(long, short, rtol=1e-5)
+
+
+def test_labels_picked_first_give_the_same_loss_and_gradient():
+    logits = 3 * jax.random.normal(jax.random.key(0), (4, 9, 30))
+    labels = jnp.array([[3, 3, 17, 3, 0], [29, 1, 0, 0, 0], [5, 6, 5, 6, 5], [0, 0, 0, 0, 0]])
+    lengths = jnp.array([9, 4, 9, 3])
+    losses, gradients = [], []
+    for loss in (ctc_loss, ctc_loss_of_many):
+        losses.append(loss(logits, lengths, labels))
+        gradients.append(jax.grad(lambda x: loss(x, lengths, labels).sum())(logits))  # noqa: B023
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
+    np.testing.assert_allclose(gradients[1], gradients[0], atol=1e-5)
+    padded = ctc_loss_of_many(logits.at[1, 4:].set(1e4), lengths, jnp.pad(labels, ((0, 0), (0, 3))))
+    np.testing.assert_allclose(padded, losses[0], rtol=1e-5)
+
+
+def test_a_label_that_is_not_known_may_be_any_but_blank():
+    logits = jax.random.normal(jax.random.key(1), (1, 5, 4))
+    log_probs = np.asarray(jax.nn.log_softmax(logits))[0]
+
+    def spells(path, rest=(2, -1, -1)):
+        """In how many ways a path of labels goes along: it may stay on what is not known as long as it likes."""
+        states = {(-1, True): 1}  # (label last begun, whether blank came since)
+        for k in path:
+            after = {}
+            for (place, blank), ways in states.items():
+                here, there = rest[place] if place >= 0 else None, rest[place + 1] if place + 1 < 3 else None
+                steps = [(place, True)] if k == 0 else []
+                steps += [(place, False)] if k and not blank and here in (k, -1) else []
+                steps += [(place + 1, False)] if k and there in (k, -1) else []
+                for step in steps:
+                    after[step] = after.get(step, 0) + ways
+            states = after
+        return sum(ways for (place, _), ways in states.items() if place == 2)
+
+    total = sum(
+        spells(p) * np.exp(sum(log_probs[t, k] for t, k in enumerate(p))) for p in itertools.product(range(4), repeat=5)
+    )
+    found = ctc_loss_of_many(logits, jnp.array([5]), jnp.array([[2, -1, -1, 0]]))
+    np.testing.assert_allclose(found[0], -np.log(total), rtol=1e-5)
+    assert ctc_fits(jnp.array([3, 2]), jnp.array([[2, -1, -1], [2, -1, -1]])).tolist() == [True, False]
 
 
 def test_fits_counts_blanks_between_equal_labels():

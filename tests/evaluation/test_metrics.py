@@ -109,7 +109,7 @@ def test_score_groups_by_language_direction_and_slot():
     assert set(scores['translation']) == {'fr-en'}, 'one group needs no overall row'
     assert scores['slots']['size']['f1'] == 100.0
     assert result['normalizers'] == {
-        'transcription': 'basic',
+        'transcription': 'basic (es), whisper_english (en)',
         'translation': 'none',
         'slots': 'basic',
     }
@@ -175,6 +175,20 @@ def test_a_missing_field_and_an_empty_evaluation_are_refused():
         metrics.word_errors(['a', 'b'], ['a'])
     with pytest.raises(metrics.MetricsError, match='empty at positions'):
         metrics.word_errors(['a', ''], ['a', 'b'])
+
+
+def test_english_transcripts_are_normalised_as_whisper_is_scored():
+    said = [example("It's grey, um, twenty one", 'it is gray 21', lang='en-GB'), example('Hmm.', 'hmm', lang='en')]
+    result = metrics.score(said)
+    assert result['scores']['transcription']['overall']['wer'] == 0.0
+    assert result['normalizers'] == {'transcription': 'basic (en), whisper_english (en-GB)'}, 'of Hmm. nothing is left'
+    assert metrics.score(said[:1])['normalizers'] == {'transcription': 'whisper_english'}
+    assert metrics.score(said, 'basic')['normalizers'] == {'transcription': 'basic'}
+    assert metrics.score(said[:1], 'basic')['scores']['transcription']['en-GB']['wer'] == 100.0
+    assert metrics.error_rate(said[0]) == 0.0 and metrics.error_rate(said[0], 'basic') == 100.0
+    assert metrics.error_rate(example('two', '2', slot='shots')) == 100.0, 'slots are compared as they stand'
+    with pytest.raises(metrics.MetricsError, match=r'empty after normalising \(whisper_english\)'):
+        metrics.check_reference(said[1], 'whisper_english')
 
 
 def test_error_rate_of_one_example():

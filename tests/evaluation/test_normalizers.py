@@ -40,6 +40,25 @@ def test_thai_tone_marks_and_sara_am_survive():
     assert len(normalizers.basic('น้ำ')) >= len('น้ำ')
 
 
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [  # what OpenAI publishes of it
+        ("Let's", 'let us'),
+        ("he's like", 'he is like'),
+        ("she's been like", 'she has been like'),
+        ('10km', '10 km'),
+        ('Mr. Park visited Assoc. Prof. Kim Jr.', 'mister park visited associate professor kim junior'),
+        ('thirty one', '31'),
+        ('five twenty four', '524'),
+        ('nineteen ninety nine', '1999'),
+        ('The colour, (cough) um, is [inaudible] grey.', 'the color is gray'),
+        ('Hmm.', ''),
+    ],
+)
+def test_whisper_english(text, expected):
+    assert normalizers.whisper_english(text) == expected
+
+
 def test_names():
     assert normalizers.get('none')('As, it is.') == 'As, it is.'
     with pytest.raises(ValueError, match="'basik' is unknown.*basic"):

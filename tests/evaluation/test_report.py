@@ -110,7 +110,7 @@ def some_results(predictions, **data):
             **data,
         },
         'decode': {'method': 'beam', 'beam_size': 4},
-        'speed': {'seconds': 10.0, 'audio_seconds_per_second': 6.0, 'device': '2 × cpu'},
+        'speed': {'seconds': 10.0, 'audio_seconds_per_second': 6.0, 'rtfx': 61.5, 'device': '2 × cpu'},
         'versions': {'slm_jax': '0.1.0'},
         **metrics.score(predictions),
     }
@@ -133,6 +133,7 @@ def test_well_formed_and_complete_in_itself(written):
     assert len(checker.ids) == len(set(checker.ids))
     assert all(s.startswith(('data:audio/mpeg;base64,', '#')) for s in checker.sources)
     assert "default-src 'none'" in text
+    assert '61.5×' in text and 'RTFx' in text
     # Names of XML vocabularies are no addresses to fetch.
     assert not re.findall(r'https?://(?!www\.w3\.org/)[^\s"<]+', text)
     assert '<script' not in text

@@ -17,6 +17,7 @@ from test_import_bad_input import arrays, write
 
 import gin
 from slm_jax import cli, configuration, foundations, import_
+from slm_jax.inference import model
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
@@ -90,7 +91,8 @@ def test_what_an_import_leaves(family, tmp_path, capsys):
     assert cli.main(['import', str(GOLDENS / family), str(out)]) == 0
     assert 'licence: apache-2.0' in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ['card.json', 'model.gin', 'params']
-    assert ('ENCODER_SECONDS = 30' in (out / 'model.gin').read_text()) == (family == 'whisper')
+    configuration.parse_gin([str(out / 'model.gin')], [])
+    assert model.query('%ENCODER_SECONDS') == (30 if family == 'whisper' else None)
     assert foundations.card(out)['kind'] == 'speech_encoder'
     stored = foundations.flatten(foundations.abstract(out))
     assert {leaf.dtype for leaf in stored.values()} == {jnp.dtype('bfloat16')}
@@ -110,6 +112,13 @@ def test_the_tower_of_a_whole_gemma(tmp_path):
     import_.import_checkpoint(str(source), str(tmp_path / 'whole'))
     fingerprints = [foundations.card(tmp_path / name)['fingerprint'] for name in ('tower', 'whole')]
     assert fingerprints[0] == fingerprints[1]
+
+
+def test_what_whisper_computes_at_least_follows_its_window(tmp_path):
+    import_.import_checkpoint(str(GOLDENS / 'whisper'), str(tmp_path / 'out'))
+    configuration.parse_gin([str(tmp_path / 'out' / 'model.gin')], ['whisper.WhisperConfig.window_seconds=4.0'])
+    assert model.query('%ENCODER_SECONDS') == 5.0
+    assert configuration.configured(SpeechEncoder)().encoder.config.window_seconds == 4.0
 
 
 def test_whisper_hears_30_seconds(tmp_path):

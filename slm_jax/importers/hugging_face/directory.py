@@ -39,7 +39,7 @@ def read(source: str) -> Directory:
         CheckpointError: neither is there, or it has no `config.json`.
     """
     hub = source.startswith(_SCHEME)
-    path = _download(source, _revision(source), [_CONFIG, _README]) if hub else pathlib.Path(source).expanduser()
+    path = download(source, _revision(source), [_CONFIG, _README]) if hub else pathlib.Path(source).expanduser()
     if not path.is_dir():
         raise CheckpointError(f'{source} is no directory. From the Hub: {_SCHEME}owner/name.')
     if not (path / _CONFIG).is_file():
@@ -57,12 +57,19 @@ def read(source: str) -> Directory:
     )
 
 
-def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
+def fetch(
+    directory: Directory,
+    files: Sequence[str | Sequence[str]],
+    weights: Sequence[str] = WEIGHTS,
+    landmark: str | None = None,
+) -> None:
     """Completes a directory that came from the Hub by what an importer reads, and nothing else.
 
     Args:
         directory: from `read`; a local one is complete.
         files: their names, as far as they are there; of several in a tuple, the first that is.
+        weights: names of which the first that is there is fetched; of an index, the shards besides.
+        landmark: of the shards, only those with a part of the model; see `tensors.prefix`.
 
     Raises:
         CheckpointError: the Hub cannot be reached, or an index of shards is damaged.
@@ -71,16 +78,16 @@ def fetch(directory: Directory, files: Sequence[str | Sequence[str]]) -> None:
         return
     revision = directory.revision or _revision(directory.source)  # what was begun at one commit is ended at it
 
-    def download(*names: str) -> None:
-        _download(directory.source, revision, names)
+    def complete(*names: str) -> None:
+        download(directory.source, revision, names)
 
-    download(*(name for name in files if isinstance(name, str)))
-    for names in (*(name for name in files if not isinstance(name, str)), WEIGHTS):
+    complete(*(name for name in files if isinstance(name, str)))
+    for names in (*(name for name in files if not isinstance(name, str)), weights):
         for name in names:
-            download(name)
+            complete(name)
             if (directory.path / name).is_file():
                 if name.endswith('.index.json'):
-                    download(*shards(directory.path / name))
+                    complete(*shards(directory.path / name, landmark))
                 break
 
 
@@ -101,8 +108,12 @@ def _revision(source: str) -> str | None:
     return source.partition('@')[2] or None
 
 
-def _download(source: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
-    """Downloads those of the files that are there, through the cache of the Hub."""
+def download(source: str, revision: str | None, files: Sequence[str]) -> pathlib.Path:
+    """Downloads those of the files that are there, through the cache of the Hub.
+
+    Raises:
+        CheckpointError: the Hub cannot be reached, or does not know the source.
+    """
     try:
         import huggingface_hub
     except ImportError as error:
@@ -110,7 +121,7 @@ def _download(source: str, revision: str | None, files: Sequence[str]) -> pathli
     name = source.removeprefix(_SCHEME).partition('@')[0]
     try:
         return pathlib.Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
-    except (OSError, ValueError) as error:  # no network, no such repository, not allowed, a name that is none
+    except Exception as error:  # Of the cut of a connection each client of HTTP has its own errors.
         reason = str(error).partition('\n')[0]
         raise CheckpointError(
             f'{source} cannot be fetched ({type(error).__name__}: {reason}). Where there is a '

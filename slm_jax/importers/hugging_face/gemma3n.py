@@ -10,7 +10,7 @@ from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
 MODEL_TYPES = {'gemma3n': 'Gemma3n', 'gemma3n_audio': 'Gemma3nAudio'}
-FILES = speech.PREPROCESSORS
+FILES, LANDMARK = speech.PREPROCESSORS, 'subsample_conv_projection.input_proj_linear.weight'
 
 _SIZES = {
     'conf_num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'conf_num_attention_heads': 'num_heads',
@@ -53,8 +53,7 @@ _MODULES = {
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the audio tower out of a Gemma 3n checkpoint; see `speech.convert` for what is raised."""
     module, frontend = encoder(directory)
-    landmark = 'subsample_conv_projection.input_proj_linear.weight'
-    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, landmark)
+    return speech.convert(directory, out, module, frontend, frontend.num_mel_bins, _name, LANDMARK)
 
 
 def encoder(directory: Directory) -> tuple[UsmEncoder, UsmFrontend]:

@@ -19,7 +19,7 @@ from flax import linen as nn
 from slm_jax import foundations
 from slm_jax.importers import CheckpointError, Imported, finite
 from slm_jax.importers.hugging_face.directory import Directory
-from slm_jax.importers.hugging_face.tensors import Tensor, read_json, tensors
+from slm_jax.importers.hugging_face.tensors import Tensor, prefix, read_json, tensors
 
 # What transformers writes into any configuration and no number depends on.
 WITHOUT_EFFECT = frozenset(
@@ -114,7 +114,9 @@ def convert(
     names: Callable[[str], str],
     landmark: str,
     unused: tuple[str, ...] = (),
-    encoder_seconds: float = 0.0,
+    encoder_seconds: Callable[[Any], float] | None = None,
+    found: Mapping[str, Tensor] | None = None,
+    sizes: str = 'config.json',
 ) -> Imported:
     """Takes a speech encoder out of a checkpoint.
 
@@ -127,7 +129,10 @@ def convert(
         names: from the path of a parameter to the name of its tensor, {} in the place of the layer's number.
         landmark: name of a tensor; what stands before it in the checkpoint is the prefix of all.
         unused: tensors of the encoder that are for training alone.
-        encoder_seconds: of audio that the encoder computes at least, however short a clip is.
+        encoder_seconds: of audio that the encoder computes at least, however short a clip is: a function of its
+            configuration, in its module; None: no more than the clip.
+        found: the tensors by name; None: those of the directory.
+        sizes: file that says the sizes.
 
     Raises:
         CheckpointError: a tensor that is missing, of another shape or type, or of no use; names it.
@@ -135,20 +140,18 @@ def convert(
     path, config = directory.path, encoder.config
     if config.emb_dim % config.num_heads:
         raise CheckpointError(
-            f'{path / "config.json"}: {config.num_heads} attention heads do not divide the width, {config.emb_dim}.'
+            f'{path / sizes}: {config.num_heads} attention heads do not divide the width, {config.emb_dim}.'
         )
-    found = tensors(path)
-    prefixes = [name.removesuffix(landmark) for name in found if f'.{name}'.endswith(f'.{landmark}')]
-    if len(prefixes) != 1:
-        raise CheckpointError(f'{path}: the weights have no tensor {landmark}, or more than one.')
-    left = {name: tensor for name, tensor in found.items() if name.startswith(prefixes[0])}
+    found = tensors(path, landmark) if found is None else found
+    part = prefix(found, landmark, path)
+    left = {name: tensor for name, tensor in found.items() if name.startswith(part)}
     for name in unused:
-        left.pop(prefixes[0] + name, None)
-    first, leaves = found[prefixes[0] + landmark], {}
+        left.pop(part + name, None)
+    first, leaves = found[part + landmark], {}
     features = jnp.zeros((1, 16, feature_dim))
     boxed = jax.eval_shape(encoder.init, jax.random.key(0), features, jnp.array([16]))['params']
     for leaf_path, leaf in foundations.flatten(nn.unbox(boxed)).items():
-        name = prefixes[0] + names(leaf_path)
+        name = part + names(leaf_path)
         stacked = '{}' in name
         made_of = [name.format(layer) for layer in range(leaf.shape[0] if stacked else 1)]
         for name in made_of:
@@ -157,21 +160,24 @@ def convert(
             tensor = left.pop(name)
             if not jnp.issubdtype(tensor.dtype, jnp.floating) or tensor.dtype != first.dtype:
                 raise CheckpointError(
-                    f'{tensor.file}: tensor {name} is {tensor.dtype}, {prefixes[0]}{landmark} is {first.dtype}. Save '
+                    f'{tensor.file}: tensor {name} is {tensor.dtype}, {part}{landmark} is {first.dtype}. Save '
                     'the model in one floating-point type.'
                 )
-        leaves[f'encoder/{leaf_path}'] = blocks(leaf_path, leaf.shape, {name: found[name] for name in made_of}, stacked)
+        read = {name: found[name] for name in made_of}
+        leaves[f'encoder/{leaf_path}'] = blocks(leaf_path, leaf.shape, read, stacked, sizes)
     if left:
         name, tensor = next(iter(left.items()))
         raise CheckpointError(
-            f'{tensor.file}: {len(left)} tensors have no place in the encoder of this config.json, the first is {name}.'
+            f'{tensor.file}: {len(left)} tensors have no place in the encoder of this {sizes}, the first is {name}.'
         )
     parameters = sum(math.prod(leaf.shape) for leaf in leaves.values())
     gin = _model_file(directory, out, encoder, frontend, parameters, encoder_seconds)
     return Imported('speech_encoder', foundations.unflatten(leaves), gin, {}, None)
 
 
-def blocks(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stacked: bool) -> foundations.Blocks:
+def blocks(
+    path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], stacked: bool, sizes: str = 'config.json'
+) -> foundations.Blocks:
     """A leaf that reads its tensors: PyTorch has the outputs of a kernel first, then the inputs, then its extent."""
     own = shape[1:] if stacked else shape
     order = tuple(range(len(own)))
@@ -181,7 +187,7 @@ def blocks(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], sta
     for name, tensor in made_of.items():
         if [size for size in tensor.shape if size != 1] != [size for size in expected if size != 1]:
             raise CheckpointError(
-                f'{tensor.file}: tensor {name} is {list(tensor.shape)}; by config.json it is {list(expected)}, '
+                f'{tensor.file}: tensor {name} is {list(tensor.shape)}; by {sizes} it is {list(expected)}, '
                 'whatever axes of 1 there are.'
             )
     sources = list(made_of.items())
@@ -197,7 +203,12 @@ def blocks(path: str, shape: tuple[int, ...], made_of: Mapping[str, Tensor], sta
 
 
 def _model_file(
-    directory: Directory, out: pathlib.Path, encoder: nn.Module, frontend: Any, parameters: int, encoder_seconds: float
+    directory: Directory,
+    out: pathlib.Path,
+    encoder: nn.Module,
+    frontend: Any,
+    parameters: int,
+    encoder_seconds: Callable[[Any], float] | None,
 ) -> str:
     package, _, module = type(encoder).__module__.rpartition('.')
     config = f'{module}.{type(encoder.config).__name__}'
@@ -208,13 +219,16 @@ def _model_file(
         for field in dataclasses.fields(part)
         if getattr(part, field.name) != field.default
     ]
+    fixed = ''
+    if encoder_seconds is not None:
+        name = f'{module}.{encoder_seconds.__name__}'
+        fixed = f'ENCODER_SECONDS = @{name}()  # are computed of any clip at least\n{name}.config = @{config}()\n'
     rate = _frame_rate(encoder, frontend)
     factor = max(1, round(rate / _ADAPTED_RATE))
     return _GIN.format(
         source=directory.source, parameters=parameters, package=package, module=module, out=str(out), config=config,
         encoder=f'{module}.{type(encoder).__name__}', frontend=front, bindings='\n'.join(bindings),
-        rate=rate, reduction_factor=factor, reduced=rate / factor,
-        fixed=f'ENCODER_SECONDS = {encoder_seconds}  # are computed of any clip\n' if encoder_seconds else '',
+        rate=rate, reduction_factor=factor, reduced=rate / factor, fixed=fixed,
     )  # fmt: skip
 
 

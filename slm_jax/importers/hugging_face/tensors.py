@@ -13,7 +13,7 @@ import operator
 import pathlib
 import pickle
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ml_dtypes
@@ -47,8 +47,12 @@ class Tensor:
     open: Callable[[], np.ndarray]
 
 
-def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
-    """All arrays of a Hugging Face directory by name; safetensors where there are both.
+def tensors(directory: pathlib.Path, landmark: str | None = None) -> dict[str, Tensor]:
+    """Arrays of a Hugging Face directory by name; safetensors where there are both.
+
+    Args:
+        directory: that they are in.
+        landmark: see `prefix`; shards in which nothing has the prefix are not looked at.
 
     Raises:
         CheckpointError: no weights, a shard or array that is missing, or a file that is damaged, truncated or not
@@ -57,7 +61,7 @@ def tensors(directory: pathlib.Path) -> dict[str, Tensor]:
     for name in WEIGHTS:
         if (directory / name).is_file():
             read = _safetensors if name.startswith(_SAFETENSORS) else _torch
-            return _sharded(directory / name, read) if name.endswith(_INDEX) else read(directory / name)
+            return _sharded(directory / name, landmark, read) if name.endswith(_INDEX) else read(directory / name)
     raise CheckpointError(
         f'{directory} has neither model.safetensors nor pytorch_model.bin, nor an index of shards (*.index.json). '
         'Weights of Flax or TensorFlow: load and save them with transformers first.'
@@ -79,25 +83,45 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def shards(index: pathlib.Path) -> list[str]:
-    """Files that an index of shards names.
+def shards(index: pathlib.Path, landmark: str | None = None) -> list[str]:
+    """Files that an index of shards names, as far as `tensors` looks at them.
 
     Raises:
         CheckpointError: it names none.
     """
-    return sorted(set(_weight_map(index).values()))
+    return sorted(set(_weight_map(index, landmark).values()))
 
 
-def _weight_map(index: pathlib.Path) -> dict[str, str]:
+def prefix(names: Iterable[str], landmark: str, where: pathlib.Path) -> str:
+    """What stands before all names of one part of a checkpoint: a speech encoder in a larger model.
+
+    Args:
+        names: of the checkpoint's tensors.
+        landmark: name, within the part, of one that no other part has.
+        where: for the message.
+
+    Raises:
+        CheckpointError: the landmark is not there, or more than once.
+    """
+    found = [name.removesuffix(landmark) for name in names if f'.{name}'.endswith(f'.{landmark}')]
+    if len(found) != 1:
+        raise CheckpointError(f'{where}: the weights have no tensor {landmark}, or more than one.')
+    return found[0]
+
+
+def _weight_map(index: pathlib.Path, landmark: str | None) -> dict[str, str]:
     weight_map = read_json(index).get('weight_map')
     if not isinstance(weight_map, dict) or not weight_map or any(type(name) is not str for name in weight_map.values()):
         raise CheckpointError(f'{index} has no weight_map from tensors to files, so nobody knows its shards.')
-    return weight_map
+    part = '' if landmark is None else prefix(weight_map, landmark, index)
+    return {name: file for name, file in weight_map.items() if name.startswith(part)}
 
 
-def _sharded(index: pathlib.Path, read: Callable[[pathlib.Path], dict[str, Tensor]]) -> dict[str, Tensor]:
-    weight_map, found = _weight_map(index), {}
-    for shard in shards(index):
+def _sharded(
+    index: pathlib.Path, landmark: str | None, read: Callable[[pathlib.Path], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    weight_map, found = _weight_map(index, landmark), {}
+    for shard in shards(index, landmark):
         path = index.parent / shard
         if pathlib.Path(shard).name != shard or not path.is_file():
             names = [name for name, file in weight_map.items() if file == shard]

@@ -10,7 +10,7 @@ from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory, check_types
 
 MODEL_TYPES = {'wav2vec2-bert': 'Wav2Vec2Bert'}
-FILES = speech.PREPROCESSORS
+FILES, LANDMARK = speech.PREPROCESSORS, 'feature_projection.projection.weight'
 
 _SIZES = {
     'num_hidden_layers': 'num_layers', 'hidden_size': 'emb_dim', 'num_attention_heads': 'num_heads',
@@ -48,8 +48,7 @@ _PREPROCESSOR = {'sampling_rate': 16_000, 'feature_size': 80, 'num_mel_bins': 80
 
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a w2v-BERT checkpoint; see `speech.convert` for what is raised."""
-    landmark, unused = 'feature_projection.projection.weight', ('masked_spec_embed',)
-    return speech.convert(directory, out, *encoder(directory), 160, _name, landmark, unused)
+    return speech.convert(directory, out, *encoder(directory), 160, _name, LANDMARK, ('masked_spec_embed',))
 
 
 def encoder(directory: Directory) -> tuple[W2vBertEncoder, W2vBertFrontend]:

@@ -3,13 +3,13 @@
 import pathlib
 
 from slm_jax.audio.frontends import WhisperFrontend
-from slm_jax.encoders.whisper import WhisperConfig, WhisperEncoder
+from slm_jax.encoders.whisper import WhisperConfig, WhisperEncoder, encoder_seconds
 from slm_jax.importers import Imported
 from slm_jax.importers.hugging_face import speech
 from slm_jax.importers.hugging_face.directory import Directory
 
 MODEL_TYPES = {'whisper': 'Whisper'}
-FILES = speech.PREPROCESSORS
+FILES, LANDMARK = speech.PREPROCESSORS, 'conv1.weight'
 
 _SIZES = {
     'encoder_layers': 'num_layers', 'd_model': 'emb_dim', 'encoder_attention_heads': 'num_heads',
@@ -25,7 +25,7 @@ _WITHOUT_EFFECT = set(
     max_target_positions median_filter_width num_hidden_layers scale_embedding use_weighted_layer_sum
     """.split()
 )
-_PREPROCESSOR = {
+PREPROCESSOR = {
     'sampling_rate': 16_000, 'hop_length': 160, 'chunk_length': 30, 'n_fft': 400, 'padding_value': 0.0, 'dither': 0.0,
     'do_normalize': False,
 }  # fmt: skip
@@ -34,15 +34,15 @@ _PREPROCESSOR = {
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Takes the encoder out of a Whisper checkpoint; see `speech.convert` for what is raised."""
     module, frontend = encoder(directory)
-    bins, window = frontend.num_mel_bins, _PREPROCESSOR['chunk_length']
-    return speech.convert(directory, out, module, frontend, bins, _name, 'conv1.weight', encoder_seconds=window)
+    bins = frontend.num_mel_bins
+    return speech.convert(directory, out, module, frontend, bins, _name, LANDMARK, encoder_seconds=encoder_seconds)
 
 
 def encoder(directory: Directory) -> tuple[WhisperEncoder, WhisperFrontend]:
     """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
     sizes = speech.check_flags(directory.path / 'config.json', directory.config, _SIZES, _FIXED, _WITHOUT_EFFECT)
     num_mel_bins = sizes.pop('num_mel_bins')
-    speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': num_mel_bins})
+    speech.check_preprocessor(directory, PREPROCESSOR | {'feature_size': num_mel_bins})
     return WhisperEncoder(WhisperConfig(**sizes)), WhisperFrontend(num_mel_bins)
 
 
