@@ -14,6 +14,7 @@ GIN = """
 from __gin__ import dynamic_registration
 from slm_jax import tasks
 from slm_jax import train
+from slm_jax.data import loader
 from slm_jax.systems import slm
 include 'runs/train.gin'
 include 'models/slm_tiny.gin'
@@ -25,6 +26,7 @@ tasks.manifest.task = 'instruct'
 MIXTURE_OR_TASK_NAME = @tasks.manifest()
 MODEL_DIR = '{folder}/model'
 TRAIN_STEPS = 2
+WARMUP_STEPS = 1
 EVAL_PERIOD = 2
 NUM_BUCKETS = 1
 train.train.num_samples = 0
