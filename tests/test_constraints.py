@@ -31,7 +31,17 @@ W2V = dict(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32, adapter_dim=24)
 # A new model has to stand here, with one example for each of its ways.
 EXAMPLES = {
     'usm': (usm.UsmEncoder(usm.UsmConfig(2, 16, 2, remat_policy='minimal')), FRAMES, LENGTHS),
+    "usm, Gemma 4's": (
+        usm.UsmEncoder(usm.UsmConfig(2, 16, 2, subsample_norm='layer', clipped_linears=True, output_dim=24)),
+        FRAMES,
+        LENGTHS,
+    ),
     'whisper': (whisper.WhisperEncoder(whisper.WhisperConfig(2, 16, 2, 32)), FRAMES, LENGTHS),
+    'whisper, in windows': (
+        whisper.WhisperEncoder(whisper.WhisperConfig(2, 16, 2, 32, window_seconds=1.0)),
+        FRAMES,
+        LENGTHS,
+    ),
     'w2v-BERT': (w2v_bert.W2vBertEncoder(w2v_bert.W2vBertConfig(**W2V, num_adapter_layers=1)), FRAMES, LENGTHS),
     'w2v-BERT, relative': (
         w2v_bert.W2vBertEncoder(w2v_bert.W2vBertConfig(**W2V, positions='relative', intermediate_ffn=True)),

@@ -79,9 +79,10 @@ class TokenCtcAdapter(nn.Module):
         Raises:
             ValueError: no `label_embeddings`, or not one for each of the config's labels and blank.
         """
-        logits, lengths, residual = self._heard(frames, frame_lengths, deterministic, label_embeddings)
+        labels = self._without_blank(label_embeddings)
+        logits, lengths, residual = self._heard(frames, frame_lengths, deterministic, labels)
         probabilities = jax.nn.softmax(logits[..., 1:]).astype(residual.dtype)
-        spelt = probabilities @ label_embeddings[1:].astype(residual.dtype) + residual
+        spelt = probabilities @ labels.astype(residual.dtype) + residual
         segments, lengths = slm.ctc_segments(jnp.argmax(logits, axis=-1), lengths, 1)
         x = slm.mean_of_slots(spelt, segments, logits.shape[1])
         return nn.with_logical_constraint(x, _LLM_SLOTS), lengths.astype(jnp.int32)
@@ -95,18 +96,27 @@ class TokenCtcAdapter(nn.Module):
         label_embeddings: Float[Array, 'v o'] | None = None,
     ) -> tuple[Float[Array, 'b s v'], Int32[Array, ' b']]:
         """CTC logits in float32 and the number of valid slots of each row; arguments as of `__call__`."""
-        return self._heard(frames, frame_lengths, deterministic, label_embeddings)[:2]
+        return self._heard(frames, frame_lengths, deterministic, self._without_blank(label_embeddings))[:2]
 
-    @nn.compact
-    def _heard(self, frames, frame_lengths, deterministic, label_embeddings):
-        """`label_logits`, and what is added to the mean of the embeddings, [b, s, o]."""
-        cfg = self.config
-        counts, given = len(cfg.label_counts), 0 if label_embeddings is None else len(label_embeddings) - 1
-        if given != counts:
+    def _without_blank(self, label_embeddings: Float[Array, 'v o'] | None) -> Float[Array, 'v-1 o']:
+        counts, given = len(self.config.label_counts), 0 if label_embeddings is None else len(label_embeddings) - 1
+        if label_embeddings is None or given != counts:
             raise ValueError(
                 f'{counts} TokenCtcConfig.label_counts and the embeddings of {given} labels besides blank: '
                 'SLM.label_tokens and label_counts have to be of the same labels (as in models/slm_base.gin).'
             )
+        return label_embeddings[1:]
+
+    @nn.compact
+    def _heard(
+        self,
+        frames: Float[Array, 'b t d'],
+        frame_lengths: Int32[Array, ' b'],
+        deterministic: bool,
+        labels: Float[Array, 'v-1 o'],
+    ) -> tuple[Float[Array, 'b s v'], Int32[Array, ' b'], Float[Array, 'b s o']]:
+        """`label_logits`, and what is added to the mean of the embeddings."""
+        cfg = self.config
         deterministic = deterministic or not self.has_rng('dropout')
         valid = jnp.arange(frames.shape[1]) < frame_lengths[:, None]
         x = slm.RmsNorm(cfg.dtype, axis='speech_embed', name='frames_norm')(jnp.where(valid[:, :, None], frames, 0))
@@ -117,7 +127,7 @@ class TokenCtcAdapter(nn.Module):
         query = nn.with_logical_constraint(query, _LLM_SLOTS).astype(jnp.promote_types(query.dtype, jnp.float32))
         # One more than its length: the cosine once it is long, and from zero it has a way to go.
         query = query / jnp.sqrt(1.0 + jnp.sum(jnp.square(query), axis=-1, keepdims=True))
-        labels = _directions(label_embeddings[1:].astype(query.dtype))
+        labels = _directions(labels.astype(query.dtype))
         cosine = jnp.einsum(
             'bso,vo->bsv', query.astype(cfg.dtype), labels.astype(cfg.dtype), preferred_element_type=query.dtype
         )
@@ -144,8 +154,8 @@ def _directions(embeddings: Float[Array, 'v o']) -> Float[Array, 'v o']:
 
 def _log_shares(counts: Sequence[int]) -> np.ndarray:
     """Logarithms of shares, as if each label had occurred once more."""
-    counts = np.array(counts, np.float64) + 1.0
-    return np.log(counts / counts.sum()).astype(np.float32)
+    smoothed = np.array(counts, np.float64) + 1.0
+    return np.log(smoothed / smoothed.sum()).astype(np.float32)
 
 
 def _from_zero(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = False) -> nn.Dense:

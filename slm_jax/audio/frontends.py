@@ -1,8 +1,8 @@
 """Log-mel frontends, computed on the device from padded 16 kHz PCM.
 
-`UsmFrontend` has the settings of Gemma 3n's USM audio tower, `WhisperFrontend` those of Whisper, `W2vBertFrontend`
-those of w2v-BERT 2.0. All give what the reference feature extractor gives for each clip alone, whatever the padding
-around it holds.
+`UsmFrontend` has the settings of Gemma 3n's USM audio tower, `Gemma4Frontend` those of Gemma 4's, `WhisperFrontend`
+those of Whisper, `W2vBertFrontend` those of w2v-BERT 2.0. All give what the reference feature extractor gives for each
+clip alone, whatever the padding around it holds.
 """
 
 import dataclasses
@@ -119,12 +119,46 @@ class UsmFrontend:
             return _frame((waveform - previous).astype(jnp.float32), self.num_frames(samples.shape[1]), 512) * window
 
         magnitude = jnp.sqrt(_power(_mask_padding(samples, lengths), to_frames, 1024))
-        low, high = 2595.0 * np.log10(1.0 + np.array([self.min_frequency, self.max_frequency]) / 700.0)
-        points = 700.0 * (10.0 ** (np.linspace(low, high, self.num_mel_bins + 2) / 2595.0) - 1.0)
+        points = _htk_points(self.min_frequency, self.max_frequency, self.num_mel_bins + 2)
         filters = _triangles(points, _bins(1024))
         features = jnp.log(jnp.maximum(_mel(magnitude, filters), self.mel_floor))
         features = (features - self.mean) / self.stddev
         feature_lengths = self.num_frames(lengths)
+        valid = jnp.arange(features.shape[1]) < feature_lengths[:, None]
+        return jnp.where(valid[..., None], features, 0.0), feature_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemma4Frontend:
+    """128 log-mel bins, 0-8000 Hz, 20 ms Hann window around each multiple of 10 ms.
+
+    Reference: `Gemma4AudioFeatureExtractor`, whose frames count where all samples of a window and one after it are the
+    clip's. What it cuts off after 30 s is heard here.
+    """
+
+    num_mel_bins: int = 128
+    mel_floor: float = 1e-3
+    max_seconds: ClassVar[float | None] = None
+
+    def num_frames(self, num_samples):
+        """Frames of a clip of `num_samples`; works on ints and on arrays. A clip too short for one window has one."""
+        if isinstance(num_samples, int):
+            return max((num_samples - 1) // _HOP, 1)
+        return jnp.where(num_samples > 0, jnp.maximum((num_samples - 1) // _HOP, 1), 0)
+
+    def __call__(
+        self, samples: Int[Array, 'b n'], lengths: Int[Array, ' b']
+    ) -> tuple[Float[Array, 'b t mel'], Int[Array, ' b']]:
+        """Returns the features, zero beyond each clip's frames, and the number of frames per clip."""
+        window = (0.5 * (1.0 - np.cos(2.0 * np.pi * np.arange(320) / 320))).astype(np.float32)
+
+        def to_frames(waveform: Float[Array, 'b n']) -> Float[Array, 'b t 320']:
+            waveform = jnp.pad(waveform.astype(jnp.float32), ((0, 0), (160, 0)))
+            return _frame(waveform, self.num_frames(samples.shape[1]), 320) * window
+
+        magnitude = jnp.sqrt(_power(_mask_padding(samples, lengths), to_frames, 512))
+        filters = _triangles(_htk_points(0.0, 8000.0, self.num_mel_bins + 2), _bins(512))
+        features, feature_lengths = jnp.log(_mel(magnitude, filters) + self.mel_floor), self.num_frames(lengths)
         valid = jnp.arange(features.shape[1]) < feature_lengths[:, None]
         return jnp.where(valid[..., None], features, 0.0), feature_lengths
 
@@ -201,6 +235,12 @@ class W2vBertFrontend:
         features = (features / jnp.sqrt(variance + 1e-7)).reshape(features.shape[0], -1, 160)
         num_frames = num_frames // 2
         return jnp.where((jnp.arange(features.shape[1]) < num_frames[:, None])[..., None], features, 0.0), num_frames
+
+
+def _htk_points(low: float, high: float, count: int) -> np.ndarray:
+    """Frequencies in Hz, equally far apart on HTK's mel scale."""
+    low, high = 2595.0 * np.log10(1.0 + np.array([low, high]) / 700.0)
+    return 700.0 * (10.0 ** (np.linspace(low, high, count) / 2595.0) - 1.0)
 
 
 # Slaney's mel scale: linear to 1 kHz (15 mel), then logarithmic.

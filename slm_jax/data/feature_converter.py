@@ -67,7 +67,7 @@ def with_frames(
         **features,
         'speech_samples': np.zeros(0, np.int16),
         'speech_frames': padded,
-        'speech_frame_lengths': np.int32(length),
+        'speech_frame_lengths': np.asarray(length, np.int32),
     }
 
 

@@ -224,7 +224,7 @@ class SpeechTextLoader:
 
     # ------------------------------------------------------------------ batches
 
-    def _example(self, task: int, position: int, seed: int) -> dict[str, np.ndarray]:
+    def _example(self, task: int, position: int, seed: int) -> dict[str, Any]:
         """One example after all steps of its task."""
         store, index = self._stores[task], int(self._planned[task].index[position])
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
@@ -365,11 +365,11 @@ class SpeechTextLoader:
         """Of the time between batches, the share in which the consumer waited for input."""
         return self._waited / self._elapsed if self._elapsed else 0.0
 
-    def batch_shapes(self) -> list[dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    def batch_shapes(self) -> list[dict[str, tuple[tuple[int, ...], Any]]]:
         """Per bucket {name: (shape of the global batch, dtype)}."""
         return self._shapes
 
-    def _shapes_of(self, bucket: plan_lib.Bucket) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    def _shapes_of(self, bucket: plan_lib.Bucket) -> dict[str, tuple[tuple[int, ...], Any]]:
         shapes = {
             'speech_samples': ((bucket.rows, bucket.samples), np.dtype(np.int16)),
             'speech_lengths': ((bucket.rows,), np.dtype(np.int32)),

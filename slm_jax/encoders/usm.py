@@ -1,8 +1,8 @@
-"""USM-style Conformer encoder: the structure and numerics of Gemma 3n's public USM audio tower.
+"""USM-style Conformer encoder: the structure and numerics of the public USM audio towers, of Gemma 3n and Gemma 4.
 
-Sources: USM (arXiv 2303.01037) and, for every detail, `transformers`' `Gemma3nAudioEncoder`. Where the reference
-lets the padding of a batch reach a clip's last frames, this encoder gives what the reference gives for the clip
-alone.
+Sources: USM (arXiv 2303.01037) and, for every detail, `transformers`' `Gemma3nAudioEncoder` and `Gemma4AudioModel`.
+Where a reference lets the padding of a batch reach a clip's last frames, this encoder gives what the reference gives
+for the clip alone.
 """
 
 import dataclasses
@@ -15,11 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.encoders.layers import FRAMES
+from slm_jax.encoders.layers import FRAMES, dense
 
 # The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
 # branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
 _BRANCH_SCALE = 0.1
+CLIP_BOUND = float(jnp.finfo(jnp.bfloat16).max)  # is none
+_SUBSAMPLE_NORMS = ('cumulative', 'layer')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,11 @@ class UsmConfig:
     Attention reaches `context_left - 1` frames back and `context_right` ahead, computed in chunks of `chunk_size`
     queries. `reduction_factor` drops frames at the end (4: 25 Hz to 6.25 Hz); 1 keeps the 25 Hz that CTC and an adapter
     read.
+
+    What Gemma 4 has otherwise: the norm of the subsampling is over the channels of each place alone
+    (`subsample_norm = 'layer'`) and pads both ends of time alike (`subsample_padding`); keys have a scale; the inputs
+    and outputs of most linear maps are clipped to bounds that are parameters; a last linear map gives frames of
+    `output_dim`.
     """
 
     num_layers: int = 12
@@ -43,7 +50,12 @@ class UsmConfig:
     reduction_factor: int = 1
     num_mel_bins: int = 128
     subsample_channels: tuple[int, int] = (128, 32)
+    subsample_norm: str = 'cumulative'
     subsample_norm_epsilon: float = 1e-3
+    subsample_padding: tuple[int, int] = (0, 2)
+    key_scale: float = 1.0
+    clipped_linears: bool = False
+    output_dim: int | None = None
     norm_epsilon: float = 1e-6
     activation_clip: float = 1e10
     dropout_rate: float = 0.0
@@ -51,12 +63,16 @@ class UsmConfig:
     dtype: Any = jnp.float32
 
     def __post_init__(self):
+        if self.subsample_norm not in _SUBSAMPLE_NORMS:
+            raise ValueError(
+                f'UsmConfig.subsample_norm is {self.subsample_norm!r}; there are {", ".join(_SUBSAMPLE_NORMS)}.'
+            )
         if not 0 <= self.dropout_rate < 1:
             raise ValueError(f'UsmConfig.dropout_rate is {self.dropout_rate!r}; it must be in [0, 1).')
 
 
 class _Dense(nn.Module):
-    """Matrix product over the last axis.
+    """Matrix product over the last axis; with `clipped`, of an input in bounds, as is the output then.
 
     The leading axes are merged first: on CPU, XLA computes the kernel's gradient of a product of two matrices more than
     twice as fast as that of a batched one.
@@ -65,12 +81,23 @@ class _Dense(nn.Module):
     features: int
     axes: tuple[str, str]
     dtype: Any
+    clipped: bool = False
 
     @nn.compact
     def __call__(self, x: Float[Array, '*b d']) -> Float[Array, '*b f']:
         init = nn.with_logical_partitioning(nn.initializers.lecun_normal(), self.axes)
         kernel = self.param('kernel', init, (x.shape[-1], self.features), jnp.float32).astype(self.dtype)
-        return (x.reshape(-1, x.shape[-1]) @ kernel).reshape(*x.shape[:-1], self.features)
+        y = self._bounded('input', x).reshape(-1, x.shape[-1]) @ kernel
+        return self._bounded('output', y).reshape(*x.shape[:-1], self.features)
+
+    def _bounded(self, what: str, x: Float[Array, '*b d']) -> Float[Array, '*b d']:
+        if not self.clipped:
+            return x
+        least, most = (
+            self.param(f'{what}_{name}', nn.with_logical_partitioning(nn.initializers.constant(value), ()), ())
+            for name, value in (('min', -CLIP_BOUND), ('max', CLIP_BOUND))
+        )
+        return jnp.clip(x, *(jax.lax.stop_gradient(bound).astype(x.dtype) for bound in (least, most)))
 
 
 class RMSNorm(nn.Module):
@@ -88,13 +115,17 @@ class RMSNorm(nn.Module):
         return (y * scale).astype(x.dtype)
 
 
-def _conv_3x3_stride_2(x: Float[Array, 'b t f c'], kernel: Float[Array, '3 3 c d']) -> Float[Array, 'b u g d']:
-    """3x3 convolution, stride 2, padded (0, 2) in time and (1, 1) in frequency."""
-    return jax.lax.conv_general_dilated(x, kernel, (2, 2), ((0, 2), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+def _conv_3x3_stride_2(
+    x: Float[Array, 'b t f c'], kernel: Float[Array, '3 3 c d'], padding: tuple[int, int]
+) -> Float[Array, 'b u g d']:
+    """3x3 convolution, stride 2, padded as said in time and (1, 1) in frequency."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (2, 2), (padding, (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
 
 
 class _SubsampleBlock(nn.Module):
-    """Convolution, group norm over all that was heard so far, ReLU."""
+    """Convolution, norm, ReLU. The norm is of all that was heard so far, or over channels."""
 
     channels: int
     config: UsmConfig
@@ -106,11 +137,16 @@ class _SubsampleBlock(nn.Module):
         kernel = self.param('kernel', init, (3, 3, x.shape[-1], self.channels), jnp.float32)
         scale_init = nn.with_logical_partitioning(nn.initializers.ones, ('conv_out',))
         scale = self.param('scale', scale_init, (self.channels,), jnp.float32)
-        y = _conv_3x3_stride_2(x, kernel.astype(self.config.dtype)).astype(jnp.float32)
+        kernel = kernel.astype(self.config.dtype)
+        y = _conv_3x3_stride_2(x, kernel, self.config.subsample_padding).astype(jnp.float32)
         y = nn.with_logical_constraint(y, ('batch', 'length', 'conv_frequency', 'conv_out'))
-        count = y.shape[2] * y.shape[3] * jnp.arange(1, y.shape[1] + 1, dtype=jnp.float32)[:, None, None]
-        mean = jnp.cumsum(jnp.sum(y, axis=(2, 3), keepdims=True), axis=1) / count
-        variance = jnp.cumsum(jnp.sum(jnp.square(y - mean), axis=(2, 3), keepdims=True), axis=1) / count
+        if self.config.subsample_norm == 'layer':
+            mean = jnp.mean(y, axis=3, keepdims=True)
+            variance = jnp.mean(jnp.square(y - mean), axis=3, keepdims=True)
+        else:
+            count = y.shape[2] * y.shape[3] * jnp.arange(1, y.shape[1] + 1, dtype=jnp.float32)[:, None, None]
+            mean = jnp.cumsum(jnp.sum(y, axis=(2, 3), keepdims=True), axis=1) / count
+            variance = jnp.cumsum(jnp.sum(jnp.square(y - mean), axis=(2, 3), keepdims=True), axis=1) / count
         y = nn.relu((y - mean) * jax.lax.rsqrt(variance + self.config.subsample_norm_epsilon) * scale)
         return jnp.where(valid[:, :, None, None], y, 0.0).astype(self.config.dtype)
 
@@ -123,10 +159,10 @@ class _FeedForward(nn.Module):
         config = self.config
         clip = config.activation_clip
         y = RMSNorm(1e-6, name='pre_layer_norm')(jnp.clip(x, -clip, clip))
-        y = _Dense(4 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='ffw_layer_1')(y)
+        y = _Dense(4 * config.emb_dim, ('embed', 'mlp'), config.dtype, config.clipped_linears, name='ffw_layer_1')(y)
         y = nn.silu(nn.with_logical_constraint(y, ('batch', 'length', 'mlp')))
         y = nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
-        y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='ffw_layer_2')(y)
+        y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, config.clipped_linears, name='ffw_layer_2')(y)
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_layer_norm')(jnp.clip(y, -clip, clip))
         x = x + config.residual_weight * nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
         return nn.with_logical_constraint(x, FRAMES)
@@ -146,7 +182,7 @@ class _LocalAttention(nn.Module):
         chunks, context = -(-t // chunk), chunk + past + future
 
         def heads_of(name: str) -> Float[Array, 'b h t k']:
-            y = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name=name)(x)
+            y = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, config.clipped_linears, name=name)(x)
             y = y.reshape(b, t, heads, head_dim).swapaxes(1, 2)
             return nn.with_logical_constraint(y, ('batch', 'heads', 'length', 'kv'))
 
@@ -168,7 +204,7 @@ class _LocalAttention(nn.Module):
         query = heads_of('q_proj') * scale.astype(config.dtype)
         query = jnp.pad(query, ((0, 0), (0, 0), (0, chunks * chunk - t), (0, 0)))
         query = query.reshape(b, heads, chunks, chunk, head_dim)
-        key, value = contexts(heads_of('k_proj')), contexts(heads_of('v_proj'))
+        key, value = contexts(config.key_scale * heads_of('k_proj')), contexts(heads_of('v_proj'))
 
         positions = _sinusoids(np.arange(past, -future - 1, -1), config.emb_dim)
         relative = _Dense(config.emb_dim, ('embed', 'joined_kv'), config.dtype, name='pos_proj')(
@@ -212,7 +248,7 @@ class _LightConv(nn.Module):
     def __call__(self, x: Float[Array, 'b t d'], deterministic: bool) -> Float[Array, 'b t d']:
         config = self.config
         y = RMSNorm(config.norm_epsilon, name='pre_layer_norm')(x)
-        y = _Dense(2 * config.emb_dim, ('embed', 'mlp'), config.dtype, name='linear_start')(y)
+        y = _Dense(2 * config.emb_dim, ('embed', 'mlp'), config.dtype, config.clipped_linears, name='linear_start')(y)
         value, gate = jnp.split(y, 2, axis=-1)
         y = nn.with_logical_constraint(value * nn.sigmoid(gate), ('batch', 'length', 'mlp'))
         size = config.conv_kernel_size
@@ -223,7 +259,7 @@ class _LightConv(nn.Module):
         y = sum(padded[:, i : i + x.shape[1]] * kernel[i] for i in range(size))
         y = jnp.clip(y, -config.activation_clip, config.activation_clip)
         y = nn.silu(RMSNorm(config.norm_epsilon, name='conv_norm')(y))
-        y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, name='linear_end')(y)
+        y = _Dense(config.emb_dim, ('mlp', 'embed'), config.dtype, config.clipped_linears, name='linear_end')(y)
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=deterministic)
         return nn.with_logical_constraint(x, FRAMES)
 
@@ -240,7 +276,9 @@ class ConformerBlock(nn.Module):
         x = _FeedForward(config, name='ffw_layer_start')(x, self.deterministic)
         y = RMSNorm(1e-6, name='pre_attention_norm')(jnp.clip(x, -clip, clip))
         y = _LocalAttention(config, name='attention')(y, valid)
-        y = _Dense(config.emb_dim, ('joined_kv', 'embed'), config.dtype, name='attention_out')(y)
+        y = _Dense(config.emb_dim, ('joined_kv', 'embed'), config.dtype, config.clipped_linears, name='attention_out')(
+            y
+        )
         y = RMSNorm(1e-6, _BRANCH_SCALE, name='post_attention_norm')(jnp.clip(y, -clip, clip))
         x = x + nn.Dropout(config.dropout_rate)(y, deterministic=self.deterministic)
         x = nn.with_logical_constraint(jnp.where(valid[..., None], x, 0.0), FRAMES)
@@ -281,6 +319,9 @@ class UsmEncoder(nn.Module):
             length=config.num_layers,
             metadata_params={nn.PARTITION_NAME: 'layers'},
         )(config, deterministic, name='conformer')(x, valid)
+        if config.output_dim is not None:
+            x = dense(config.output_dim, ('embed', 'mlp'), config.dtype, 'output_proj')(x)
+            x = nn.with_logical_constraint(x, FRAMES)
         if config.reduction_factor > 1:
             x, valid = x[:, :: config.reduction_factor], valid[:, :: config.reduction_factor]
             lengths = -(-lengths // config.reduction_factor)

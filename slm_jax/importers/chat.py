@@ -95,9 +95,9 @@ def text(said: Said, rows: int) -> Text:
             swapped.append([ours, place])
             places[ours], places[place] = places[place], places[ours]
     moved = tokenizers.rearranged(swapped)
-    ours = {theirs: row for row, theirs in moved.items()}
+    rows_of = {theirs: row for row, theirs in moved.items()}
     card = {'swapped': swapped, 'chat_template': said.template}
-    return Text(card, chat, moved, tuple(ours.get(number, number) for number in others))
+    return Text(card, chat, moved, tuple(rows_of.get(number, number) for number in others))
 
 
 def open_tokenizer(file: pathlib.Path, content: bytes) -> tokenizers.HuggingFace:
@@ -126,9 +126,7 @@ def _around_a_user(said: Said, tokenizer: Any) -> str:
         before = next((n for n in range(len(whole)) if whole[n : n + len(alone)] == alone), 0)
         return ''.join(map(tokenizer.id_to_token, whole[:before])) + USER
     if said.begins and 'bos_token' not in said.tokens:
-        raise CheckpointError(
-            f'{said.file}: texts are said to begin with bos_token (add_bos_token), and there is none.'
-        )
+        raise CheckpointError(f'{said.file}: texts begin with bos_token (add_bos_token), and there is none.')
     return said.tokens['bos_token'] + USER if said.begins else USER
 
 
@@ -161,7 +159,8 @@ def _pad(
     """A token that no text has: what is said to pad, unless it is written, or else what is never seen."""
     tokenizer, model = vocabulary.tokenizer, json.loads(said.content)['model']
     unknown = tokenizer.token_to_id(said.tokens.get('unk_token', ''))
-    if not model.get('byte_fallback') and (model.get('unk_token') or model.get('unk_id')) is not None:
+    writes_unknown = not model.get('byte_fallback') and (model.get('unk_token') or model.get('unk_id')) is not None
+    if unknown is not None and writes_unknown:
         written, unknown = written | {unknown}, None  # characters without a token become it
     begin = tokenizer.token_to_id(said.tokens.get('bos_token', ''))
     for number in said.pads:

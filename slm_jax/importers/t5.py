@@ -149,9 +149,9 @@ def _tokenizer_json(
             'model.'
         )
     for token, said in added.items():
-        if (number := found.tokenizer.token_to_id(token)) is None or said['id'] not in (None, number):
+        if (own := found.tokenizer.token_to_id(token)) is None or said['id'] not in (None, own):
             raise CheckpointError(
-                f'{said["file"]}: the added token {token!r} has the id {said["id"]}, and {number} in {file.name}. Keep '
+                f'{said["file"]}: the added token {token!r} has the id {said["id"]}, and {own} in {file.name}. Keep '
                 'the file that the model was trained with.'
             )
     return file.name, content

@@ -70,7 +70,7 @@ def abstract_params(system: Any) -> dict[str, Any]:
     return foundations.unflatten(params)
 
 
-def program(function: Callable, of: Any, *arguments: Any) -> Callable:
+def program(function: Callable, of: Any, *arguments: Any) -> Any:
     """`function` for arguments of these shapes on one device, jitted from what tracing it gave.
 
     Args:

@@ -171,14 +171,14 @@ class Attention(nn.Module):
         if position is not None or self.room is not None:
             keys_values = [nn.with_logical_constraint(jnp.transpose(y, (0, 2, 3, 1)), CACHED) for y in (keys, values)]
             prompt = self.variable('cross', 'keys_values', lambda: keys_values).value
-            if position is None:
-                length, beams = self.room
-                empty = [jnp.zeros((*y.shape[:-1], beams), y.dtype) for y in keys_values]
-                cache.append(self, empty, jnp.int32(0), length)
-            else:
+            if position is not None:
                 length = (seen.shape[-1] - prompt[0].shape[-1]) // x.shape[1]
                 written = cache.append(self, keys_values, position, length)
                 y = self._step(queries, seen, prompt, written, (position + 1) * x.shape[1])
+            elif self.room is not None:
+                length, beams = self.room
+                empty = [jnp.zeros((*y.shape[:-1], beams), y.dtype) for y in keys_values]
+                cache.append(self, empty, jnp.int32(0), length)
         y = nn.with_logical_constraint(y, ('llm_batch', *HEADS[1:]))
         out = (cfg.num_heads, cfg.head_dim), (cfg.emb_dim,), ('joined_kv', 'embed'), cfg.dtype
         return Dense(*out, use_bias=cfg.out_bias, name='out')(y)
@@ -441,7 +441,7 @@ class DecoderOnly(nn.Module):
         return self.token_embedder.logits(x) if self.config.logits_via_embedding else self.decoder.logits(x)
 
     def _check(self, length: int) -> None:
-        if self.config.positions == 'learned' and length > self.config.max_positions:
+        if self.config.positions == 'learned' and length > (self.config.max_positions or 0):
             raise ValueError(
                 f'The language model has {self.config.max_positions} positions (DecoderOnlyConfig.max_positions), '
                 f'and a prompt with its answer may have {length}: give it shorter audio, text or answers '

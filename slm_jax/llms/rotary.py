@@ -25,7 +25,7 @@ def frequencies(theta: float, head_dim: int, scaling: Mapping[str, Any] | None) 
     """Radians a position of each pair of a head's dimensions, in float32 as in the reference."""
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     found = 1 / np.float32(theta) ** exponents
-    kind = scaling_type(scaling)
+    kind, scaling = scaling_type(scaling), scaling or {}
     if kind == 'linear':
         found = found / np.float32(scaling['factor'])
     if kind == 'llama3':  # what hardly turns within the context of the pretraining is slowed down

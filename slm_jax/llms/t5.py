@@ -180,7 +180,8 @@ def _mask_bias(mask: Bool[Array, '*shape'], dtype) -> Float[Array, '*shape']:
 
 def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *shared):
     """Applies a stack of `layer()`s, looped or scanned; must be called in a compact method."""
-    layer = functools.partial(rematerialised(layer.func, cfg.remat_policy, cfg.scan_layers), **layer.keywords)
+    kept: Any = rematerialised(layer.func, cfg.remat_policy, cfg.scan_layers)
+    layer = functools.partial(kept, **layer.keywords)
     if not cfg.scan_layers:
         for i in range(num_layers):
             x, _ = layer(name=f'layers_{i}')(x, *shared)

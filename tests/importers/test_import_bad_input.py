@@ -122,6 +122,7 @@ def test_a_model_type_that_is_not_said(source):
     [
         ('T5WithLMHeadModel', 't5'), ('UMT5EncoderModel', 'umt5'), ('WhisperModel', 'whisper'),
         ('Gemma3nForConditionalGeneration', 'gemma3n'), ('Gemma3nAudioEncoder', 'gemma3n_audio'),
+        ('Gemma4ForConditionalGeneration', 'gemma4'), ('Gemma4AudioModel', 'gemma4_audio'),
         ('Wav2Vec2BertForCTC', 'wav2vec2-bert'), ('Wav2Vec2BertModel', 'wav2vec2-bert'),
     ],
 )  # fmt: skip
@@ -328,6 +329,18 @@ def encoder(tmp_path):
         ('gemma3n', 'conf_attention_context_right', -1),
         ('gemma3n', 'conf_num_attention_heads', 3),
         ('gemma3n', 'conf_attention_window', 7),
+        ('gemma4', 'attention_context_right', 2),
+        ('gemma4', 'attention_chunk_size', 4),
+        ('gemma4', 'attention_context_left', 1),
+        ('gemma4', 'attention_context_left', 'absent'),
+        ('gemma4', 'attention_invalid_logits_value', -5.0),
+        ('gemma4', 'hidden_act', 'gelu'),
+        ('gemma4', 'use_clipped_linears', 'yes'),
+        ('gemma4', 'subsampling_conv_channels', [30, 4]),
+        ('gemma4', 'rms_norm_eps', -1.0),
+        ('gemma4', 'output_proj_dims', 0),
+        ('gemma4', 'num_attention_heads', 3),
+        ('gemma4', 'reduction_factor', 4),
         ('w2v_bert', 'position_embeddings_type', 'alibi'),
         ('w2v_bert', 'hidden_act', 'mish'),
         ('w2v_bert', 'layer_norm_eps', 0),
@@ -359,6 +372,8 @@ def test_flags_of_encoders(encoder, family, flag, value):
         ('whisper', 'dither', 1e-4),
         ('gemma3n', 'per_bin_mean', [0.5]),
         ('gemma3n', 'max_frequency', 8000.0),
+        ('gemma4', 'frame_length', 512),
+        ('gemma4', 'feature_size', 128),
         ('w2v_bert', 'stride', 1),
     ],
 )
@@ -377,6 +392,7 @@ def test_feature_extractors(encoder, family, flag, value):
     [
         ('whisper', 'conv1.weight', 'model.encoder.layers.1.fc1.weight', [20, 12]),
         ('gemma3n', 'input_proj_linear.weight', 'conformer.1.ffw_layer_end.ffw_layer_1.weight', [64, 16]),
+        ('gemma4', 'input_proj_linear.weight', 'layers.1.feed_forward2.ffw_layer_1.linear.weight', [64, 16]),
         ('w2v_bert', 'projection.weight', 'encoder.layers.1.ffn1.output_dense.weight', [12, 20]),
     ],
 )

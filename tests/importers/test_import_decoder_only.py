@@ -4,34 +4,19 @@ Directories are written here, with numbers that only their names decide. The slo
 need it and torch: pip install -e .[hf].
 """
 
-import json
-import pathlib
-import zlib
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_llm
+import tokenizers as library
+from tiny_llm import LLAMA, PAD, ROWS, TEMPLATE, TURN, byte_tokenizer, numbers, write
 
 import gin
 from slm_jax import cli, configuration, foundations, import_
-from slm_jax.exporters import safetensors
 from slm_jax.foundations import tokenizers
 from slm_jax.importers import CheckpointError
-from slm_jax.importers.hugging_face.tensors import Tensor
+from slm_jax.importers.hugging_face import decoder_only as importer
 from slm_jax.llms import decoder_only
-
-SPECIAL = ('<|end|>', '<|turn|>', '<|user|>', '<|unused|>', '<|pad|>')
-ROWS = 264  # 256 bytes, 5 special tokens, 3 rows without a token
-END, TURN, USER, UNUSED, PAD = range(256, 261)
-TEMPLATE = (
-    "{% for m in messages %}{{ '<|user|>' if m.role == 'user' else 'A:' }}{{ m.content }}<|turn|>{% endfor %}"
-    '{% if add_generation_prompt %}A:{% endif %}'
-)
-LLAMA = {
-    'model_type': 'llama', 'vocab_size': ROWS, 'hidden_size': 12, 'intermediate_size': 20, 'num_hidden_layers': 2,
-    'num_attention_heads': 3, 'num_key_value_heads': 1, 'head_dim': 6, 'tie_word_embeddings': False,
-    'eos_token_id': [END, TURN],
-}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -39,60 +24,6 @@ def no_configuration():
     """gin is as it was afterwards."""
     yield
     gin.clear_config()
-
-
-def byte_tokenizer(special=SPECIAL):
-    """One token a byte, and special ones: the content of a tokenizer.json."""
-    library = pytest.importorskip('tokenizers')
-    alphabet = sorted(library.pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = library.Tokenizer(library.models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = library.decoders.ByteLevel()
-    tokenizer.add_special_tokens(list(special))
-    return tokenizer.to_str()
-
-
-def shapes(flags):
-    """Names and shapes of the tensors of a Llama."""
-    width, heads, inner = flags['hidden_size'], flags['head_dim'], flags['intermediate_size']
-    found = {'model.embed_tokens.weight': (flags['vocab_size'], width), 'model.norm.weight': (width,)}
-    for layer in range(flags['num_hidden_layers']):
-        name = f'model.layers.{layer}'
-        found |= {f'{name}.{norm}.weight': (width,) for norm in ('input_layernorm', 'post_attention_layernorm')}
-        for part, count in (('q', 'num_attention_heads'), ('k', 'num_key_value_heads'), ('v', 'num_key_value_heads')):
-            found[f'{name}.self_attn.{part}_proj.weight'] = (flags[count] * heads, width)
-        found[f'{name}.self_attn.o_proj.weight'] = (width, flags['num_attention_heads'] * heads)
-        found |= {f'{name}.mlp.{part}_proj.weight': (inner, width) for part in ('gate', 'up')}
-        found[f'{name}.mlp.down_proj.weight'] = (width, inner)
-    if not flags['tie_word_embeddings']:
-        found['lm_head.weight'] = (flags['vocab_size'], width)
-    return found
-
-
-def numbers(name, shape):
-    """Of a tensor, by its name alone."""
-    return np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape).astype(np.float32)
-
-
-def write(path, flags=None, arrays=None, **files):
-    """A directory: flags, arrays by name, and other files."""
-    path.mkdir()
-    flags = LLAMA | (flags or {})
-    if arrays is None:
-        arrays = {name: numbers(name, shape) for name, shape in shapes(flags).items()}
-    tensors = {name: Tensor(path, a.shape, a.dtype, lambda a=a: a) for name, a in arrays.items()}
-    safetensors.write(path / 'model.safetensors', tensors, {'format': 'pt'})
-    contents = {
-        'config.json': json.dumps({key: value for key, value in flags.items() if value != 'absent'}),
-        'tokenizer.json': byte_tokenizer(),
-        'tokenizer_config.json': json.dumps(
-            {'eos_token': '<|end|>', 'pad_token': '<|pad|>', 'chat_template': TEMPLATE}
-        ),
-    }
-    for name, content in (contents | files).items():
-        if content is not None:
-            (path / name).write_text(content)
-    return path
 
 
 def imported(source, out):
@@ -110,6 +41,176 @@ def theirs(card, rows):
     return np.array([moved.get(row, row) for row in range(rows)])
 
 
+def test_what_an_import_leaves(tmp_path, capsys):
+    source = write(tmp_path / 'source', {'rope_theta': 5e4}, **{'README.md': '---\nlicense: llama3\n---\n'})
+    out = tmp_path / 'deep' / 'llm'
+    assert cli.main(['import', str(source), str(out), '--dtype', 'float32']) == 0
+    assert 'licence: llama3' in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == ['card.json', 'model.gin', 'params', 'tokenizer.json']
+    card, params = foundations.card(out), foundations.flatten(foundations.load(out))
+    assert card['swapped'] == [[0, PAD], [1, TURN]] and card['chat_template'] == TEMPLATE and card['kind'] == 'llm'
+    assert card['files'].keys() == {'tokenizer.json'}
+    head, embedding = (numbers(name, (ROWS, 12)) for name in ('lm_head.weight', 'model.embed_tokens.weight'))
+    order = theirs(card, ROWS)
+    np.testing.assert_array_equal(params['token_embedder/embedding'], embedding[order])
+    np.testing.assert_array_equal(params['decoder/logits_dense/kernel'], head[order].T)
+    keys = [numbers(f'model.layers.{layer}.self_attn.k_proj.weight', (6, 12)).T for layer in range(2)]
+    np.testing.assert_array_equal(params['decoder/layers/self_attention/key/kernel'], keys)
+    text = (out / 'model.gin').read_text()
+    for line in (
+        "CHAT_TEMPLATE = '<|user|>{user}<|turn|>A:'", 'LLM_MODULE = @decoder_only.DecoderOnly()',
+        '  other_ends = (256,)',
+        'EMBED_DIM = 12', '  rope_theta = 50000.0', 'prompts.Prompt.chat = %CHAT_TEMPLATE',
+    ):  # fmt: skip
+        assert f'\n{line}\n' in text
+    vocabulary = foundations.vocabulary(out)
+    ids = vocabulary.encode('<|user|>Ünï<|turn|>!')
+    assert ids[0] == tiny_llm.USER and ids[-2] == 1 and vocabulary.decode(ids) == 'Ünï'
+
+
+def test_large_leaves_are_read_in_blocks(tmp_path, monkeypatch):
+    source = write(tmp_path / 'source')
+    expected = import_.import_checkpoint(str(source), str(tmp_path / 'whole'))
+    monkeypatch.setattr(foundations, '_BLOCK_BYTES', 1000)
+    monkeypatch.setattr(importer, '_ROWS', 50)
+    made = import_.import_checkpoint(str(source), str(tmp_path / 'blocks'))
+    assert made['fingerprint'] == expected['fingerprint']
+
+
+def changed(flags=None, without=(), **arrays):
+    """(flags, arrays) of a Llama with other tensors."""
+    flags = LLAMA | (flags or {})
+    found = {name: numbers(name, shape) for name, shape in tiny_llm.shapes(flags).items() if name not in without}
+    return flags, found | {name.replace('__', '.'): value for name, value in arrays.items()}
+
+
+HEADS = {
+    'tied': (changed({'tie_word_embeddings': True}), True),
+    'tied, and saved twice': (
+        changed({'tie_word_embeddings': True}, lm_head__weight=numbers('model.embed_tokens.weight', (ROWS, 12))), True),
+    'alike': (changed(lm_head__weight=numbers('model.embed_tokens.weight', (ROWS, 12))), True),
+    'of its own': (changed(), False),
+    'differs': (changed({'tie_word_embeddings': True}, lm_head__weight=numbers('x', (ROWS, 12))),
+        'lm_head.weight differs from model.embed_tokens.weight.*Set tie_word_embeddings to false'),
+    'missing': (changed(without=['lm_head.weight']), 'lm_head.weight is missing.*AutoModelForCausalLM'),
+    'not said': (changed({'tie_word_embeddings': 'absent'}, without=['lm_head.weight']), 'lm_head.weight is missing'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', HEADS)
+def test_heads(case, tmp_path):
+    (flags, arrays), expected = HEADS[case]
+    source, out = write(tmp_path / 'source', flags, arrays), tmp_path / 'out'
+    if isinstance(expected, bool):
+        assert imported(source, out)[0].config.logits_via_embedding is expected
+    else:
+        refused(source, expected)
+
+
+def refused(source, match):
+    out = source.parent / 'out'
+    with pytest.raises(CheckpointError, match=match):
+        import_.import_checkpoint(str(source), str(out))
+    assert not out.exists() and not list(source.parent.glob('.out*'))
+
+
+@pytest.mark.parametrize(
+    ('flags', 'match'),
+    [
+        ({'attention_chunk': 7}, "unknown flag 'attention_chunk' = 7"),
+        ({'hidden_act': 'gelu_fast'}, "hidden_act is 'gelu_fast'; there are relu"),
+        ({'hidden_act': 3}, 'hidden_act is 3; it must be a text'),
+        ({'rms_norm_eps': -1}, 'rms_norm_eps is -1; it must be a number above 0'),
+        ({'num_key_value_heads': 2}, 'num_key_value_heads 2 do not divide num_attention_heads 3'),
+        ({'num_key_value_heads': 0}, 'num_key_value_heads is 0'),
+        ({'head_dim': 5}, 'head_dim is 5; rotary positions want an even number'),
+        ({'hidden_size': 'absent'}, 'hidden_size is None; it must be a positive number'),
+        ({'attention_bias': 'yes'}, "attention_bias is 'yes'; it must be true or false"),
+        ({'mlp_bias': True}, 'no tensor model.layers.0.mlp.gate_proj.bias'),
+        ({'quantization_config': {'bits': 4}}, 'quantization_config is .*only None is supported'),
+        ({'rope_scaling': {'type': 'yarn', 'factor': 2.0}}, "rope_type is 'yarn'; there are default, linear, llama3"),
+        ({'rope_scaling': {'rope_type': 'linear'}}, "rope_type is 'linear', and factor is missing"),
+        ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'low_freq_factor is missing'),
+        ({'rope_parameters': {'partial_rotary_factor': 0.5}}, "'partial_rotary_factor' = 0.5 of rotary positions"),
+        ({'rope_parameters': [1]}, r'rope_parameters is \[1\]; it must be an object'),
+        ({'rope_theta': '1e4'}, "rope_theta is '1e4'"),
+        ({'model_type': 'mistral', 'sliding_window': 0}, 'sliding_window is 0'),
+        ({'model_type': 'mistral', 'layer_types': []}, "unknown flag 'layer_types'"),
+        (
+            {'model_type': 'qwen3', 'use_sliding_window': True, 'layer_types': ['full_attention']},
+            'for each of 2 layers',
+        ),
+        ({'model_type': 'qwen2', 'layer_types': ['sliding_attention'] * 2}, 'no sliding_window is in use'),
+        ({'model_type': 'qwen2', 'use_sliding_window': True, 'max_window_layers': -1}, 'max_window_layers is -1'),
+        ({'model_type': 'llama', 'sliding_window': 4}, "unknown flag 'sliding_window'"),
+        (
+            {'model_type': 'gpt_neox'},
+            "model_type is 'gpt_neox'; what can be imported is .*llama, mistral, qwen2, qwen3",
+        ),
+        ({'eos_token_id': '</s>'}, 'eos_token_id is .*it must be a number, or a list of numbers'),
+        ({'eos_token_id': 9000}, r'the end of a text \(eos_token_id\) is 9000; the model has 264 embeddings'),
+        ({'vocab_size': 260}, 'it has 261 ids, the model 260 embeddings. This tokenizer is of another'),
+    ],
+)
+def test_flags_that_cannot_be_honoured(flags, match, tmp_path):
+    arrays = {name: numbers(name, shape) for name, shape in tiny_llm.shapes(LLAMA).items()}
+    refused(write(tmp_path / 'source', flags, arrays), match)
+
+
+def test_opt_without_what_it_needs(tmp_path):
+    flags = {'model_type': 'opt', 'vocab_size': ROWS, 'hidden_size': 12, 'ffn_dim': 20, 'num_hidden_layers': 2}
+    flags |= {'num_attention_heads': 5, 'max_position_embeddings': 40}
+    file = tmp_path / 'config.json'
+    with pytest.raises(CheckpointError, match='num_attention_heads 5 do not divide hidden_size 12'):
+        importer.config(file, flags)
+    with pytest.raises(CheckpointError, match='layer_norm_elementwise_affine is False; only True'):
+        importer.config(file, flags | {'num_attention_heads': 3, 'layer_norm_elementwise_affine': False})
+
+
+NAN = np.full((12,), np.nan, np.float32)
+TENSORS = {
+    'missing': (changed(without=['model.norm.weight']), 'no tensor model.norm.weight, which decoder/decod'),
+    'no embedding': (changed(without=['model.embed_tokens.weight']), 'no tensor embed_tokens.weight, or more than one'),
+    'of no use': (changed(model__extra__weight=numbers('x', (2,))), '1 tensors have no place.*first is model.extra'),
+    'more layers': (changed(**{'model__layers__2__mlp__up_proj__weight': numbers('x', (20, 12))}), 'have no place'),
+    'another shape': (changed(model__norm__weight=numbers('x', (13,))), r'model.norm.weight is \[13\]; .*it is \[12\]'),
+    'other rows': (changed(model__embed_tokens__weight=numbers('x', (ROWS + 1, 12))), r'is \[265, 12\]; .*\[264, 12\]'),
+    'numbers that are none': (changed(model__norm__weight=NAN), 'model.norm.weight holds NaN or infinity'),
+    'two types': (changed(model__norm__weight=numbers('x', (12,)).astype('float16')), 'norm.weight is float16.*in one'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', TENSORS)
+def test_tensors_that_do_not_fit(case, tmp_path):
+    (flags, arrays), match = TENSORS[case]
+    refused(write(tmp_path / 'source', flags, arrays), match)
+
+
+def test_old_buffers_are_left_behind(tmp_path):
+    flags, arrays = changed(**{'model__layers__0__self_attn__rotary_emb__inv_freq': numbers('x', (3,))})
+    imported(write(tmp_path / 'source', flags, arrays), tmp_path / 'out')
+
+
+@pytest.mark.parametrize(
+    ('files', 'match'),
+    [
+        ({'tokenizer.json': None}, 'has no tokenizer.json. If it has a SentencePiece file.*save_pretrained'),
+        ({'tokenizer.json': '{"version": "1.0"}'}, 'tokenizer.json is no tokenizer that the library `tokenizers` can'),
+        ({'tokenizer_config.json': '[]'}, 'tokenizer_config.json holds no JSON object'),
+        ({'tokenizer_config.json': '{"chat_template": 7}'}, 'chat_template is 7; it must be a text'),
+        ({'tokenizer_config.json': '{"add_bos_token": true}'}, r'texts begin with bos_token \(add_bos_token\)'),
+        (
+            {'chat_template.jinja': '{{ messages'},
+            'chat_template.jinja: the chat template does not run for user.*delete',
+        ),
+        ({'chat_template.jinja': 'Hello.'}, 'chat_template.jinja: the chat template has no place, or more than one'),
+        ({'generation_config.json': '{"eos_token_id": [1.5]}'}, 'generation_config.json: eos_token_id is'),
+    ],
+)
+def test_files_of_the_text_that_cannot_be_had(files, match, tmp_path):
+    refused(write(tmp_path / 'source', **files), match)
+
+
 # What transformers saves for each family, at settings of its own.
 LIVE = {
     'llama2': ('Llama', dict(num_key_value_heads=3, attention_bias=True, mlp_bias=True)),
@@ -124,7 +225,8 @@ LIVE = {
     'qwen3_layers': ('Qwen3', dict(num_key_value_heads=1, use_sliding_window=True, sliding_window=3, head_dim=4,
         layer_types=['sliding_attention', 'full_attention'])),
     'opt': ('OPT', dict(ffn_dim=20, max_position_embeddings=40)),
-    'opt_350m': ('OPT', dict(ffn_dim=20, max_position_embeddings=40, do_layer_norm_before=False, word_embed_proj_dim=8)),
+    'opt_350m': ('OPT', dict(ffn_dim=20, max_position_embeddings=40, do_layer_norm_before=False,
+        word_embed_proj_dim=8)),
     'galactica': ('OPT', dict(ffn_dim=20, max_position_embeddings=40, enable_bias=False, activation_function='gelu',
         _remove_final_layer_norm=True, tie_word_embeddings=False)),
 }  # fmt: skip
@@ -147,7 +249,7 @@ def test_what_transformers_saves_computes_the_same(name, tmp_path):
             parameter.normal_(0, 0.3)
     source = tmp_path / 'source'
     model.save_pretrained(source)
-    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=_library().from_str(byte_tokenizer()))
+    reference = transformers.PreTrainedTokenizerFast(tokenizer_object=library.Tokenizer.from_str(byte_tokenizer()))
     reference.eos_token, reference.chat_template = '<|end|>', TEMPLATE
     reference.save_pretrained(source)
     llm, params, card = imported(source, tmp_path / 'out')
@@ -159,9 +261,3 @@ def test_what_transformers_saves_computes_the_same(name, tmp_path):
     target = jnp.concatenate([jnp.zeros(1, int), prompt[5:]])[None]
     found = llm.apply({'params': params}, embedded, jnp.ones((1, 5), bool), target, method='logits')[0]
     np.testing.assert_allclose(found, expected[4:][:, theirs(card, ROWS)], rtol=0, atol=1e-4)
-
-
-def _library():
-    import tokenizers as library
-
-    return library.Tokenizer

@@ -21,7 +21,7 @@ from slm_jax.inference import model
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens'
-FAMILIES = ('whisper', 'gemma3n', 'w2v_bert', 'w2v_bert_with_adapter')
+FAMILIES = ('whisper', 'gemma3n', 'gemma4', 'w2v_bert', 'w2v_bert_with_adapter')
 
 
 @pytest.fixture(autouse=True)
@@ -99,15 +99,16 @@ def test_what_an_import_leaves(family, tmp_path, capsys):
     assert all(path.startswith('encoder/') for path in stored)
 
 
-def test_the_tower_of_a_whole_gemma(tmp_path):
-    import_.import_checkpoint(str(GOLDENS / 'gemma3n'), str(tmp_path / 'tower'))
+@pytest.mark.parametrize('family', ['gemma3n', 'gemma4'])
+def test_the_tower_of_a_whole_gemma(family, tmp_path):
+    import_.import_checkpoint(str(GOLDENS / family), str(tmp_path / 'tower'))
     source = tmp_path / 'source'
     source.mkdir()
     other = {f'model.{part}.norm.weight': ['F32', [2], b'\0' * 8] for part in ('embed_audio', 'language_model')}
-    tower = {f'model.audio_tower.{name}': tensor for name, tensor in arrays(GOLDENS / 'gemma3n').items()}
+    tower = {f'model.audio_tower.{name}': tensor for name, tensor in arrays(GOLDENS / family).items()}
     write(source / 'model.safetensors', other | tower)
-    audio = json.loads((GOLDENS / 'gemma3n' / 'config.json').read_text())
-    config = {'model_type': 'gemma3n', 'audio_config': audio, 'text_config': {'hidden_size': 8}, 'vision_config': {}}
+    audio = json.loads((GOLDENS / family / 'config.json').read_text())
+    config = {'model_type': family, 'audio_config': audio, 'text_config': {'hidden_size': 8}, 'vision_config': {}}
     (source / 'config.json').write_text(json.dumps(config))
     import_.import_checkpoint(str(source), str(tmp_path / 'whole'))
     fingerprints = [foundations.card(tmp_path / name)['fingerprint'] for name in ('tower', 'whole')]
@@ -166,6 +167,28 @@ VARIANTS = {
             adapter_act='gelu_new',
             adapter_stride=3,
             use_intermediate_ffn_before_adapter=False,
+        ),
+    ),
+    'gemma 4 at its own chunks and mel bins': (
+        'gemma4',
+        dict(feature_size=128),
+        dict(subsampling_conv_channels=(128, 32), attention_chunk_size=12, attention_context_left=13),
+    ),
+    'gemma 4 with all its numbers': (
+        'gemma4',
+        dict(feature_size=40),
+        dict(
+            attention_logit_cap=5.0,
+            residual_weight=0.3,
+            gradient_clipping=1.5,
+            rms_norm_eps=1e-3,
+            conv_kernel_size=3,
+            attention_chunk_size=7,
+            attention_context_left=7,
+            num_attention_heads=4,
+            subsampling_conv_channels=(40, 3),
+            output_proj_dims=5,
+            use_clipped_linears=False,
         ),
     ),
     'gemma 3n looking ahead': ('gemma3n', {}, dict(conf_attention_context_right=4, conf_reduction_factor=2)),

@@ -29,7 +29,7 @@ SMALL = {
     't5 1.0': 't5_goldens/t5_1_0', 't5 1.0 saved again': 't5_goldens/t5_1_0', 't5 1.1': 't5_goldens/t5_1_1',
     'flan-t5': 't5_goldens/t5_1_1', 'mt5': 't5_goldens/mt5', 'mt0': 't5_goldens/mt5', 'umt5': 't5_goldens/umt5',
     'byt5': 't5_goldens/byt5', 'whisper': 'encoder_goldens/whisper', 'whisper large-v3': 'encoder_goldens/whisper',
-    'gemma3n': 'encoder_goldens/gemma3n', 'w2v_bert': 'encoder_goldens/w2v_bert',
+    'gemma3n': 'encoder_goldens/gemma3n', 'gemma4': 'encoder_goldens/gemma4', 'w2v_bert': 'encoder_goldens/w2v_bert',
     'fine-tuned with an adapter': 'encoder_goldens/w2v_bert_with_adapter',
 }  # fmt: skip
 SIZES = {
@@ -38,7 +38,9 @@ SIZES = {
     'left_max_position_embeddings', 'right_max_position_embeddings', 'conf_num_hidden_layers',
     'conf_num_attention_heads', 'conf_attention_chunk_size', 'conf_attention_context_left', 'conf_conv_kernel_size',
     'input_feat_size', 'sscp_conv_channel_size', 'output_hidden_size', 'feature_size', 'extra_ids',
-    'num_adapter_layers', 'adapter_kernel_size', 'adapter_stride', 'use_intermediate_ffn_before_adapter',
+    'conv_kernel_size', 'attention_chunk_size', 'attention_context_left', 'subsampling_conv_channels',
+    'output_proj_dims', 'num_adapter_layers', 'adapter_kernel_size', 'adapter_stride',
+    'use_intermediate_ffn_before_adapter',
 }  # fmt: skip
 
 

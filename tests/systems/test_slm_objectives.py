@@ -143,6 +143,19 @@ def test_the_language_model_reads_the_segments(params):
     assert all(map(jnp.any, jax.tree.leaves(of)))
 
 
+def test_where_its_ctc_hears_nothing_the_answer_is_empty(params):
+    system, data = dataclasses.replace(CTC, objective='cross_entropy'), batch()
+    answer = jax.jit(system.predict, static_argnums=2)
+
+    def answers(bias):
+        blank = {**params['adapter']['blank'], 'bias': jnp.array([bias])}
+        of = {**params, 'adapter': {**params['adapter'], 'blank': blank}}
+        return np.asarray(answer(of, data, DecodeConfig(max_decode_length=4)))
+
+    assert (answers(-9.0)[:, 0] > 1).all()
+    assert (answers(99.0) == [1, 0, 0, 0]).all()
+
+
 def test_objectives_are_mixed_by_their_weights(params):
     (ctc, alone), (llm, usual), (both, metrics) = (
         loss_of(dataclasses.replace(CTC, objective=objective), params, batch())

@@ -68,7 +68,7 @@ def said(file: File) -> chat.Said:
     for name, number in known.items():
         if number is not None and not (type(number) is int and 0 <= number < len(tokens)):
             raise CheckpointError(f'{path}: {_KEY}{name}_token_id is {number!r}; there are {len(tokens)} tokens.')
-    stated = [known[name] for name in ('eos', 'eot', 'eom') if known[name] is not None]
+    stated = [number for name in ('eos', 'eot', 'eom') if (number := known[name]) is not None]
     usual = [number for token, number in ids.items() if token in _ENDS and types[number] == _CONTROL]
     named = {'eos_token': 'eos', 'bos_token': 'bos', 'unk_token': 'unknown', 'pad_token': 'padding'}
     template = file.metadata.get('tokenizer.chat_template')

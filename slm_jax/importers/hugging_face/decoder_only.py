@@ -163,15 +163,16 @@ def assemble(
             f'{path}: {names.head} is missing, and by config.json (tie_word_embeddings) the head is not tied to the '
             'embedding. Save the model with its head (AutoModelForCausalLM).'
         )
-    alike = head is None or equal(head, embedding)
-    if tied and not alike:
+    if head is not None and equal(head, embedding):
+        head = None
+    if head is not None and tied:
         raise CheckpointError(
             f'{head.file}: {names.head} differs from {names.embedding}, to which config.json says it is tied. Set '
             'tie_word_embeddings to false if the head was trained alone, or delete the tensor.'
         )
-    if not alike:
+    if head is not None:
         found[names.head] = head
-    cfg = dataclasses.replace(cfg, logits_via_embedding=alike, other_ends=text.other_ends)
+    cfg = dataclasses.replace(cfg, logits_via_embedding=head is None, other_ends=text.other_ends)
     params = _params(path, cfg, found, names, text.rows)
     gin = importers_decoder_only.model_file(cfg, params, text.chat, directory.source, out)
     return Imported('llm', params, gin, text.card, (foundations.TOKENIZER_JSON, tokenizer))
@@ -197,7 +198,7 @@ def config(file: pathlib.Path, flags: Mapping[str, Any]) -> DecoderOnlyConfig:
     defaults = _DEFAULTS[family]
     flags = defaults | dict(flags)
     heads = sizes['num_heads']
-    optional = {
+    optional: dict[str, Any] = {
         'num_kv_heads': _count(file, flags, 'num_key_value_heads', heads),
         'head_dim': _count(file, flags, 'head_dim', defaults.get('head_dim', sizes['emb_dim'] // heads)),
     }

@@ -2,6 +2,8 @@
 
 import math
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from slm_jax.audio.frontends import UsmFrontend
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
@@ -58,22 +60,41 @@ def convert(directory: Directory, out: pathlib.Path) -> Imported:
 
 def encoder(directory: Directory) -> tuple[UsmEncoder, UsmFrontend]:
     """The encoder that the flags describe, and its frontend; see `speech.check_flags` for what is raised."""
-    file, flags = directory.path / 'config.json', directory.config
-    if flags['model_type'] == 'gemma3n':
-        if not isinstance(flags.get('audio_config'), dict):
-            raise CheckpointError(f'{file} has no audio_config, so this Gemma 3n has no audio tower.')
-        flags = {'quantization_config': flags.get('quantization_config')} | flags['audio_config']
+    file, flags = directory.path / 'config.json', tower(directory, 'gemma3n')
     sizes = speech.check_flags(file, flags, _SIZES, _FIXED, _WITHOUT_EFFECT | {_CHANNELS, *_NUMBERS})
-    numbers = {name: flags[key] for key, name in _NUMBERS.items() if flags.get(key) is not None}
-    for key, name in _NUMBERS.items():
-        if type(numbers.get(name, 0)) not in (int, float) or not 0 <= numbers.get(name, 0) < math.inf:
-            raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be a number, not below 0.')
-    channels = flags.get(_CHANNELS) or UsmConfig.subsample_channels
-    if not isinstance(channels, (list, tuple)) or [*map(type, channels)] != [int, int] or min(channels) < 1:
-        raise CheckpointError(f'{file}: {_CHANNELS} is {channels!r}; it must be two positive numbers.')
     speech.check_preprocessor(directory, _PREPROCESSOR | {'feature_size': sizes['num_mel_bins']})
-    config = UsmConfig(**sizes, **numbers, subsample_channels=tuple(channels))
+    channels = two_channels(file, flags, _CHANNELS)
+    config = UsmConfig(**sizes, **numbers(file, flags, _NUMBERS), subsample_channels=channels)
     return UsmEncoder(config), UsmFrontend(config.num_mel_bins)
+
+
+def tower(directory: Directory, whole: str) -> dict[str, Any]:
+    """Flags of the audio tower, saved alone or in a model of the type `whole`."""
+    flags = directory.config
+    if flags['model_type'] != whole:
+        return flags
+    if not isinstance(flags.get('audio_config'), dict):
+        raise CheckpointError(
+            f'{directory.path / "config.json"} has no audio_config, so this {whole} has no audio tower.'
+        )
+    return {'quantization_config': flags.get('quantization_config')} | flags['audio_config']
+
+
+def numbers(file: pathlib.Path, flags: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Flags that are numbers, by our names, as far as they are there."""
+    found = {name: flags[key] for key, name in names.items() if flags.get(key) is not None}
+    for key, name in names.items():
+        if type(found.get(name, 0)) not in (int, float) or not 0 <= found.get(name, 0) < math.inf:
+            raise CheckpointError(f'{file}: {key} is {flags[key]!r}; it must be a number, not below 0.')
+    return found
+
+
+def two_channels(file: pathlib.Path, flags: Mapping[str, Any], key: str) -> tuple[int, int]:
+    """Channels of the two subsampling convolutions; where they are absent, the public models'."""
+    channels = flags.get(key) or UsmConfig.subsample_channels
+    if not isinstance(channels, (list, tuple)) or [*map(type, channels)] != [int, int] or min(channels) < 1:
+        raise CheckpointError(f'{file}: {key} is {channels!r}; it must be two positive numbers.')
+    return channels[0], channels[1]
 
 
 def _name(path: str) -> str:

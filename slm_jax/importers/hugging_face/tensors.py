@@ -38,13 +38,13 @@ class Tensor:
     Attributes:
         file: where it is.
         shape, dtype: as stored.
-        open: gives the array, read-only; let it go when done.
+        open: gives the array, or what is sliced and reshaped as one, read-only; let it go when done.
     """
 
     file: pathlib.Path
     shape: tuple[int, ...]
     dtype: np.dtype
-    open: Callable[[], np.ndarray]
+    open: Callable[[], Any]
 
 
 def tensors(directory: pathlib.Path, landmark: str | None = None) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
              rope_parameters=dict(rope_type='linear', factor=2.5, rope_theta=500.0)),
         dict(num_kv_heads=4, head_dim=4, norm_epsilon=1e-2, mlp_bias=True, rope_theta=500.0,
              rope_scaling=dict(type='linear', factor=2.5)),
-        0,
+        83,
     ),
     'llama3': (
         'Llama',
@@ -35,7 +35,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
              rope_parameters=dict(rope_type='llama3', rope_theta=5000.0, **_LLAMA3)),
         dict(num_kv_heads=2, head_dim=16, qkv_bias=True, out_bias=True, logits_via_embedding=True, rope_theta=5000.0,
              rope_scaling=dict(rope_type='llama3', **_LLAMA3)),
-        0,
+        316,
     ),
     'smollm2': (
         'Llama',
@@ -43,13 +43,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
              rope_parameters=dict(rope_type='default', rope_theta=1e5)),
         dict(num_heads=6, num_kv_heads=2, head_dim=4, logits_via_embedding=True, rope_theta=1e5,
              rope_scaling=dict(rope_type='default')),
-        0,
+        152,
     ),
     'mistral': (
         'Mistral',
         dict(num_key_value_heads=1, head_dim=6, sliding_window=4),
         dict(num_kv_heads=1, head_dim=6, sliding_window=4),
-        0,
+        332,
     ),
     'qwen2': (
         'Qwen2',
@@ -57,32 +57,32 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], int]] = {
              sliding_window=3, max_window_layers=1, rope_parameters=dict(rope_type='default', rope_theta=1e6)),
         dict(num_heads=6, num_kv_heads=3, head_dim=2, qkv_bias=True, logits_via_embedding=True, rope_theta=1e6,
              sliding_window=3, sliding_layers=(1, 2)),
-        0,
+        272,
     ),
     'qwen3': (
         'Qwen3',
         dict(num_key_value_heads=2, head_dim=10, attention_bias=True),
         dict(num_kv_heads=2, head_dim=10, qk_norm=True, qkv_bias=True, out_bias=True),
-        0,
+        151,
     ),
     'opt': (
         'OPT',
         dict(max_position_embeddings=40),
         dict(**_OPT, **_BIASED, mlp_activations=('relu',), logits_via_embedding=True),
-        0,
+        252,
     ),
     'opt_post_norm': (
         'OPT',
         dict(max_position_embeddings=40, do_layer_norm_before=False, word_embed_proj_dim=8),
         dict(**_OPT, **_BIASED, mlp_activations=('relu',), logits_via_embedding=True, norm_first=False,
              final_norm=False, embed_dim=8),
-        0,
+        114,
     ),
     'opt_no_bias': (
         'OPT',
         dict(max_position_embeddings=40, enable_bias=False, activation_function='gelu', tie_word_embeddings=False),
         dict(**_OPT, mlp_activations=('gelu_exact',)),
-        0,
+        42,
     ),
 }  # fmt: skip
 _LLAMA_NAMES = {
@@ -140,12 +140,13 @@ def parameters(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np
     return values
 
 
-def random_model(family: str, params: Mapping[str, np.ndarray]):
-    """The model of transformers that has these parameters."""
+def random_model(family: str, params: Mapping[str, np.ndarray], **changes):
+    """The model of transformers that has these parameters; `changes` are of its settings."""
     import torch
     import transformers
 
     class_name, settings, *_ = FAMILIES[family]
+    settings = settings | changes
     names = _OPT_NAMES if class_name == 'OPT' else _LLAMA_NAMES
     mlp = {'ffn_dim' if class_name == 'OPT' else 'intermediate_size': _OURS['mlp_dim']}
     tied = settings.get('tie_word_embeddings', class_name == 'OPT')
@@ -200,6 +201,18 @@ def outputs(model, seed: int) -> dict[str, np.ndarray]:
                 written = written[0, prompt.shape[1] :].numpy()
                 found[name].append(np.pad(written, (0, MAX_LENGTH - len(written))))
     return {name: np.stack(rows).astype(np.float32 if name == 'logits' else np.int32) for name, rows in found.items()}
+
+
+def log_probability(model, seed: int, row: int, text: np.ndarray) -> float:
+    """Of a text up to its end, after a prompt of `batch`: tells which of two beam searches found the better."""
+    import torch
+
+    tokens, mask, _ = batch(seed)
+    prompt, size = tokens[row][mask[row]], np.argmax(text == 1) + 1 if (text == 1).any() else len(text)
+    with torch.no_grad():
+        logits = model(torch.tensor(np.concatenate([prompt, text[: size - 1]]))[None]).logits[0, len(prompt) - 1 :]
+    logits[:, 0] = -torch.inf  # padding is never written
+    return float(torch.log_softmax(logits, -1)[torch.arange(size), torch.tensor(text[:size]).long()].sum())
 
 
 if __name__ == '__main__':

@@ -29,6 +29,13 @@ FAMILIES = {
             conf_attention_context_left=8, sscp_conv_channel_size=(6, 4),
         ),
     ),
+    'gemma4': (
+        transformers.Gemma4AudioFeatureExtractor(feature_size=32),
+        dict(
+            hidden_size=16, num_attention_heads=2, num_hidden_layers=3, attention_chunk_size=5,
+            attention_context_left=6, subsampling_conv_channels=(32, 4), output_proj_dims=12,
+        ),
+    ),
     'w2v_bert': (
         transformers.SeamlessM4TFeatureExtractor(),
         dict(
@@ -61,11 +68,16 @@ def random_model(family: str, seed: int = 0, **settings):
         model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**settings))
     elif family.startswith('w2v_bert'):
         model = transformers.Wav2Vec2BertModel(transformers.Wav2Vec2BertConfig(**settings))
+    elif family == 'gemma4':
+        model = transformers.Gemma4AudioModel(transformers.Gemma4AudioConfig(**settings))
+        bounds = [(name, bound) for name, bound in model.named_buffers() if name.endswith(('put_min', 'put_max'))]
+        for name, bound in bounds[::3]:  # the others have none
+            bound.data = (1 if name.endswith('max') else -1) * (1 + torch.rand(()))
     else:
         model = Gemma3nAudioEncoder(transformers.Gemma3nAudioConfig(**settings))
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            parameter.data = ('norm.weight' in name) + 0.3 * torch.randn_like(parameter)
+            parameter.data = ('norm' in name and name.endswith('weight')) + 0.3 * torch.randn_like(parameter)
         elif 'embed_positions' not in name:
             parameter.data = torch.randn_like(parameter) * parameter[0].numel() ** -0.5
     return model.eval()
@@ -93,6 +105,10 @@ def encode(model, family: str, extractor, clips: list[np.ndarray]) -> list[np.nd
             alone = [extractor([clip], return_tensors='pt') for clip in floats]
             alone = [model(batch['input_features'], ~batch['input_features_mask']) for batch in alone]
             return [output.last_hidden_state[0].numpy() for output in alone]
+        if family == 'gemma4':  # the last frames of a clip may see those that do not count
+            alone = [extractor([clip], return_tensors='pt') for clip in floats]
+            outputs = [model(batch['input_features'], batch['input_features_mask']) for batch in alone]
+            return [output.last_hidden_state[output.attention_mask].numpy() for output in outputs]
         if family == 'w2v_bert_with_adapter':  # which the padding of a batch would reach too
             alone = [
                 extractor([clip], sampling_rate=16_000, pad_to_multiple_of=None, return_tensors='pt') for clip in floats

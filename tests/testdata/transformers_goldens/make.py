@@ -12,6 +12,7 @@ import torch
 from transformers import (
     Gemma3nAudioConfig,
     Gemma3nAudioFeatureExtractor,
+    Gemma4AudioFeatureExtractor,
     SeamlessM4TFeatureExtractor,
     WhisperFeatureExtractor,
 )
@@ -48,6 +49,8 @@ def frontends() -> None:
         arrays[f'whisper_{bins}'] = features.T[:170]  # the rest is the silence after the clip
     arrays['tone'] = tone()
     floats = arrays['tone'].astype(np.float32) / 32768
+    found = Gemma4AudioFeatureExtractor()([floats], return_tensors='np')
+    arrays['tone_gemma4'] = found['input_features'][found['input_features_mask']]
     for name, extractor in (('usm', Gemma3nAudioFeatureExtractor()), ('w2v_bert', SeamlessM4TFeatureExtractor())):
         features = extractor([floats], sampling_rate=16_000, return_tensors='np')['input_features'][0]
         arrays[f'tone_{name}'] = features
