@@ -23,6 +23,7 @@ COMMANDS = {
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
     'precompile': 'say whether a model fits a TPU slice or GPUs, by compiling for them; none need be there',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
+    'answers': 'let a language model answer transcripts: what an adapter is then trained on',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'export': 'write an adapter as safetensors, or a fine-tuned T5 for transformers',
     'profile': 'show where the time of some steps of a training went',

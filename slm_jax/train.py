@@ -57,7 +57,8 @@ def train(
     Args:
         system: see `slm_jax.systems.System`.
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
-            Or a function that makes it, called when all that needs no data was checked.
+            Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
+            system has one.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -126,10 +127,10 @@ def train(
     setup.check_metric(layout, best_metric, eval_loaders or {})
     found = origins.find(foundations or {})
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    make = _made
+    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
     if encoded:
         layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations or {})
-        make = functools.partial(_reading, encoder)
+        needs['encoder'] = encoder
         say(f'note: {frozen_encoder.NOTE.format(encoder.name)}')
     with contextlib.ExitStack() as stack:
         checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
@@ -154,7 +155,8 @@ def train(
 
         # The evaluation's first, so that a split that is not there is said at once.
         with hosts.doing('reading its data'):
-            eval_loaders, loader = {name: make(each) for name, each in (eval_loaders or {}).items()}, make(loader)
+            eval_loaders = {name: _made(each, needs) for name, each in (eval_loaders or {}).items()}
+            loader = _made(loader, needs)
             card['data'] = loader.state()
         hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
         batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
@@ -235,15 +237,13 @@ def _alike(card: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def _made(loader: Any) -> Any:
-    return loader() if callable(loader) else loader
-
-
-def _reading(encoder: Any, loader: Any) -> Any:
-    """A loader that is made to read the frames of an encoder."""
-    if not callable(loader):
+def _made(loader: Any, needs: Mapping[str, Any]) -> Any:
+    """A loader, and if it is yet to be made, one that gives what is needed."""
+    if callable(loader):
+        return loader(**needs)
+    if 'encoder' in needs:
         raise ValueError('train.encoded: give loaders as functions that make them; they are told whose frames to read.')
-    return loader(encoder=encoder)
+    return loader
 
 
 def check_lengths() -> None:

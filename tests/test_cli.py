@@ -20,11 +20,11 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ('prepare', 'pretrain', 'import', 'train', 'evaluate', 'infer', 'export', 'card'):
+    for command in ('prepare', 'pretrain', 'import', 'train', 'evaluate', 'answers', 'infer', 'export', 'card'):
         assert f'\n  {command} ' in done.stdout
 
 
-@pytest.mark.parametrize('command', ['evaluate', 'infer', 'export', 'card', 'import'])
+@pytest.mark.parametrize('command', ['evaluate', 'answers', 'infer', 'export', 'card', 'import'])
 def test_help_of_a_command_imports_nothing_heavy(command):
     module = 'import_' if command == 'import' else command
     code = (

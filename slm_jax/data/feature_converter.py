@@ -18,22 +18,24 @@ def model_features(
 
     Args:
         example: int16 speech, int32 inputs and targets; one that is absent is empty.
+        lengths: may have one of `teacher_inputs`, too.
 
     Returns:
-        The features listed in `SpeechTextFeatureConverter`.
+        The features listed in `SpeechTextFeatureConverter`; with `teacher_inputs` also `teacher_input_tokens`.
 
     Raises:
         ValueError: a feature is longer than its length.
     """
     padded = {}
-    for name, dtype in (('speech', np.int16), ('inputs', np.int32), ('targets', np.int32)):
-        value = example.get(name, ())
+    for name in lengths:
+        value, dtype = example.get(name, ()), np.int16 if name == 'speech' else np.int32
         if len(value) > lengths[name]:
             raise ValueError(f'{name}: {len(value)} do not fit into {lengths[name]}')
         padded[name] = np.zeros(lengths[name], dtype)
         padded[name][: len(value)] = value
     targets = padded['targets']
-    return {
+    taught = {'teacher_input_tokens': padded['teacher_inputs']} if 'teacher_inputs' in lengths else {}
+    return taught | {
         'speech_samples': padded['speech'],
         'speech_lengths': np.int32(len(example.get('speech', ()))),
         'encoder_input_tokens': padded['inputs'],

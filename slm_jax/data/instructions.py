@@ -6,7 +6,10 @@ meets the same request with a transcript in the place of the speech, so that an 
 on these kinds alone reaches the others (SLM, arXiv 2310.00230, section on zero-shot instructions).
 """
 
+import itertools
+import random
 import re
+from collections.abc import Sequence
 
 from slm_jax.data import ctc_text, languages
 
@@ -81,7 +84,23 @@ TEMPLATES = {
     'repeat_twice': ('Say it twice.', 'Repeat the sentence two times.'),
     'contains': ('Does the speaker say "{word}"?', 'Is the word "{word}" in it?'),
     'what_follows': ('Which word comes after "{word}"?', 'What follows "{word}"?'),
+    # A language model answers these to transcripts (`slm-jax answers`); its answers are what an adapter then trains on.
+    'response/repeat': ('Repeat what is said, word for word.', 'Say the same again.'),
+    'response/answer': ('Answer what is said.', 'Reply to the speaker.', 'What would you say to that?'),
+    'response/summary': ('Summarize what is said in a few words.', 'Give the gist of it in one short sentence.'),
+    'response/continuation': ('Continue what is said by one more sentence.', 'What might the speaker say next?'),
+    'response/translation': (
+        'Translate what is said into {target_language}.',
+        'How do you say this in {target_language}?',
+    ),
+    'response/question': ('Ask the speaker a question about it.', 'Which question does this answer?'),
+    'response/topic': ('What is this about?', 'Name the topic in one or two words.'),
+    'response/rephrasing': ('Say it in other words.', 'Write it more formally.', 'Write it as one would to a friend.'),
+    'response/keywords': ('List the most important words.', 'Which words matter most here?'),
+    'response/mood': ('Does this sound glad, sad, angry or neutral?', 'Who might say this, and to whom?'),
 }
+# What responses are translated into.
+TARGET_LANGUAGES = ('en', 'es', 'fr', 'de', 'it', 'pt', 'ru', 'zh')
 SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswith('slot/'))
 NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
 # A known language, and perhaps a word about it: 'swiss german', 'norwegian bokmål'. Not 'the first half of the'.
@@ -103,6 +122,34 @@ def instruction(kind: str, number: int, **fields: str) -> str:
     """
     wordings = TEMPLATES[kind]
     return wordings[number % len(wordings)].format(**fields)
+
+
+def responses(count: int, key: str, lang: str, wordings: Sequence[str] | None = None) -> list[tuple[str, str]]:
+    """Some requests for a response to one transcript, each of another kind as long as there are kinds.
+
+    Args:
+        count: how many.
+        key: decides which; the same key gives the same.
+        lang: of the transcript; '' where it is not known: then no wording that names it is taken.
+        wordings: instead of those above. `{language}` and `{target_language}` are filled in.
+
+    Returns:
+        (instruction, code of the language to answer in; '' where it names none); fewer where there are fewer.
+    """
+    kinds = [TEMPLATES[kind] for kind in TEMPLATES if kind.startswith('response/')]
+    if wordings is not None:
+        kinds = [(wording,) for wording in wordings]
+    rng = random.Random(key)
+    shuffled = [rng.sample(kind, len(kind)) for kind in rng.sample(kinds, len(kinds))]
+    in_turn = [wording for turn in itertools.zip_longest(*shuffled) for wording in turn if wording]
+    name = languages.name(lang)
+    usable = [wording for wording in in_turn if name or '{language}' not in wording]
+    others = [code for code in TARGET_LANGUAGES if languages.name(code) != name]
+    result = []
+    for wording in usable[:count]:
+        target = rng.choice(others) if '{target_language}' in wording else ''
+        result.append((wording.format(language=name, target_language=languages.name(target)), target))
+    return result
 
 
 def transcribes(text: str) -> bool:

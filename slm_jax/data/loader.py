@@ -22,7 +22,7 @@ from slm_jax.data import cache, feature_converter, frames, measure, notices, pre
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
-DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048}
+DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048, 'teacher_inputs': 2048}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class SpeechTextLoader:
         mixture_or_task_name: a registered name, or a mixture on the spot: {name: rate}.
         split: 'train', 'validation' or 'test', as the tasks have them.
         seconds_per_batch: seconds of (padded) audio in a batch, over all hosts.
-        task_feature_lengths: the most that is allowed of 'speech' (samples), 'inputs' and 'targets'
+        task_feature_lengths: the most that is allowed of 'speech' (samples), 'inputs', 'targets' and 'teacher_inputs'
             (tokens). What is longer is a bad example; nothing is ever cut. Default: `DEFAULT_LENGTHS`.
         num_buckets: the most static shapes; fewer where 91% of the samples are speech already.
         seed: of order and wordings.
@@ -71,6 +71,8 @@ class SpeechTextLoader:
         prefetch: batches made ahead.
         encoder_seconds, shape_cost: see `plan.Plan`.
         data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
+        teacher: whether batches have `teacher_input_tokens`: the prompt with the transcript in the place of the speech,
+            for a system whose `objective` has a teacher. `slm-jax train` asks for it by itself.
         encoder: whose stored frames are read in the place of recordings; None: the recordings.
 
     Raises:
@@ -95,6 +97,7 @@ class SpeechTextLoader:
         data_dir: str | os.PathLike | None = None,
         encoder_seconds: float = 0.0,
         shape_cost: float = 0.0,
+        teacher: bool = False,
         encoder: frames.Encoder | None = None,
     ):
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
@@ -125,6 +128,7 @@ class SpeechTextLoader:
                 frames.check(task, store, self._encoder)
             self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
         self._unknown: list[dict[str, np.ndarray]] = []
+        self._teacher, self._teacher_inputs = teacher, []
         self._planned = [
             self._measure(task, store, rate, on_bad_example)
             for task, store, rate in zip(self._tasks, self._stores, rates)
@@ -140,9 +144,14 @@ class SpeechTextLoader:
             encoder_seconds=encoder_seconds,
             shape_cost=shape_cost,
         )
+        self._longest_teacher = self.plan.longest(self._teacher_inputs) if teacher else []
         self.speech_fill = self.plan.speech_fill
         self._shapes = [self._shapes_of(bucket) for bucket in self.plan.buckets]
-        self._steps: list[Any] = [measure.postcache(task, store.spec) for task, store in zip(self._tasks, self._stores)]
+        for shape, length in zip(self._shapes, self._longest_teacher):
+            shape['teacher_input_tokens'] = ((shape['speech_lengths'][0][0], length), np.dtype(np.int32))
+        self._steps: list[Any] = [
+            measure.postcache(task, store.spec, teacher) for task, store in zip(self._tasks, self._stores)
+        ]
         self._seed = seed
         self._waited = self._elapsed = 0.0
         self._report(num_buckets)
@@ -172,15 +181,17 @@ class SpeechTextLoader:
 
     def _measure(self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str) -> plan_lib.TaskLengths:
         """The lengths of the examples that can be used; the others are skipped, or stop it all."""
-        measured = measure.measure(task, store)
+        measured = measure.measure(task, store, self._teacher)
         good = measured['used'].copy()
         lengths = {
             'speech': store.samples,
             'inputs': measured['inputs'],
             'targets': measured['targets'],
         }
+        if self._teacher:
+            lengths['teacher_inputs'] = measured['teacher_inputs']
         errors = {int(i): str(e) for i, e in zip(measured['bad'], measured['errors'])}
-        for feature in measure.FEATURES:
+        for feature in lengths:
             for i in np.nonzero(good & (lengths[feature] > self._lengths[feature]))[0]:
                 name = measure.name_of(store.features(int(i)))
                 errors.setdefault(
@@ -207,6 +218,8 @@ class SpeechTextLoader:
             )
         self._unknown.append(unknown)
         usable = {'samples' if name == 'speech' else name: length[index] for name, length in lengths.items()}
+        if self._teacher:
+            self._teacher_inputs.append(usable.pop('teacher_inputs'))
         return plan_lib.TaskLengths(index, **usable, rate=rate)
 
     # ------------------------------------------------------------------ batches
@@ -238,6 +251,8 @@ class SpeechTextLoader:
         """A host's rows of a batch, and of each of them (task, example); None for an empty row."""
         bucket, count = self.plan.buckets[batch.bucket], len(batch.rows)
         lengths = {'speech': bucket.samples, 'inputs': bucket.inputs, 'targets': bucket.targets}
+        if self._teacher:
+            lengths['teacher_inputs'] = self._longest_teacher[batch.bucket]
         planned = [batch.rows[row] if row < count else None for row in (host_rows or range)(count)]
         examples = [
             None if row is None or row[0] < 0 else (int(row[0]), self._fitting(bucket, *map(int, row)))
@@ -368,6 +383,8 @@ class SpeechTextLoader:
     def state(self) -> dict:
         """What, with the step, fixes the data: a checkpoint stores it, and a resume compares it."""
         digest = hashlib.sha256(repr((self._seed, self.plan.buckets)).encode())
+        for array in self._teacher_inputs:
+            digest.update(array.astype(np.int64).tobytes())
         for task in self._planned:
             for array in (task.index, task.samples, task.inputs, task.targets):
                 for start in range(0, len(array), plan_lib.LARGE):

@@ -49,6 +49,8 @@ _NAMES = {
     'instruction': ('instruction', 'prompt'),
     'target': ('target',),
 }
+# Names of fields that are known here.
+KNOWN = frozenset({name for names in _NAMES.values() for name in names} | {'offset', 'duration'})
 
 
 class ManifestError(ValueError):
@@ -88,6 +90,14 @@ def resolve(path: str, folder: pathlib.Path) -> str:
     if paths.is_url(path):
         return path
     return str(folder / (os.path.expanduser(path) if path.startswith('~/') else path))
+
+
+def moved(path: str, folder: pathlib.Path, to: pathlib.Path) -> str:
+    """A path as it stands in a manifest in `folder`, as it has to stand in one in the folder `to`."""
+    resolved = resolve(path, folder)
+    if paths.is_url(resolved) or path.startswith('~/') or os.path.isabs(path):
+        return path if path.startswith('~/') else resolved
+    return os.path.relpath(resolved, to)
 
 
 def seconds(row: Mapping[str, Any], field: str) -> float | None:

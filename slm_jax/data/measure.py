@@ -16,26 +16,28 @@ import seqio
 from slm_jax import paths
 from slm_jax.data import cache, preprocessors, prompts, shards
 
-FEATURES = ('speech', 'inputs', 'targets')
 _FORMAT = 3  # of the file: raise it when what is measured changes
 _SHOWN = 3  # targets with unknown characters
 
 
-def measure(task: seqio.Task, store: cache.Store) -> dict[str, np.ndarray]:
+def measure(task: seqio.Task, store: cache.Store, teacher: bool = False) -> dict[str, np.ndarray]:
     """Runs the task's later steps over all texts, in every wording; remembered beside the store.
 
+    Args:
+        teacher: whether what a teacher reads is measured too; see `preprocessors.teacher_inputs`.
+
     Returns:
-        Arrays [n]: `used` (by the task), `inputs` and `targets` (the longest, in tokens), `letters` (of the targets)
-        and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`: which examples cannot be
-        used, and why; and `shown`: some targets of which letters are lost.
+        Arrays [n]: `used` (by the task), `inputs` and `targets` (the longest, in tokens; also `teacher_inputs`),
+        `letters` (of the targets) and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`:
+        which examples cannot be used, and why; and `shown`: some targets of which letters are lost.
     """
-    path = path_of(task, store)
+    path = path_of(task, store, teacher)
     if not path.exists():
-        _save(path, _joined([_measure(task, store, range(len(store)))]))
+        _save(path, _joined([_measure(task, store, range(len(store)), teacher)]))
     return _load(path)
 
 
-def path_of(task: seqio.Task, store: cache.Store) -> pathlib.Path:
+def path_of(task: seqio.Task, store: cache.Store, teacher: bool = False) -> pathlib.Path:
     """The file that remembers what was measured."""
     description = [
         cache.FORMAT,
@@ -44,6 +46,7 @@ def path_of(task: seqio.Task, store: cache.Store) -> pathlib.Path:
         cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
         {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
         dataclasses.asdict(prompts.Prompt()),
+        *['teacher'] * teacher,
     ]
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=repr).encode())
     return store.directory / f'lengths-{digest.hexdigest()[:12]}.npz'
@@ -82,16 +85,17 @@ def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _joined(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     whole['shown'] = whole['shown'][:_SHOWN]
-    return whole | {name: _narrow(whole[name]) for name in ('inputs', 'targets', 'letters', 'lost')}
+    return {name: _narrow(array) if array.dtype == np.int32 else array for name, array in whole.items()}
 
 
-def _measure(task: seqio.Task, store: cache.Store, examples: range) -> dict[str, np.ndarray]:
+def _measure(task: seqio.Task, store: cache.Store, examples: range, teacher: bool = False) -> dict[str, np.ndarray]:
     n = len(examples)
-    result = {name: np.zeros(n, np.int32) for name in ('inputs', 'targets', 'letters', 'lost')}
+    lengths = ('inputs', 'targets', *['teacher_inputs'] * teacher)
+    result = {name: np.zeros(n, np.int32) for name in (*lengths, 'letters', 'lost')}
     result['used'] = np.zeros(n, bool)
     bad, shown = {}, []
     empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
-    steps = postcache(task, store.spec)
+    steps = postcache(task, store.spec, teacher)
     vocabulary = task.output_features['targets'].vocabulary
     for i, index in enumerate(examples):
         features = store.features(index)
@@ -103,7 +107,7 @@ def _measure(task: seqio.Task, store: cache.Store, examples: range) -> dict[str,
             if example is None:
                 break
             result['used'][i] = True
-            for name in ('inputs', 'targets'):
+            for name in lengths:
                 result[name][i] = max(result[name][i], len(example.get(name, ())))
             if example.get('error'):
                 bad[index] = example['error'].decode()
@@ -160,12 +164,13 @@ def name_of(features: Mapping[str, np.ndarray | bytes]) -> str:
     return name
 
 
-def postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
+def postcache(task: seqio.Task, spec: Mapping, teacher: bool = False) -> Callable[[dict], dict | None]:
     """The task's steps after the placeholder, as a function of one example.
 
     Steps that are `preprocessors.ExampleStep`s are called as they are. Any other SeqIO step is run
     by TensorFlow over a dataset of that one example: right, but milliseconds instead of
     microseconds. What a step raises becomes a `BadExampleError` with the example's name.
+    `teacher` adds what a teacher reads.
     """
     steps = task.preprocessors[task._cache_step_idx + 1 :]
     plain = all(isinstance(step, preprocessors.ExampleStep) for step in steps)
@@ -173,7 +178,9 @@ def postcache(task: seqio.Task, spec: Mapping) -> Callable[[dict], dict | None]:
 
     def call(example):
         try:
-            return run(example)
+            given = run(example)
+            taught = {} if given is None or not teacher else preprocessors.teacher_inputs(given, task.output_features)
+            return given and {**given, **taught}
         except Exception as error:
             known = isinstance(error, tf.errors.OpError)
             reason = shards.reason_of(error) if known else f'{type(error).__name__}: {error}'

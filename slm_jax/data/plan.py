@@ -252,6 +252,12 @@ class Plan:
             rows = min(rows, clips)
         return Bucket(max(rows // row_multiple, 1) * row_multiple, samples, inputs, targets)
 
+    def longest(self, lengths: Sequence[Int[np.ndarray, ' n']]) -> list[int]:
+        """Of each bucket the greatest of some further length in tokens, rounded up; `lengths` are given by task."""
+        greatest = np.zeros(len(self.buckets), np.int64)
+        np.maximum.at(greatest, self._bucket, np.concatenate(lengths))
+        return [_round_up(each, TOKEN_MULTIPLE) for each in greatest]
+
     def _tokens(self, longest: int, name: str) -> int:
         rounded = _round_up(longest, TOKEN_MULTIPLE)
         return max(min(rounded, self._limits.get(name) or rounded), longest)

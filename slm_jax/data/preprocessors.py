@@ -324,6 +324,25 @@ tokenize = ExampleStep(
 )
 
 
+def teacher_inputs(
+    example: Mapping[str, np.ndarray | bytes], output_features: Mapping[str, seqio.Feature]
+) -> dict[str, np.ndarray | bytes]:
+    """What the teacher of distillation reads of a tokenized example: its prompt with the transcript as the speech.
+
+    Nothing of an example without speech, or of a task of CTC, which has no prompt; an `error` where there is no
+    transcript.
+    """
+    feature, text = output_features['inputs'], example.get('text', b'').decode()
+    if example.get('error') or not example.get('speech_length') or not feature.add_eos:
+        return {'teacher_inputs': np.zeros(0, np.int32)}
+    if not text:
+        fault = 'field "text" is missing. Distillation (SLM.objective) needs the transcript, which its teacher reads.'
+        error = f'{example["origin"].decode()}: {fault}'.encode()
+        return {'teacher_inputs': np.zeros(0, np.int32), 'error': error}
+    ids = prompts.Prompt().tokens(feature.vocabulary, example['inputs_pretokenized'].decode(), text)
+    return {'teacher_inputs': np.array(ids, np.int32)}
+
+
 def _check(example, unused_output_features, sequence_length):
     if 'index' not in example:
         if example['error']:

@@ -17,7 +17,7 @@ from slm_jax.evaluation import metrics
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
 _MAX_ROWS = 64
-_TOKENS_PER_SECOND = 40  # a text of so many tokens costs about what a second of audio does
+TOKENS_PER_SECOND = 40  # a text of so many tokens costs about what a second of audio does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +78,7 @@ def batched(
     def rows_of(shape):
         bound, tokens = shape
         rows = seconds_per_batch / max(bound, computed) if bound else _MAX_ROWS
-        rows = min(rows, _TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
+        rows = min(rows, TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
         return max(int(rows) // row_multiple, 1) * row_multiple
 
     for position, query in enumerate(queries):

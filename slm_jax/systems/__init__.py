@@ -19,7 +19,8 @@ Metrics = dict[str, tuple[Float[Array, ''], Float[Array, '']]]
 class System(Protocol):
     """What a program needs of a model.
 
-    One whose speech encoder takes only so much audio at once says so: `max_seconds`.
+    One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
+    parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
     """
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:

@@ -18,12 +18,13 @@ from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, initial_params
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.speech_encoder import stored
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
 _EOS = 1
-_OBJECTIVES = ('cross_entropy', 'ctc')
+_OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +40,8 @@ class SLM:
 
     `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
+        'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
+            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
         'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
             gives its embeddings and is not run, and answers are what CTC writes.
     """
@@ -50,6 +53,7 @@ class SLM:
     label_tokens: tuple[int, ...] | None = None
     token_labels: tuple[int, ...] | None = None
     objective: str | Mapping[str, float] = 'cross_entropy'
+    distil_temperature: float = 1.0
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -60,12 +64,19 @@ class SLM:
             given = self.objective if isinstance(self.objective, str) else dict(self.objective)
             raise ValueError(
                 f'SLM.objective is {given!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
-                "several with weights above 0, as in {'cross_entropy': 0.5, 'ctc': 0.5}."
+                "several with weights above 0, as in {'cross_entropy': 0.5, 'distil': 0.5}."
             )
+        if not 0 < self.distil_temperature < math.inf:
+            raise ValueError(f'SLM.distil_temperature is {self.distil_temperature!r}; it must be above 0.')
 
     @property
     def _weights(self) -> Mapping[str, float]:
         return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
+    def teacher(self) -> str | None:
+        """See `System`."""
+        return 'llm' if 'distil' in self._weights else None
 
     @property
     def _by_ctc_alone(self) -> bool:
@@ -214,6 +225,22 @@ class SLM:
         self, params: Params, batch: Batch, logits: Float[Array, 'b t v']
     ) -> tuple[Float[Array, ''], Metrics]:
         return token_loss(logits, batch, self.label_smoothing)
+
+    def _distil(self, params: Params, batch: Batch, logits: Float[Array, 'b t v']) -> tuple[Float[Array, ''], Metrics]:
+        """Towards what the LLM says to `teacher_input_tokens`; rows that have none do not count."""
+        if 'teacher_input_tokens' not in batch:
+            raise ValueError(
+                "SLM.objective 'distil' needs teacher_input_tokens in the batch: SpeechTextLoader(teacher=True) gives "
+                'them, as `slm-jax train` asks it to. T5X has none.'
+            )
+        tokens = batch['teacher_input_tokens']
+        if tokens.shape[1] == 0:  # texts alone
+            return jnp.float32(0.0), {}
+        llm = jax.lax.stop_gradient(params['llm'])
+        prompt = self.llm.apply({'params': llm}, tokens, method='embed')
+        taught = jax.lax.stop_gradient(self._logits({'llm': llm}, batch, prompt, tokens > 0, None))
+        weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
+        return distillation_loss(logits, taught, weights, self.distil_temperature)
 
     def _ctc(
         self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None

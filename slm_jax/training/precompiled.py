@@ -30,10 +30,11 @@ class Size:
     inputs: int
     targets: int
 
-    def shapes(self) -> setup.BatchShapes:
-        """As `SpeechTextLoader.batch_shapes` has them."""
-        rows = self.rows
-        return {
+    def shapes(self, system: System) -> setup.BatchShapes:
+        """As `SpeechTextLoader.batch_shapes` has them. A teacher reads as much as inputs and targets are together."""
+        rows, teacher = self.rows, getattr(system, 'teacher', None)
+        taught = {'teacher_input_tokens': ((rows, self.inputs + self.targets), jnp.int32)} if teacher else {}
+        return taught | {
             'speech_samples': ((rows, round(self.seconds * 16_000)), jnp.int16),
             'speech_lengths': ((rows,), jnp.int32),
             'encoder_input_tokens': ((rows, self.inputs), jnp.int32),
@@ -77,7 +78,7 @@ class Training:
 
     def batch(self, layout: setup.Layout, size: Size) -> dict[str, jax.ShapeDtypeStruct]:
         """An abstract batch on the devices of a layout."""
-        shapes = size.shapes()
+        shapes = size.shapes(self.system)
         if self.encoded:
             shapes = frozen_encoder.shapes(frozen_encoder.of_system(self.system), shapes)
         return layout.batch(shapes)

@@ -75,6 +75,7 @@ def least_batch() -> Batch:
     """A second and a word: what parameters and metrics there are does not depend on the batch."""
     tokens = jnp.zeros((1, 8), jnp.int32)
     return {
+        'teacher_input_tokens': tokens,
         'speech_samples': jnp.zeros((1, 16_000), jnp.int16),
         'speech_lengths': jnp.full((1,), 16_000, jnp.int32),
         'encoder_input_tokens': tokens,
@@ -97,12 +98,18 @@ def lay_out(
         frozen_dtype: see `origins.hold`.
 
     Raises:
-        ValueError: a pattern matches no parameter, or the type is none that parameters are held in.
+        ValueError: a pattern matches no parameter or the system's teacher, or the type is none that parameters are held
+            in.
     """
     notes: set[str] = set()
     boxed = jax.eval_shape(functools.partial(_init, system), jax.random.key(0))
     placed = origins.place(state.unboxed(boxed), partitioner.shardings(boxed, mesh, notes))
     trained, frozen = state.split(placed, trainable)
+    if (teacher := getattr(system, 'teacher', None)) in trained:
+        raise ValueError(
+            f'train.trainable names {teacher}/…, which is the teacher by {type(system).__name__}.objective: what it '
+            'teaches would change with what it learns. Leave it frozen, or choose an objective without a teacher.'
+        )
     held = origins.hold(frozen, boxed, frozen_dtype)
     return Layout(system, partitioner, mesh, boxed, trained, frozen, held, notes)
 

@@ -10,7 +10,7 @@ import soundfile
 
 from slm_jax import tasks  # noqa: F401  registers tasks
 from slm_jax.data import loader as loader_lib
-from slm_jax.data import notices, preprocessors
+from slm_jax.data import notices, preprocessors, prompts
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import registry
 
@@ -173,11 +173,12 @@ def test_speech_beside_text_only_examples(make):
         ],
         output_features=preprocessors_features(),
     )
-    loader = make({'m_asr': 1.0, 'text': 1.0})
+    loader = make({'m_asr': 1.0, 'text': 1.0}, teacher=True)
     kinds = set()
     for _, batch in take(loader, 30):
         text_only = batch['speech_samples'].shape[1] == 0
         kinds.add(text_only)
+        assert (batch['teacher_input_tokens'].shape[1] == 0) == text_only
         assert (batch['speech_lengths'] == 0).all() == text_only
     assert kinds == {True, False}
 
@@ -186,6 +187,35 @@ def preprocessors_features():
     from slm_jax.data import output_features
 
     return {k: f for k, f in output_features.output_features().items() if k != 'speech'}
+
+
+def test_what_a_teacher_reads(make, vocabulary, manifest):
+    """The prompt with the transcript in the place of the speech; all else is as without a teacher."""
+    lines = {str(manifest.parent / line['audio']): line for line in map(json.loads, manifest.read_text().splitlines())}
+    loader = make('m_instruct', teacher=True)
+    shapes = [{k: shape for k, (shape, _) in s.items()} for s in loader.batch_shapes()]
+    for (batch, infos), (without, _) in zip(loader.examples(), make('m_instruct').examples(), strict=True):
+        assert {k: v.shape for k, v in batch.items()} in shapes
+        taught = batch.pop('teacher_input_tokens')
+        assert_equal(batch, without)
+        for row, info in zip(taught, infos):
+            line = lines[info.audio] if info else None
+            read = prompts.Prompt().tokens(vocabulary, line['instruction'], line['text']) if line else ()
+            np.testing.assert_array_equal(row, np.pad(np.array(read, np.int32), (0, len(row) - len(read))))
+    assert loader.state()['plan'] != make('m_instruct').state()['plan']
+    assert loader.state() == make('m_instruct', teacher=True).state()
+    with pytest.raises(preprocessors.BadExampleError, match='of teacher_inputs where 9 are allowed'):
+        make('m_instruct', teacher=True, task_feature_lengths={'teacher_inputs': 9})
+
+
+def test_a_teacher_needs_the_transcript(make, manifest):
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    del lines[5]['text']
+    manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    assert not make('m_instruct').skipped
+    with pytest.raises(preprocessors.BadExampleError, match=f'{manifest}:6: field "text" is missing. Distillation'):
+        make('m_instruct', teacher=True)
+    assert len(make('m_instruct', teacher=True, on_bad_example='skip').skipped) == 1
 
 
 @pytest.mark.parametrize(

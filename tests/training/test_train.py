@@ -57,6 +57,21 @@ def test_split_and_merge():
         split(params, ['adaptor/.*'])
 
 
+@pytest.mark.parametrize('name', ['loader', 'eval_loaders'])
+def test_a_teacher_stays_frozen_and_loaders_are_told_of_it(model_dir, name):
+    class Taught(toy.ToySystem):
+        teacher = 'speech_encoder'
+
+    def make(**needs):
+        raise ValueError(f'needs {needs}')
+
+    loaders = {'eval_loaders': {}, name: make if name == 'loader' else {'dev': make}}
+    with pytest.raises(ValueError, match="needs {'teacher': True}"):
+        toy.train(model_dir, 1, system=Taught(), **loaders)
+    with pytest.raises(ValueError, match=r'train.trainable names speech_encoder/…, which is the teacher by Taught.obj'):
+        toy.train(model_dir, 1, system=Taught(), trainable=('.*kernel',), **loaders)
+
+
 def test_only_the_adapter_is_trained_and_saved(model_dir):
     result = toy.train(model_dir, 90)
     params, card = checkpoints.load_for_inference(model_dir)
