@@ -77,7 +77,7 @@ def answers(args: argparse.Namespace) -> int:
         raise ValueError(f'{args.manifest}: no line can be asked; each needs "audio" and "text".')
     model = evaluate.load_model(args.model or infer.packaged_model(), args)
     if model.text_vocabulary is None:
-        raise ValueError(f'--model {args.model}: a speech encoder alone answers no texts. Give a language model.')
+        raise ValueError(f'--model {args.model}: a speech encoder alone reads no text. Give a language model.')
     done = _begin(part, _settings(args, model, asked))
     _answer(part, done, model, asked, args.batch_tokens)
     left_out = _finish(part, out)
@@ -102,8 +102,11 @@ def _check(args: argparse.Namespace, out: pathlib.Path) -> None:
 def _wordings(path: str) -> list[str]:
     """The instructions of a user's file."""
     result = []
-    lines = paths.path(path).read_text(encoding='utf-8').split('\n')
-    for number, line in enumerate(lines, 1):
+    try:
+        text = paths.path(path).read_text(encoding='utf-8')
+    except UnicodeDecodeError:
+        raise ValueError(f'{path}: is not in UTF-8. Save it so.') from None
+    for number, line in enumerate(text.removeprefix('\ufeff').split('\n'), 1):
         try:
             places = {name for _, name, _, _ in string.Formatter().parse(line) if name is not None}
         except ValueError as error:

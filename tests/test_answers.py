@@ -163,13 +163,29 @@ def test_what_was_cut_or_is_empty_is_left_out_and_counted(ask, capsys, tmp_path)
     assert not ask.out.exists() and not ask.part.exists()
 
 
-def test_lines_that_cannot_be_used_are_listed_and_the_others_go_on(ask, capsys):
+def test_lines_that_cannot_be_used_are_listed_and_the_others_go_on(ask, capsys, tmp_path):
     write(ask.manifest, [*LINES, {'text': 'x'}, {'audio': 'e.wav'}, {'audio': 'f.wav', 'text': 'x', 'lang': 'xx'}])
     assert ask() == 1
     said = capsys.readouterr().err
     assert '3 bad examples skipped' in said and 'clips.jsonl:5: field "audio" is missing.' in said
     assert 'clips.jsonl:6: field "text" is missing.' in said and "clips.jsonl:7: unknown language 'xx'" in said
     assert len(read(ask.out)) == 3 * len(LINES)
+    ask.out.unlink()
+    wishes = tmp_path / 'wishes.txt'
+    wishes.write_text('Is this {language}?')
+    assert ask('--instruction_file', str(wishes)) == 1
+    assert 'clips.jsonl:3: field "lang" is missing. Every instruction names the language' in capsys.readouterr().err
+    assert len(read(ask.out)) == len(LINES) - 1
+    ask.out.unlink()
+    write(ask.manifest, [{'text': 'x'}])
+    assert ask() == 2
+    assert 'clips.jsonl: no line can be asked; each needs "audio" and "text".' in capsys.readouterr().err
+
+
+def test_a_speech_encoder_reads_no_text(ask, capsys, monkeypatch):
+    monkeypatch.setattr(Echo, 'text_vocabulary', None)
+    assert ask() == 2
+    assert '--model echo: a speech encoder alone reads no text. Give a language model.' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -180,14 +196,21 @@ def test_lines_that_cannot_be_used_are_listed_and_the_others_go_on(ask, capsys):
         (['--instruction_file', 'none.txt'], 'none.txt'),
         (['--instruction_file', '{empty}'], 'holds no instruction. Write one a line'),
         (['--instruction_file', '{wrong}'], r'wrong.txt:2: \{word\} is filled by nothing'),
+        (['--instruction_file', '{latin}'], 'latin.txt: is not in UTF-8. Save it so'),
         (['--instruction_file', '{brace}'], 'brace.txt:1: .*Write a brace that is no place twice'),
     ],
 )
 def test_bad_arguments(ask, capsys, tmp_path, arguments, said):
     files = {}
-    for name, text in (('empty', '\n \n'), ('wrong', 'Say it.\nIs {word} in it?'), ('brace', 'Say } and {')):
+    wrong = {
+        'empty': b'\n \n',
+        'wrong': b'Say it.\nIs {word} in it?',
+        'brace': b'Say } and {',
+        'latin': b'R\xe9p\xe8te.',
+    }
+    for name, text in wrong.items():
         files[name] = tmp_path / f'{name}.txt'
-        files[name].write_text(text)
+        files[name].write_bytes(text)
     assert ask(*[argument.format(**files) for argument in arguments]) == 2
     assert re.search(said, capsys.readouterr().err)
     assert not ask.out.exists() and not ask.part.exists()

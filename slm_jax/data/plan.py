@@ -256,7 +256,7 @@ class Plan:
         """Of each bucket the greatest of some further length in tokens, rounded up; `lengths` are given by task."""
         greatest = np.zeros(len(self.buckets), np.int64)
         np.maximum.at(greatest, self._bucket, np.concatenate(lengths))
-        return [_round_up(each, TOKEN_MULTIPLE) for each in greatest]
+        return [_round_up(each, TOKEN_MULTIPLE) for each in greatest.tolist()]
 
     def _tokens(self, longest: int, name: str) -> int:
         rounded = _round_up(longest, TOKEN_MULTIPLE)

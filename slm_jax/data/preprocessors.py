@@ -21,6 +21,7 @@ import io
 import json
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import seqio
@@ -324,9 +325,7 @@ tokenize = ExampleStep(
 )
 
 
-def teacher_inputs(
-    example: Mapping[str, np.ndarray | bytes], output_features: Mapping[str, seqio.Feature]
-) -> dict[str, np.ndarray | bytes]:
+def teacher_inputs(example: Mapping[str, Any], output_features: Mapping[str, seqio.Feature]) -> dict[str, Any]:
     """What the teacher of distillation reads of a tokenized example: its prompt with the transcript as the speech.
 
     Nothing of an example without speech, or of a task of CTC, which has no prompt; an `error` where there is no
