@@ -9,7 +9,8 @@
 
 OUT is then what `FOUNDATIONS = {'llm': 'OUT'}` names in gin, or {'speech_encoder': 'OUT'}, with the model file
 OUT/model.gin. It is there whole or not at all. One with a name may go without OUT: then it lies in the user's cache,
-gin finds it by its name, {'speech_encoder': 'whisper_base'}, and its model file as whisper_base/model.gin.
+gin finds it by its name, {'speech_encoder': 'whisper_base'}, and its model file as whisper_base/model.gin. The names,
+with sizes and licences: `slm-jax import` alone.
 """
 
 # The last letter of this file's name is Python's: `import` is a word of its own.
@@ -210,12 +211,8 @@ def _imported_before(path: pathlib.Path, name: str, content: str) -> dict[str, A
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    from slm_jax.foundations import named
-
     result = argparse.ArgumentParser(
-        prog='slm-jax import',
-        description=f'{__doc__}\nnames (so much comes from the Hub, or so much in packages):\n{named.listing()}',
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog='slm-jax import', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument(
         'source',
@@ -241,7 +238,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.quiet_libraries()
     args = parser().parse_args(argv)
     if args.source is None:
-        parser().print_help()
+        from slm_jax.foundations import named
+
+        print(f'slm-jax import NAME [OUT]; so much comes from the Hub, or so much in packages:\n{named.listing()}')
         return 2
     try:
         card, out, verb = _import(args)
