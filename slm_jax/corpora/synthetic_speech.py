@@ -83,8 +83,11 @@ _FESTIVAL = {
 }
 
 
-def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarray, ' samples']]:
+def speak(text: str, lang: str, rng: random.Random, espeak: bool = True) -> tuple[str, Float[np.ndarray, ' samples']]:
     """One reading of the text by a voice drawn from `rng`: (its name, samples at 16 kHz).
+
+    Args:
+        espeak: False leaves a language that festival speaks to festival.
 
     Raises:
         RuntimeError: the synthesiser is not installed.
@@ -92,7 +95,7 @@ def speak(text: str, lang: str, rng: random.Random) -> tuple[str, Float[np.ndarr
     """
     engine, encoding = rng.random(), 'utf-8'
     share, festival_encoding, festival_voices = _FESTIVAL.get(lang, (0, '', ()))
-    if engine < share:
+    if engine < share or not espeak:
         voice, encoding = f'festival/{rng.choice(festival_voices)}', festival_encoding
         text = re.sub(r"[^\w\s.,?!'-]|\.{2,}", ' ', text)  # Other signs stop some of its voices.
         command = [

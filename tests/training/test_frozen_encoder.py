@@ -104,6 +104,7 @@ def test_losses_are_those_from_samples_to_the_type_of_the_frames(encoder, params
     assert metrics['speech_text_cosine'][1] == 3
 
 
+@pytest.mark.slow
 def test_answers_are_those_from_samples(encoder, params):
     predict = jax.jit(functools.partial(SYSTEM.predict, decode=DecodeConfig(max_decode_length=3)))
     heard, read = (predict(params, batch) for batch in batches(encoder))

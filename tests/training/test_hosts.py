@@ -189,6 +189,7 @@ def test_what_fails_on_one_host_is_said_on_all(model_dir, fault, status, words):
     assert words in said(model_dir, 0) and 'host 1' in said(model_dir, 0)
 
 
+@pytest.mark.slow
 def test_hosts_without_a_shared_disk(model_dir, tmp_path):
     """Host 0 writes; the hosts may change places."""
     toy.train(model_dir, 10)
@@ -214,6 +215,7 @@ def test_nan_on_two_hosts_writes_its_whole_batch_once(model_dir):
     assert [path.name for path in model_dir.glob('bad_batch*')] == ['bad_batch_2.npz']
 
 
+@pytest.mark.slow
 def test_two_hosts_evaluate_as_one(manifest, tmp_path):
     """Both decode parts of the rows; the first writes what one process writes."""
     asked = ['--manifest', manifest, '--instruction', 'Transcribe the speech.', '--batch_seconds', '20']
