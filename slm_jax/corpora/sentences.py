@@ -8,9 +8,9 @@ UNPACKED is where packages were unpacked (`apt-get download NAME`, `dpkg-deb -x 
     wesnoth-1.16-* widelands-data  what people say in games, in all five languages (GPL-2+)
     debian-handbook                a book in all five languages (GPL-2+ or CC BY-SA 3.0)
     docs/debian_catalogues.txt     what programs say to their users (each its program's licence)
-What is not there is left out. Lines of --texts (JSONL with text, lang) are taken as well. What --held-out has
-(JSONL with text) is nowhere in OUT, a JSONL file of text, lang, source and split: one sentence in 40 is for
-validation and one for a test, by its hash. OUT is a pure function of the input and --seed.
+What is not there is left out. Lines of --texts (JSONL with text, lang) and numbers in words are taken as well. What
+--held-out has (JSONL with text) is nowhere in OUT, a JSONL file of text, lang, source and split: one sentence in 40
+is for validation and one for a test, by its hash. OUT is a pure function of the input and --seed.
 """
 
 import argparse
@@ -24,7 +24,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from slm_jax import paths
-from slm_jax.corpora import messages, splits, text_corpora
+from slm_jax.corpora import messages, numerals, splits, text_corpora
 from slm_jax.data import ctc_text, json_lines
 
 NUMBERS = {'en': 16_000, 'es': 4_000, 'fr': 4_000, 'it': 4_000, 'ru': 4_000}
@@ -93,6 +93,7 @@ def stories(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
 
 
 SOURCES = {'wordnet': wordnet, 'fortunes': fortunes, 'stories': stories, 'handbook': handbook, 'catalogues': catalogues}
+_NUMERALS = 400  # what is spelt in digits elsewhere, in words
 
 
 class Words:
@@ -176,15 +177,19 @@ def write(
         (row['lang'], row['text'], paths.path(path).parent.name) for path in texts for row in json_lines.read(path)
     )
     folder = pathlib.Path(unpacked)
-    packaged = ((lang, text, source) for source, read in SOURCES.items() for lang, text in read(folder))
-    for lang, sentence, source in (*given, *packaged):
+    packaged = [(lang, text, source) for source, read in SOURCES.items() for lang, text in read(folder)]
+    if not packaged:
+        raise ValueError(f'{unpacked} has no sentences. Unpack there what --help names: dpkg-deb -x NAME.deb DIR')
+    draw = random.Random(seed)
+    numbers_in_words = (
+        (lang, text, 'numerals') for _ in range(_NUMERALS) for lang, text in numerals.sample(draw).items()
+    )
+    for lang, sentence, source in (*given, *packaged, *numbers_in_words):
         for text in map(sayable, [sentence] if len(sentence.split()) <= _LONGEST else text_corpora.phrases(sentence)):
             key = ctc_text.normalize(text)
             if text and key not in seen and lang in found and words.familiar(lang, text):
                 seen.add(key)
                 found[lang].append({'text': text, 'lang': lang, 'source': source, 'split': splits.split_of(key, 40)})
-    if not any(found.values()):
-        raise ValueError(f'{unpacked} has no sentences. Unpack there what --help names: dpkg-deb -x NAME.deb DIR')
     rows, told = [], {}
     for lang, pool in found.items():
         random.Random(f'{seed}/{lang}').shuffle(pool)

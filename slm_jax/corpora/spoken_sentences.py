@@ -28,6 +28,7 @@ import os
 import pathlib
 import random
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from absl import logging
@@ -40,7 +41,7 @@ from slm_jax.data import json_lines
 Samples = Float[np.ndarray, ' samples']
 # How often an engine reads a language, relatively.
 SHARES = {
-    'en': {'kokoro': 10, 'hibari': 1, 'piper': 2, 'pico': 2, 'debian': 4},
+    'en': {'kokoro': 10, 'hibari': 1, 'piper': 2, 'pico': 2, 'debian': 2},
     'es': {'kokoro': 10, 'pico': 5},
     'fr': {'kokoro': 10, 'pico': 5},
     'it': {'kokoro': 10, 'pico': 4, 'debian': 2},
@@ -48,14 +49,14 @@ SHARES = {
 }
 # Voices that training never hears.
 HELD_OUT = {
-    'validation': ('kokoro/am_puck', 'kokoro/bf_lily', 'kokoro/em_santa'),
-    'test': ('kokoro/af_bella', 'kokoro/bm_lewis', 'kokoro/im_nicola'),
+    **dict.fromkeys(('kokoro/am_puck', 'kokoro/bf_lily', 'kokoro/em_santa'), 'validation'),
+    **dict.fromkeys(('kokoro/af_bella', 'kokoro/bm_lewis', 'kokoro/im_nicola'), 'test'),
 }
 FIELDS = ('id', 'audio', 'text', 'lang', 'source', 'speaker', 'duration')
 _KOKORO_SHA256 = '6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb'
 _KOKORO_PARTS = 4
-# Beginnings of the names of Kokoro's voices: of those that speak a language natively, which read it three times as often
-# as all others, and of the others that Whisper base understands in it about as well.
+# Beginnings of the names of Kokoro's voices: of those that speak a language natively, which read it three times as
+# often as all others, and of the others that Whisper base understands in it about as well.
 _KOKORO_VOICES = {
     'en': (('a', 'b'), ('e', 'f', 'h', 'i', 'j', 'p', 'z')),
     'es': (('e',), ('a', 'b', 'f', 'i', 'p')),
@@ -80,7 +81,7 @@ def kokoro_files(voices: str | os.PathLike, out: pathlib.Path) -> None:
     styles = {path.stem: np.fromfile(path, '<f4').reshape(-1, 1, 256) for path in pathlib.Path(voices).glob('*.bin')}
     if not styles:
         raise ValueError(f'{voices} holds no voices (*.bin): npm pack kokoro-js, unpack it, give its folder `voices`')
-    np.savez(out / 'voices.npz', **styles)
+    np.savez(out / 'voices.npz', allow_pickle=False, **styles)
 
 
 class Engines:
@@ -158,11 +159,10 @@ def read_aloud(engines: Engines, row: dict, rng: random.Random) -> tuple[str, Sa
     if engine == 'debian':
         speaker, samples = synthetic_speech.speak(row['text'], lang, rng, espeak=lang == 'en')
     else:
-        others = {voice for name, held_out in HELD_OUT.items() for voice in held_out if name != split}
-        allowed = [f'{engine}/{voice}' for voice in engines.voices(engine, lang)]
-        allowed = [voice for voice in allowed if voice not in others and (split == 'train' or voice in HELD_OUT[split])]
-        speaker = rng.choice(allowed)
-        samples, rate = engines.read(*speaker.split('/'), row['text'], lang, rng.uniform(0.85, 1.2))
+        voices = engines.voices(engine, lang)
+        voice = rng.choice([voice for voice in voices if HELD_OUT.get(f'{engine}/{voice}', 'train') == split])
+        speaker = f'{engine}/{voice}'
+        samples, rate = engines.read(engine, voice, row['text'], lang, rng.uniform(0.85, 1.2))
         if split == 'train':
             samples = synthetic_speech.resize(samples, rate, rng)
         else:
@@ -206,7 +206,9 @@ def _begun(path: pathlib.Path, run: dict) -> list[dict]:
     path.write_bytes(whole[: whole.rfind(b'\n') + 1])
     first, *rows = json_lines.read(path) or [run]
     if first != run:
-        raise ValueError(f'{path} is of other sentences or another seed ({first}, not {run}). Give another OUT.')
+        raise ValueError(
+            f'{path} is of other sentences, readings or another seed ({first}, not {run}). Give another OUT.'
+        )
     if not rows:
         json_lines.write(path, [run])
     return rows
@@ -226,25 +228,31 @@ def write(
 
     Args:
         kokoro: folder of Kokoro's voices.
-        readings: of each sentence, each by a voice of its own.
+        readings: of each sentence, each by a voice drawn anew.
 
     Raises:
         ImportError: a voice's package is not installed.
         RuntimeError: a synthesiser is missing, or too many sentences were not read.
         ValueError: `kokoro` holds no voices, or OUT the clips of another run.
     """
+    rows = json_lines.read(sentences)
+    for number, row in enumerate(rows, 1):
+        if not set(row) >= {'text', 'source'} or row.get('lang') not in SHARES or row.get('split') not in splits.SPLITS:
+            raise ValueError(
+                f'{sentences}: object {number} needs text, source, lang ({", ".join(SHARES)}) and split '
+                f'({", ".join(splits.SPLITS)}): {row}. Let slm_jax.corpora.sentences write it.'
+            )
     out = pathlib.Path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
-    rows = json_lines.read(sentences)
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()
-    done = _begun(out / 'done.jsonl', {'sentences': digest, 'seed': seed})
+    done = _begun(out / 'done.jsonl', {'sentences': digest, 'readings': readings, 'seed': seed})
     finished = {row['number'] for row in done}
     jobs = [job for job in enumerate(row for row in rows for _ in range(readings)) if job[0] not in finished]
     with contextlib.ExitStack() as stack:
         folder = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
         kokoro_files(kokoro, folder)
         work = functools.partial(_clip, str(folder), out, seed)
-        clips = map(work, jobs)
+        clips: Iterator[dict] = map(work, jobs)
         if processes > 1:
             pool = stack.enter_context(multiprocessing.get_context('spawn').Pool(processes))
             clips = pool.imap_unordered(work, jobs, chunksize=8)
@@ -281,8 +289,10 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         told = write(args.sentences, args.out, args.kokoro, args.readings, args.processes, args.seed)
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        parser.exit(2, f'{type(error).__name__}: {error}\n')
+    except ImportError as error:
+        parser.exit(2, f"{error}: pip install 'slm_jax[voices]'\n")
+    except (OSError, RuntimeError, ValueError) as error:
+        parser.exit(2, f'{error}\n')
     for split, (clips, hours) in told.items():
         print(f'{split}: {clips} clips, {hours:.2f} h')
 

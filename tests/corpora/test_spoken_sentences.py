@@ -77,7 +77,9 @@ def test_a_run_that_was_broken_off_goes_on(run, tmp_path):
     _, read = run(_rows(8))
     assert read == [f'One two three four number {n}' for n in range(3, 8)]
     assert whole == {path.name: path.read_bytes() for path in [*out.glob('*.jsonl'), *out.glob('audio/*')]}
-    with pytest.raises(ValueError, match=r'done.jsonl is of other sentences or another seed .* Give another OUT'):
+    with pytest.raises(
+        ValueError, match=r'done.jsonl is of other sentences, readings or another seed .* Give another OUT'
+    ):
         run(_rows(8), seed=1)
 
 
@@ -88,6 +90,14 @@ def test_sentences_that_are_not_read_are_left_out_and_many_stop_it(run, tmp_path
     (tmp_path / 'out/done.jsonl').unlink()
     with pytest.raises(RuntimeError, match=r'6 sentences were not read; .* is dumb'):
         run([dumb] * 9 + _rows(8))
+
+
+def test_sentences_without_a_split_are_refused(run, tmp_path):
+    with pytest.raises(
+        ValueError, match=r'sentences.jsonl: object 2 needs text, source, lang \(en\) and split \(train, '
+    ):
+        run([*_rows(1), {'text': 'no split', 'lang': 'en', 'source': 'x'}])
+    assert not (tmp_path / 'out').exists()
 
 
 def test_a_reading_too_short_or_too_long_is_none(monkeypatch):
