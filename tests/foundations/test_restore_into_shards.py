@@ -66,7 +66,7 @@ def foundation(tmp_path_factory):
     params = foundations.unflatten({path: leaf(value.shape) for path, value in shapes.items()})
     path = tmp_path_factory.mktemp('foundation') / 'wide'
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foundations, '_BLOCK_BYTES', 2**23)  # each device has one in flight
+        patch.setattr(foundations, '_BLOCK_BYTES', 2**21)  # each device has one in flight
         foundations.save(path, params, {'name': 'wide', 'kind': 'llm'})
     return path
 
@@ -88,4 +88,4 @@ def test_each_device_gets_its_shard_and_the_host_no_copy(foundation, mesh, shard
     found = json.loads(done.stdout.splitlines()[-1])
     print(f'{mesh}: held {found["held"] / 1e6:.0f} MB, memory grew by {found["growth"] / 1e6:.0f} MB')
     assert found['devices'] == 8 and list(found['shards'].values()) == shards
-    assert found['growth'] < 1.75 * found['held']  # a copy of the whole beside the shards would make it 2
+    assert found['growth'] < 1.5 * found['held']  # a copy of the whole beside the shards would make it 2
