@@ -62,7 +62,6 @@ def answers(args: argparse.Namespace) -> int:
         ValueError: nothing can be asked, or OUT or OUT.part is something else; names it and the remedy.
         OSError: OUT cannot be written.
     """
-    from slm_jax import infer
     from slm_jax.data import notices
 
     out = pathlib.Path(args.out).expanduser()
@@ -75,7 +74,7 @@ def answers(args: argparse.Namespace) -> int:
         notices.say(notices.listing(args.manifest, bad))
     if not asked:
         raise ValueError(f'{args.manifest}: no line can be asked; each needs "audio" and "text".')
-    model = evaluate.load_model(args.model or infer.packaged_model(), args)
+    model = evaluate.load_model(args.model, args)
     if model.text_vocabulary is None:
         raise ValueError(f'--model {args.model}: a speech encoder alone reads no text. Give a language model.')
     done = _begin(part, _settings(args, model, asked))

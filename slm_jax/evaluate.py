@@ -35,7 +35,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration, paths
+from slm_jax import cli, configuration, import_, paths
 
 _AUDIO_BYTES = 600_000_000  # kept in memory for the report's players: five hours
 
@@ -78,13 +78,12 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -> None:
+def add_model_arguments(result: argparse.ArgumentParser, model: str = 'model') -> None:
     """The arguments that say which model answers, and how."""
     group = result.add_argument_group('model')
-    if model == 'MODEL':
-        group.add_argument('model', metavar='MODEL', nargs='?', help='directory, or a foundation')
-    else:
-        group.add_argument(model, metavar='MODEL', help='directory, or a foundation')
+    default: dict[str, Any] = {'nargs': '?'} if model == 'model' else {'default': 'slm_base'}
+    which = '' if model == 'model' else ' (default: the packaged slm_base)'
+    group.add_argument(model, metavar='MODEL', help=f'directory, or a foundation{which}', **default)
     group.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
     group.add_argument(
         '--foundation', action='append', default=[], metavar='PART=DIR',
@@ -108,19 +107,20 @@ def add_model_arguments(result: argparse.ArgumentParser, model: str = 'MODEL') -
 
 
 def load_model(name: str, args: argparse.Namespace) -> Any:
-    """The model that the arguments of `add_model_arguments` ask for."""
+    """The model that the arguments of `add_model_arguments` ask for; public foundations are imported on first use."""
     from slm_jax.inference import model
 
-    fields = ('method', 'beam_size', 'alpha', 'ctc_weight', 'temperature', 'top_k', 'top_p', 'seed')
-    decode = {field: getattr(args, field) for field in (*fields, 'max_decode_length')}
+    fields = 'method beam_size alpha ctc_weight temperature top_k top_p seed max_decode_length'.split()
+    decode = {field: value for field in fields if (value := getattr(args, field)) is not None}
+    import_.ensure_for(name, given := pairs('--foundation', args.foundation))
     return model.load(
         name,
         step=args.step,
         gin_files=args.gin_file,
         bindings=args.gin_bindings,
-        foundations=pairs('--foundation', args.foundation),
+        foundations=given,
         mesh={k: int(v) for k, v in pairs('--mesh', args.mesh.split(',')).items()},
-        decode={field: value for field, value in decode.items() if value is not None},
+        decode=decode,
     )
 
 

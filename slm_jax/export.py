@@ -2,11 +2,14 @@
 
     slm-jax export runs/slm out/slm          an adapter: trainable.safetensors and card.json
     slm-jax export runs/t5 out/t5            only the LLM was trained: a directory of transformers
+    slm-jax export runs/slm out/slm --model  a model that answers: `slm-jax infer a.wav --model out/slm`
 
 trainable.safetensors holds all that was trained, under its paths, and nothing frozen; card.json, and the file's own
 header, name the foundations that it belongs to, with their fingerprints. Where nothing but the language model was
 trained, OUT is a T5 that `T5ForConditionalGeneration.from_pretrained` loads, merged with what stayed frozen of it,
-in float32, with its tokenizer. OUT is there whole or not at all.
+in float32, with its tokenizer. With --model OUT is a model's directory of one checkpoint without the optimizer, in
+bfloat16: for MODEL wherever one is asked for, and for a further training to begin at. Its card calls public foundations
+by their names, so that another machine finds or imports them. OUT is there whole or not at all.
 """
 
 import argparse
@@ -22,16 +25,17 @@ from slm_jax import cli, paths
 _PART = 'llm/'
 
 
-def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
+def export(model_dir: str, out: str, step: int | None = None, model: bool = False) -> list[str]:
     """Exports a checkpoint.
 
     Args:
         model_dir: of a training.
         out: directory that is made, and is not there yet.
         step: of the checkpoint; None: the newest.
+        model: whether `out` becomes a model's directory.
 
     Returns:
-        Names of the files.
+        Names of the files and folders in it.
 
     Raises:
         ValueError: no training, no such checkpoint, foundations that have changed, or a model that transformers does
@@ -56,7 +60,11 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f'.{path.name}.', dir=beside))
     try:
         temporary.chmod(0o755)
-        if all(name.startswith(_PART) for name in leaves):
+        if model:
+            card = {**_portable(card), 'name': path.name}
+            card['evaluations'] = foundations.card(directory).get('evaluations') or {}
+            checkpoints.write_for_inference(temporary, trained, card, 'bfloat16')
+        elif all(name.startswith(_PART) for name in leaves):
             _write_llm(temporary, directory, leaves, card)
         else:
             tensors = {name: Tensor(directory, leaf.shape, leaf.dtype, leaf.__array__) for name, leaf in leaves.items()}
@@ -68,6 +76,21 @@ def export(model_dir: str, out: str, step: int | None = None) -> list[str]:
     finally:
         paths.remove(temporary)
     return sorted(file.name for file in path.iterdir())
+
+
+def _portable(card: dict[str, Any]) -> dict[str, Any]:
+    """A card that names no directory where a name would do, nor where a finished training was."""
+    from slm_jax.foundations import named
+
+    def called(entry, other):
+        return {**entry, 'name': named.of_content(entry['fingerprint']['content']) or other}
+
+    needed = {part: called(entry, entry['name']) for part, entry in card['foundations'].items()}
+    first = {
+        part: called(entry, pathlib.Path(entry['name']).name)
+        for part, entry in (card.get('initialised_from') or {}).items()
+    }
+    return {**card, 'foundations': needed, 'initialised_from': first}
 
 
 def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any], card: dict[str, Any]) -> None:
@@ -104,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('model_dir', metavar='MODEL_DIR', help='directory of a training')
     result.add_argument('out', metavar='OUT', help='directory that is made, and is not there yet')
     result.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+    result.add_argument('--model', action='store_true', help="OUT is a model's directory, which answers")
     return result
 
 
@@ -112,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.quiet_libraries()
     args = parser().parse_args(argv)
     try:
-        files = export(args.model_dir, args.out, args.step)
+        files = export(args.model_dir, args.out, args.step, args.model)
     except (ValueError, OSError) as error:
         return cli.fail('export', error, 2)
     print(f'wrote {args.out}: {", ".join(files)}')

@@ -23,7 +23,7 @@ import pathlib
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_jax import cli, paths, terminal
@@ -127,16 +127,51 @@ def _watched(leaf: Any, bar: Any) -> Any:
     return dataclasses.replace(leaf, read=read)
 
 
-def ensure(name: str) -> pathlib.Path:
-    """Directory of a foundation of `named.FOUNDATIONS`, which is imported now if it is not yet.
+def ensure(*names: str, content: Sequence[str] = ()) -> None:
+    """Imports those of `named.FOUNDATIONS` among these that are not there yet; says before what is fetched.
+
+    Args:
+        names: of foundations, or directories, which are left alone.
+        content: the fingerprints' that they must have, where that is known; their data type is chosen by it.
 
     Raises: see `import_named`.
     """
+    from slm_jax import foundations
     from slm_jax.foundations import named
+    from slm_jax.importers import CheckpointError
 
-    if not (named.directory(name) / 'card.json').is_file():
-        import_named(name)
-    return named.directory(name)
+    missing = []
+    for name in dict.fromkeys(names):
+        if name in named.FOUNDATIONS:
+            try:
+                foundations.find(name)
+            except foundations.FoundationError:
+                missing.append(name)
+    if not missing:
+        return
+    several = 'these foundations are' if len(missing) > 1 else 'this foundation is'
+    terminal.say(
+        f'First use: {several} fetched once and kept in {paths.foundations()}:\n{named.listing(missing)}', sys.stderr
+    )
+    for name in missing:
+        held = [dtype for dtype, each in named.FOUNDATIONS[name].content.items() if each in content]
+        try:
+            import_named(name, dtype=held[0] if held else 'bfloat16')
+        except CheckpointError as error:
+            raise CheckpointError(
+                f'{error}\nNo download is needed by what is packaged whole: slm_tiny in the place of a MODEL, '
+                'models/slm_tiny.gin in a training.'
+            ) from error
+
+
+def ensure_for(model: str, foundations: Mapping[str, str] | None = None) -> None:
+    """`ensure` for a model's directory: what its card names, or what is given in its place; or for a foundation."""
+    from slm_jax import foundations as foundations_lib
+
+    ensure(model)
+    needed = foundations_lib.card(model).get('foundations') or {}
+    given = {part: entry['name'] for part, entry in needed.items()} | dict(foundations or {})
+    ensure(*given.values(), content=[entry['fingerprint']['content'] for entry in needed.values()])
 
 
 def import_named(name: str, out: str | None = None, dtype: str = 'bfloat16') -> dict[str, Any]:

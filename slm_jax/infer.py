@@ -282,8 +282,7 @@ def infer(args: argparse.Namespace) -> int:
         chunks.check(args.chunk_seconds, args.overlap)
     elif args.overlap:
         raise ValueError('--overlap: chunks overlap only with --chunk_seconds.')
-    name = args.model or packaged_model()
-    model = evaluate.load_model(name, args)
+    model = evaluate.load_model(args.model, args)
     limit = model.let_through(args.max_seconds)
     if args.chunk_seconds and args.chunk_seconds > limit:
         more = limit < (model.encoder_seconds or math.inf)
@@ -431,24 +430,6 @@ def _check_out(args: argparse.Namespace, names: Sequence[str]) -> None:
                 f'{stems[stem]} and {name} would both become {stem}.{args.format}; rename one, or give them separately.'
             )
         stems[stem] = name
-
-
-def packaged_model() -> str:
-    """Name of the trained model that is installed with the package.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from slm_jax import foundations
-    from slm_jax.training import checkpoints
-
-    for name in foundations.known():
-        if foundations.card(name).get('kind') == checkpoints.KIND:
-            return name
-    raise ValueError(
-        '--model is missing, and no trained model is installed with the package: give the '
-        'directory of a training (`slm-jax train`), or usm_tiny to transcribe by CTC.'
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

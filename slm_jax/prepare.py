@@ -21,7 +21,7 @@ stores are the same.
 import dataclasses
 import sys
 
-from slm_jax import cli, configuration
+from slm_jax import cli, configuration, import_
 
 
 def prepare(
@@ -141,7 +141,9 @@ def _encoder(args):
     read += [] if args.names else ['%MIXTURE_OR_TASK_NAME']
     files = ['runs/train.gin', *args.gin_file, args.encode]
     configuration.parse_gin(files, args.gin_bindings, only=dict.fromkeys(read))
-    return frozen_encoder.of(model.configured_system(), model.query('slm_jax.train.train.foundations') or {})
+    system, parts = model.configured_system(), model.query('slm_jax.train.train.foundations') or {}
+    import_.ensure(*(str(name) for part, name in parts.items() if part.startswith('speech_encoder')))
+    return frozen_encoder.of(system, parts)
 
 
 def _run(args, beam_arguments: list[str]) -> int:
@@ -151,7 +153,10 @@ def _run(args, beam_arguments: list[str]) -> int:
     import tensorflow_datasets as tfds
 
     from slm_jax.data import beam as beam_lib
-    from slm_jax.data import loader  # noqa: F401  before gin locks what is configurable
+    from slm_jax.data import (
+        loader,  # noqa: F401  before gin locks what is configurable
+        vocabularies,
+    )
 
     beam = encoder = None
 
@@ -159,6 +164,8 @@ def _run(args, beam_arguments: list[str]) -> int:
         encoder = _encoder(args)
     else:
         configuration.parse_gin(args.gin_file, args.gin_bindings)
+    if args.gin_file:  # texts are measured
+        import_.ensure(*vocabularies.names().values())
     tfds.disable_progress_bar()
     if args.data_dir:
         seqio.set_tfds_data_dir_override(args.data_dir)

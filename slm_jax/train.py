@@ -267,6 +267,14 @@ def check_lengths() -> None:
         )
 
 
+def ensure_foundations() -> None:
+    """Imports the public foundations that FOUNDATIONS names, if they are not there yet."""
+    from slm_jax import import_
+    from slm_jax.inference import model
+
+    import_.ensure(*map(str, (model.query('slm_jax.train.train.foundations') or {}).values()))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The program.
 
@@ -285,6 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with cli.together(args.multihost, fail, ValueError, OSError):
             configuration.parse_gin(args.gin_file, args.gin_bindings)
             check_lengths()
+            ensure_foundations()
             result = configuration.configured(train)()
     except loop.NonFiniteError as error:
         return cli.fail('train', error)

@@ -10,7 +10,7 @@ import collections
 import os
 import sys
 
-from slm_jax import cli, configuration, paths
+from slm_jax import cli, configuration, import_, paths
 
 _GIN = """\
 # {labels:,} tokens of {llm}: {tokens:,} in {texts:,} targets of {name}.
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
         names = prepare.configured()
         if not names:
             raise ValueError('nothing to count: give a --gin_file that sets MIXTURE_OR_TASK_NAME.')
+        import_.ensure(vocabularies.names()['llm'])
         counts, texts = count(names[0])
         write(counts, texts, repr(names[0]), vocabularies.names()['llm'], args.out)
     except (ValueError, RuntimeError, OSError, AssertionError) as error:

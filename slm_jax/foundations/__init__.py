@@ -178,7 +178,7 @@ def _fill(
     dtype: Any,
     content: str | None,
 ) -> dict[str, Any]:
-    card = {**card, 'fingerprint': _write(directory / PARAMS, params, dtype), 'files': {}}
+    card = {**card, 'fingerprint': write_params(directory / PARAMS, params, dtype), 'files': {}}
     if content and card['fingerprint']['content'] != content:
         raise FoundationError(
             f'the content fingerprint of what was read is {card["fingerprint"]["content"]}, and {content} is expected: '
@@ -196,8 +196,8 @@ def _sha256(path: pathlib.Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any]:
-    """Writes an Orbax directory and returns the fingerprint of what it holds.
+def write_params(directory: pathlib.Path, params: Params, dtype: Any) -> dict[str, Any]:
+    """Writes an Orbax directory and returns the fingerprint of what it holds; arguments as of `save`.
 
     Orbax wants all leaves at once, so it gets an empty one for each, and the leaves proper then take their places.
     """

@@ -6,6 +6,7 @@
 import dataclasses
 import difflib
 import pathlib
+from collections.abc import Iterable
 
 from slm_jax import paths
 
@@ -186,19 +187,25 @@ def directory(name: str) -> pathlib.Path:
     return paths.foundations() / name
 
 
-def listing() -> str:
+def listing(names: Iterable[str] = FOUNDATIONS) -> str:
     """A line for each name: what it is, its licence, and what is downloaded from the Hub or in packages."""
-    width, what = (max(map(len, column)) for column in zip(*((name, each.what) for name, each in FOUNDATIONS.items())))
+    chosen = {name: FOUNDATIONS[name] for name in names}
+    width, what = (max(map(len, column)) for column in zip(*((name, each.what) for name, each in chosen.items())))
     return '\n'.join(
         f'  {name:<{width}}  {each.what:<{what}}  {each.licence:<10}  '
         f'{megabytes(each.hub_bytes)} or {megabytes(each.package_bytes)}'
-        for name, each in FOUNDATIONS.items()
+        for name, each in chosen.items()
     )
 
 
 def megabytes(count: int) -> str:
     """1_092_845_809 -> '1,093 MB'."""
     return f'{count / 1e6:,.0f} MB'
+
+
+def of_content(content: str) -> str | None:
+    """The name of what has this content, in whatever data type."""
+    return next((name for name, each in FOUNDATIONS.items() if content in each.content.values()), None)
 
 
 def nearest(name: str) -> str | None:

@@ -217,6 +217,13 @@ def check_foundations(model_dir: str | os.PathLike, saved: Mapping[str, Any], gi
             )
 
 
+def _record_files(checkpoint: pathlib.Path) -> None:
+    # Those of the items. What notes times and places of the commit changes yet, and is not read.
+    names = [name for name in paths.files(checkpoint) if '/' in name and not name.endswith(_COMMITTED)]
+    record = {name: ((checkpoint / name).stat().st_size, _crc32(checkpoint / name)) for name in names}
+    paths.write(checkpoint / _FILES, json.dumps(record))
+
+
 class Checkpoints:
     """The checkpoints of one model directory, for training."""
 
@@ -327,10 +334,7 @@ class Checkpoints:
             directory = self.model_dir / _DIRECTORY / str(self._saving)
             if not paths.is_url(directory):
                 (directory,) = directory.parent.glob(f'{self._saving}.orbax-checkpoint-tmp*')
-            # Those of the items. What notes times and places of the commit changes yet, and is not read.
-            names = [name for name in paths.files(directory) if '/' in name and not name.endswith(_COMMITTED)]
-            record = {name: ((directory / name).stat().st_size, _crc32(directory / name)) for name in names}
-            paths.write(directory / _FILES, json.dumps(record))
+            _record_files(directory)
 
     def write_card(self, card: Mapping[str, Any]) -> None:
         """Puts the card where a person and `foundations.find` look for it; keeps what `evaluate` wrote into it."""
@@ -423,3 +427,19 @@ def load_for_inference(model_dir: str | os.PathLike, step: int | None = None) ->
     params = foundations_lib.restore(directory / TRAINABLE, foundations_lib.stored_tree(directory / TRAINABLE))
     with foundations_lib.checkpointer_of(ocp.JsonCheckpointHandler(), directory) as checkpointer:
         return params, checkpointer.restore(directory / _CARD)
+
+
+def write_for_inference(model_dir: pathlib.Path, params: dict[str, Any], card: Mapping[str, Any], dtype: str) -> None:
+    """Writes a model directory of one checkpoint that answers and cannot be trained on: it has no optimizer state.
+
+    Args:
+        model_dir: on a disk.
+        params: the trained ones.
+        card: with `step`.
+        dtype: in which floating-point parameters are stored.
+    """
+    directory = model_dir / _DIRECTORY / str(card['step'])
+    foundations_lib.write_params(directory / TRAINABLE, params, dtype)
+    paths.write(directory / _CARD / 'metadata', json.dumps({k: v for k, v in card.items() if k != 'evaluations'}))
+    _record_files(directory)
+    paths.write(model_dir / foundations_lib.CARD, json.dumps(card, indent=2, ensure_ascii=False) + '\n')

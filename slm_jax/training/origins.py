@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from slm_jax import foundations as foundations_lib
-from slm_jax.foundations import FoundationError, flatten, unflatten
+from slm_jax.foundations import FoundationError, flatten, named, unflatten
 from slm_jax.training import checkpoints, quantization
 
 Params = dict[str, Any]
@@ -42,8 +42,9 @@ class Origin:
 
     def describe(self) -> dict[str, Any]:
         """The entry of a card: what to ask for, and what it must then be."""
-        installed = self.name in foundations_lib.known()
-        name = self.name if installed else str(foundations_lib.find(self.name))
+        directory = foundations_lib.find(self.name)
+        everywhere = self.name in foundations_lib.known() or directory == named.directory(self.name).absolute()
+        name = self.name if everywhere else str(directory)
         return {'name': name, 'fingerprint': dict(self.fingerprint)}
 
 
