@@ -30,6 +30,7 @@ TOKENIZER = 'tokenizer.model'
 TOKENIZER_JSON = 'tokenizer.json'
 MODEL_FILE = 'model.gin'
 _BLOCK_BYTES = 2**26
+_ALIGNMENT = 64  # bytes, of what XLA takes without a copy on a CPU
 
 Params = dict[str, Any]
 
@@ -350,6 +351,10 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
     import orbax.checkpoint as ocp
 
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    leaves = flatten(wanted)
+    if all((leaf.sharding or device).num_devices == 1 for leaf in leaves.values()) and not paths.is_url(directory):
+        read = _read(directory, leaves)
+        return unflatten({name: jax.device_put(read[name], leaf.sharding or device) for name, leaf in leaves.items()})
     arguments = jax.tree.map(
         lambda leaf: ocp.ArrayRestoreArgs(sharding=leaf.sharding or device, global_shape=leaf.shape, dtype=leaf.dtype),
         wanted,
@@ -358,6 +363,26 @@ def restore(directory: pathlib.Path, wanted: Params) -> Params:
         return checkpointer.restore(
             directory, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
         )
+
+
+def _read(directory: pathlib.Path, leaves: dict[str, jax.ShapeDtypeStruct]) -> dict[str, np.ndarray]:
+    """Leaves of an Orbax directory, read and cast straight into memory that a CPU device takes over as it is.
+
+    Orbax would read, cast and copy each: of a float32 language model three times the memory, and the time to get it.
+    """
+    import tensorstore
+
+    context, result, reading = tensorstore.Context(), {}, []
+    for name, leaf in leaves.items():
+        size = math.prod(leaf.shape) * leaf.dtype.itemsize
+        memory = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -memory.ctypes.data % _ALIGNMENT
+        result[name] = memory[start : start + size].view(leaf.dtype).reshape(leaf.shape)
+        stored = tensorstore.cast(verification.opened(directory, name, context), leaf.dtype)
+        reading.append(tensorstore.array(result[name]).write(stored))
+    for each in reading:
+        each.result()
+    return result
 
 
 def vocabulary(name_or_dir: str | os.PathLike) -> Any:

@@ -49,6 +49,19 @@ def differs(directory: pathlib.Path, leaves: Mapping[str, Any], content: str) ->
     return None
 
 
+def opened(directory: pathlib.Path, name: str, context: Any) -> Any:
+    """The leaf of this path in an Orbax directory, as a TensorStore.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    import tensorstore
+
+    place = {'driver': 'ocdbt', 'base': paths.kvstore(directory), 'path': name.replace('/', '.') + '/'}
+    spec = {'driver': 'zarr', 'kvstore': place, 'fill_missing_data_reads': False}
+    return tensorstore.open(spec, context=context).result()
+
+
 def _content(directory: pathlib.Path, leaves: Mapping[str, Any]) -> str:
     """SHA-256 over the bytes of the leaves in order.
 
@@ -59,14 +72,7 @@ def _content(directory: pathlib.Path, leaves: Mapping[str, Any]) -> str:
 
     content, context = hashlib.sha256(), tensorstore.Context()
     for name, leaf in leaves.items():
-        store = tensorstore.open(
-            {
-                'driver': 'zarr',
-                'kvstore': {'driver': 'ocdbt', 'base': paths.kvstore(directory), 'path': name.replace('/', '.') + '/'},
-                'fill_missing_data_reads': False,
-            },
-            context=context,
-        ).result()
+        store = opened(directory, name, context)
         if store.shape != leaf.shape:
             raise ValueError(f'{name} is {list(store.shape)} and not {list(leaf.shape)}')
         length, *rest = leaf.shape or (1,)
