@@ -268,7 +268,8 @@ def infer(args: argparse.Namespace) -> int:
     inputs = _inputs(args)
     alone = len(inputs) == 1
     if not inputs:
-        raise ValueError("give recordings, a --manifest, or '-' for standard input.")
+        asked = '--instruction is put to recordings, and there is none: ' if args.instruction else ''
+        raise ValueError(f"{asked}give recordings, a --manifest, or '-' for standard input.")
     if args.multihost and inputs[0].name == _STDIN:
         raise ValueError("--multihost: standard input ('-') is there for one host; give files that all of them have.")
     if args.raw and inputs[0].name != _STDIN:

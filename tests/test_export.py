@@ -11,6 +11,7 @@ import gin
 from slm_jax import cli, configuration, decoding, export, foundations, import_
 from slm_jax.exporters import ExportError
 from slm_jax.exporters import t5 as exporter
+from slm_jax.foundations import named
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.importers.hugging_face import tensors
 from slm_jax.inference import model as model_lib
@@ -106,6 +107,42 @@ def test_an_adapter_with_its_card(tmp_path, capsys):
         assert tensor.dtype == expected[name].dtype
         np.testing.assert_array_equal(tensor.open(), expected[name])
     assert json.dumps(json.dumps(needed)).encode() in (out / 'model.safetensors').read_bytes()
+
+
+def test_a_model_that_answers(tmp_path, capsys):
+    """In bfloat16, without the optimizer; its card is good on another machine."""
+    rng = np.random.default_rng(0)
+    params = {'adapter': {'kernel': jnp.asarray(rng.standard_normal((3, 5)), jnp.float32), 'steps': jnp.arange(3)}}
+    public = {'structure': 'a', 'content': named.FOUNDATIONS['whisper_base'].content['float32'], 'num_params': 3}
+    own = {'structure': 'a', 'content': 'b', 'num_params': 3}
+    card = {'name': 'slm', 'kind': checkpoints.KIND, 'config': ''}
+    card['foundations'] = {
+        'speech_encoder': {'name': '/mine/cache/whisper_base', 'fingerprint': public},
+        'llm': {'name': '/mine/llm', 'fingerprint': own},
+    }
+    card['initialised_from'] = {'adapter': {'name': '/mine/runs/ctc', 'fingerprint': own}}
+    save(tmp_path / 'run', params, card)
+    written = json.loads((tmp_path / 'run/card.json').read_text())
+    (tmp_path / 'run/card.json').write_text(json.dumps(written | {'evaluations': {'a-test': {'step': 7}}}))
+    out = tmp_path / 'slm_other'
+    assert cli.main(['export', str(tmp_path / 'run'), str(out), '--model']) == 0
+    assert 'card.json, checkpoints' in capsys.readouterr().out
+    card = foundations.card(out)
+    assert card['name'] == 'slm_other' and card['step'] == 7 and card['evaluations'] == {'a-test': {'step': 7}}
+    assert [entry['name'] for entry in card['foundations'].values()] == ['whisper_base', '/mine/llm']
+    assert card['initialised_from']['adapter']['name'] == 'ctc'
+    found, inner = checkpoints.load_for_inference(out)
+    assert inner == {key: value for key, value in card.items() if key != 'evaluations'}
+    np.testing.assert_array_equal(found['adapter']['kernel'], params['adapter']['kernel'].astype(jnp.bfloat16))
+    assert found['adapter']['kernel'].dtype == jnp.bfloat16 and found['adapter']['steps'].dtype == jnp.int32
+    (origin,) = origins.find({'adapter': str(out)})
+    wanted = {'adapter': {'kernel': jax.ShapeDtypeStruct((3, 5), jnp.float32)}}
+    again = origins.load([origin], wanted)['adapter']['kernel']
+    np.testing.assert_array_equal(again, found['adapter']['kernel'].astype(jnp.float32))
+    damaged = next(file for file in (out / 'checkpoints/7/trainable').rglob('*') if file.stat().st_size > 200)
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b'x')
+    with pytest.raises(checkpoints.CheckpointError, match='is damaged'):
+        checkpoints.load_for_inference(out)
 
 
 @pytest.mark.parametrize(('kind', 'frozen'), [('t5 1.0', ()), ('t5 1.1', ('encoder/', 'token')), ('ul2, scanned', ())])

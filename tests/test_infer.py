@@ -381,6 +381,7 @@ def test_half_a_raw_sample_is_left_out_with_a_warning(model, stdin):
     [
         (['a.wav', '--raw'], '--raw: only standard input'),
         ([], 'give recordings'),
+        (['--instruction', 'Why?'], '--instruction is put to recordings, and there is none: give recordings'),
         (['a.wav', '--overlap', '1'], 'only with --chunk_seconds'),
         (['a.wav', '--chunk_seconds', '-1'], 'chunk_seconds must be above 0'),
         (['a.wav', '--chunk_seconds', '9'], 'takes 5 s at once'),
@@ -393,26 +394,13 @@ def test_wrong_arguments(model, argv, message, capsys):
     assert message in capsys.readouterr().err
 
 
-def test_no_model(monkeypatch, capsys):
-    from slm_jax import foundations
-
-    monkeypatch.setattr(foundations, 'known', lambda: [])
-    assert infer.main(['a.wav']) == 2
-    assert '--model is missing' in capsys.readouterr().err
-
-
-def test_a_packaged_model_is_the_default(monkeypatch):
-    from slm_jax import foundations
-
-    cards = {'usm_tiny': {'kind': 'speech_encoder'}, 'slm_tiny': {'kind': 'model'}}
-    monkeypatch.setattr(foundations, 'known', lambda: sorted(cards))
-    monkeypatch.setattr(foundations, 'card', cards.get)
-    assert infer.packaged_model() == 'slm_tiny'
+def test_a_packaged_model_is_the_default():
+    assert infer.parser().parse_args(['a.wav']).model == 'slm_base'
 
 
 def test_the_packaged_model_belongs_to_the_packaged_foundations(tone, capsys):
-    """It is the default, finds them by name, and its fingerprints are theirs."""
-    assert infer.main([tone('a.wav', 1.0), '--max_decode_length', '4']) == 0
+    """It finds them by name, and its fingerprints are theirs."""
+    assert infer.main([tone('a.wav', 1.0), '--model', 'slm_tiny', '--max_decode_length', '4']) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
@@ -428,5 +416,5 @@ def test_the_packaged_model_writes_nothing_where_nothing_is_said(tmp_path, capsy
             files.append(str(tmp_path / f'{name}{level}.wav'))
             soundfile.write(files[-1], np.clip(level * sound, -32768, 32767).astype(np.int16), RATE)
     for argv in ((), ('--instruction', 'Translate this speech to French.')):
-        assert infer.main([*files, *argv]) == 0
+        assert infer.main([*files, *argv, '--model', 'slm_tiny']) == 0
         assert capsys.readouterr().out.splitlines() == [f'{file}\t' for file in files]

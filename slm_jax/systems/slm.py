@@ -43,7 +43,10 @@ class SLM:
         'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
             Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
         'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
-            gives its embeddings and is not run, and answers are what CTC writes.
+            gives its embeddings and is not run.
+
+    `ctc_answers` says whether answers, to whatever is asked, are what this head writes; None: where it is all that
+    is learnt by.
     """
 
     speech_encoder: nn.Module
@@ -54,6 +57,7 @@ class SLM:
     token_labels: tuple[int, ...] | None = None
     objective: str | Mapping[str, float] = 'cross_entropy'
     distil_temperature: float = 1.0
+    ctc_answers: bool | None = None
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -167,8 +171,8 @@ class SLM:
         """CTC logits of the adapter and their number, which is 0 where there is no speech."""
         if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
             raise ValueError(
-                "SLM.objective 'ctc' needs an adapter with a CTC head and SLM.label_tokens, as in models/slm_base.gin; "
-                "use 'cross_entropy' for any other."
+                "SLM.objective 'ctc' and SLM.ctc_answers need an adapter with a CTC head and SLM.label_tokens, as in "
+                "models/slm_base.gin; use 'cross_entropy' and None for any other."
             )
         if heard is None:
             rows = len(batch['speech_lengths'])
@@ -260,23 +264,26 @@ class SLM:
         """Generated tokens; see `System`.
 
         Of a batch with `transcribed` [batch], only these rows are written with CTC. Where nothing is heard, the answer
-        to whatever is asked is empty: in recordings of one value throughout, such as digital silence, and, of a model
-        that goes by what CTC writes (`label_tokens`, or `token_labels` and `ctc_weight`), in those in which blank is
-        likelier than all else at every frame. In less than a second CTC has to be all but sure. With `usm_tiny`, of
-        5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits) none counts as
-        nothing; of 356 noises, hums and tones 336 do.
+        to whatever is asked is empty: in recordings of one value throughout, such as digital silence; of an adapter
+        with a CTC head of its own in those in which that writes nothing, as the LLM gets nothing of them; and of any
+        other model that goes by what CTC writes (`label_tokens`, or `token_labels` and `ctc_weight`), in those in which
+        blank is likelier than all else at every frame. In less than a second CTC has to be all but sure. With
+        `usm_tiny`, of 5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits)
+        none counts as nothing; of 356 noises, hums and tones 336 do.
         """
-        if self._by_ctc_alone:
-            labels = ctc_greedy(*self._label_logits(params, batch, self._hear(params, batch, None), None))
+        if self._by_ctc_alone if self.ctc_answers is None else self.ctc_answers:
+            logits, lengths = self._label_logits(params, batch, self._hear(params, batch, None), None)
+            labels = jnp.where(_unheard(batch, None, lengths)[:, None], 0, ctc_greedy(logits, lengths))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
         if parts:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
-            ctc_logits, lengths = parts['ctc_logits'], parts['frame_lengths']
+            ctc_logits, lengths = parts['ctc_logits'] if by_ctc else None, parts['frame_lengths']
             if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
-                ctc_logits, lengths = self._label_logits(params, batch, parts['heard'], None)
-            mask = mask & ~_unheard(batch, ctc_logits if by_ctc else None, lengths)[:, None]
+                labels = ctc_greedy(*self._label_logits(params, batch, parts['heard'], None))
+                ctc_logits, lengths = None, jnp.sum(labels > 0, axis=1)
+            mask = mask & ~_unheard(batch, ctc_logits, lengths)[:, None]
         ctc = None
         if decode.ctc_weight and parts:
             if self.token_labels is None or parts['ctc_logits'] is None:
@@ -304,7 +311,7 @@ class SLM:
 def _unheard(
     batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
 ) -> Bool[Array, ' b']:
-    """Whether a row has a recording, and nothing is to be heard in it."""
+    """Whether a row has a recording, and nothing is to be heard in it: by its samples, its number of frames, or CTC."""
     samples, lengths = batch['speech_samples'], batch['speech_lengths']
     valid = jnp.arange(samples.shape[1]) < lengths[:, None]
     nothing = frame_lengths == 0

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import hashlib
 import inspect
+import json
 import pathlib
 import re
 import shutil
@@ -15,9 +16,10 @@ import zipfile
 
 import pytest
 
-from slm_jax import configuration, foundations, import_
+from slm_jax import cli, configuration, foundations, import_, train
 from slm_jax.foundations import named
 from slm_jax.importers import CheckpointError, fetch
+from slm_jax.training import origins
 
 GOLDEN = pathlib.Path(__file__).parents[1] / 'testdata' / 'encoder_goldens' / 'whisper'
 FILES = ('config.json', 'model.safetensors', 'preprocessor_config.json')
@@ -135,17 +137,65 @@ def test_from_packages(index, capsys):
     card = foundations.card(NAME)
     assert card['source'] == ' '.join(PACKAGES) and card['licence'] == 'MIT' and card['name'] == NAME
     foundations.verified(NAME)
+    (origin,) = origins.find({'speech_encoder': NAME})
+    assert origin.describe() == {'name': NAME, 'fingerprint': card['fingerprint']}, 'for cards, and other machines'
     assert not fetch.downloads(NAME).exists()
     configuration.parse_gin([f'{NAME}/model.gin'])
     model_file = (named.directory(NAME) / 'model.gin').read_text()
     assert model_file.startswith('# a small Whisper: ') and f"SPEECH_ENCODER = '{NAME}'\n" in model_file
     shutil.rmtree(index)
-    assert import_.ensure(NAME) == named.directory(NAME) and import_.main([NAME]) == 0
+    import_.ensure(NAME)
+    assert import_.main([NAME]) == 0
     assert f'found {named.directory(NAME)}' in capsys.readouterr().out
     assert import_.main([NAME, '--dtype', 'float32']) == 2
     assert 'is there already, with the content fingerprint' in capsys.readouterr().err
     assert import_.main([NAME, str(named.directory(NAME))]) == 2
     assert 'is there already; remove it' in capsys.readouterr().err
+
+
+@pytest.fixture
+def model(tmp_path, fingerprints):
+    """A model's directory whose card names a foundation that is not imported, in float32."""
+    needed = {'speech_encoder': {'name': NAME, 'fingerprint': fingerprints['float32']}}
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'model' / 'card.json').write_text(json.dumps({'kind': 'model', 'foundations': needed}))
+    return str(tmp_path / 'model')
+
+
+def test_what_a_model_needs_is_imported_on_first_use(index, model, fingerprints, capsys):
+    import_.ensure_for(model, {'speech_encoder': 'given'})
+    assert not named.directory(NAME).exists(), 'another is given in its place'
+    import_.ensure_for(model)
+    said = capsys.readouterr().err
+    place = named.directory(NAME).parent
+    assert f'First use: this foundation is fetched once and kept in {place}:\n  {NAME}  a small Whisper' in said
+    assert foundations.card(NAME)['fingerprint'] == fingerprints['float32'], 'in the data type that it was trained with'
+    import_.ensure_for(model)
+    import_.ensure(NAME, 'usm_tiny', str(index))
+    assert not capsys.readouterr().err
+    shutil.rmtree(named.directory(NAME))
+    import_.ensure_for(NAME)
+    assert foundations.card(NAME)['fingerprint'] == fingerprints['bfloat16']
+
+
+@pytest.mark.parametrize('program', ['evaluate --manifest no.jsonl', 'infer no.wav --model'])
+def test_first_use_without_a_source(index, model, program, capsys):
+    shutil.rmtree(index)
+    assert cli.main([*program.split(), model])
+    said = capsys.readouterr().err
+    assert f'{NAME} could not be had.\n  Hub: ' in said and '\n  package index: ' in said
+    assert 'No download is needed by what is packaged whole: slm_tiny in the place of a MODEL' in said
+
+
+def test_a_training_imports_what_it_names(index, tmp_path, capsys):
+    shutil.rmtree(index)
+    bindings = [
+        f"--gin.FOUNDATIONS={{'speech_encoder': '{NAME}', 'llm': 't5_tiny'}}",
+        f'--gin.MODEL_DIR={tmp_path}/run',
+    ]
+    run = ['--gin_file=runs/train.gin', '--gin_file=models/slm_tiny.gin', '--gin.MIXTURE_OR_TASK_NAME=x']
+    assert train.main([*run, *bindings, '--gin.TRAIN_STEPS=1']) == 2
+    assert f'{NAME} could not be had.' in capsys.readouterr().err
 
 
 def test_from_the_hub(index, monkeypatch, tmp_path):
@@ -250,7 +300,7 @@ def test_a_disk_that_gets_full(arrived, monkeypatch, capsys, by):
         def write(*_):
             raise error
 
-        monkeypatch.setattr(foundations, '_write', write)
+        monkeypatch.setattr(foundations, 'write_params', write)
     said = refused(capsys)
     assert f'The disk is too full for {NAME}: it takes' in said and str(fetch.downloads(NAME)) in said
     assert PACKAGES[1] in paths_below(arrived) and 'files' not in paths_below(arrived)

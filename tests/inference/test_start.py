@@ -15,7 +15,7 @@ from slm_jax.inference import traces
 _ANSWER = """
 import sys
 from slm_jax import evaluate, infer
-assert infer.main(['noise.wav', '--decode', 'greedy', '--max_decode_length', '8']) == 0
+assert infer.main(['noise.wav', '--model', 'slm_tiny', '--decode', 'greedy', '--max_decode_length', '8']) == 0
 assert evaluate.main(['--predictions', 'predictions.jsonl', '--out', 'report']) == 0
 print('imported:', *({'tensorflow', 'tensorflow_datasets', 'seqio', 'clu', 't5x'} & set(sys.modules)))
 """

@@ -100,6 +100,7 @@ def test_linters():
     'line',
     [
         'quickstart.sh out',
+        'quickstart.sh --tiny out',
         'test.sh',
         'test.sh -m slow',
         "train.sh runs/mine.gin out --gin.A='it is'",
@@ -138,6 +139,22 @@ def test_a_dry_run_of_the_first_time_makes_the_environment(place):
     assert pip[-4:] == ['--constraint', f'{ROOT}/constraints.txt', '--editable', f'{ROOT}[cuda]']
     assert lines[-1] == [f'{venv}/bin/slm-jax', 'train', '--gin_file=mine.gin', "--gin.MODEL_DIR='out'"]
     assert not (place.cwd / 'new').exists()
+
+
+def test_a_quickstart_without_a_source_is_the_tiny_one(place):
+    place.does('slm-jax', 'case $* in import\\ qwen*) echo no source >&2; exit 2 ;; esac')
+    done = place.run('quickstart.sh', 'out')
+    assert done.returncode == 0 and 'They could not be had (see above)' in done.stdout
+    calls = [call for _, call in place.calls('slm-jax', 'python')]
+    assert calls[:2] == [['slm-jax', 'import', 'whisper_base'], ['slm-jax', 'import', 'qwen2.5_coder_0.5b']]
+    assert calls[2:] == commands(place.run('quickstart.sh', 'out', '--tiny', '--dry_run').stdout, 'slm-jax', 'python')
+    assert any('--gin_file=runs/slm_tiny_voice_prompts.gin' in call for call in calls)
+
+
+@pytest.mark.parametrize(('line', 'said'), [('--tinny', '--tinny: give a directory, --tiny'), ('a b', 'one directory')])
+def test_a_quickstart_of_something_else(place, line, said):
+    done = place.run('quickstart.sh', *line.split())
+    assert done.returncode == 2 and said in done.stderr and not place.calls()
 
 
 def test_the_environment_is_made_once(place):

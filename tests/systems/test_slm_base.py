@@ -1,4 +1,4 @@
-"""The model files of slm_base and its two runs: what they are made of, by shapes alone."""
+"""The model files of slm_base and its runs: what they are made of, by shapes alone."""
 
 import jax
 import pytest
@@ -40,5 +40,6 @@ def test_its_runs(parsed):
     assert model.query('%FOUNDATIONS') == {'speech_encoder': 'whisper_base', 'llm': 'qwen2.5_coder_0.5b'}
     assert parsed('runs/slm_base_llm.gin', 'ADAPTER=trained', *given).objective == 'cross_entropy'
     assert model.query('%FOUNDATIONS')['adapter'] == 'trained'
-    with pytest.raises(configuration.ConfigurationError, match='LABELS has no value: give --gin.LABELS=VALUE'):
-        configuration.parse_gin(['runs/slm_base_ctc.gin'], given)
+    system = parsed('runs/slm_base_voice_prompts.gin', 'MODEL_DIR=somewhere')
+    assert system.objective == 'ctc' and system.ctc_answers is False and model.query('%ENCODED')
+    assert model.query('%FOUNDATIONS')['adapter'] == 'slm_base'

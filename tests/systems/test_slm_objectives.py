@@ -128,6 +128,11 @@ def test_it_answers_with_what_ctc_writes(params):
     assert answers[2, 0] == 1 and max(map(np.count_nonzero, answers)) > 2
     nothing = CTC.predict(params, batch(lengths=(0, 0, 0), samples=0), DecodeConfig())
     assert (nothing[:, 0] == 1).all() and not nothing[:, 1:].any()
+    silent = data | {'speech_samples': np.where([[True], [False], [False]], np.int16(-3), data['speech_samples'])}
+    system = dataclasses.replace(CTC, objective='cross_entropy', ctc_answers=True)
+    found = np.asarray(jax.jit(system.predict, static_argnums=2)(params, silent, DecodeConfig()))
+    assert found[0, 0] == 1 and not found[0, 1:].any()
+    np.testing.assert_array_equal(found[1:], answers[1:])
 
 
 def test_the_language_model_reads_the_segments(params):
@@ -144,7 +149,7 @@ def test_the_language_model_reads_the_segments(params):
 
 
 def test_where_its_ctc_hears_nothing_the_answer_is_empty(params):
-    system, data = dataclasses.replace(CTC, objective='cross_entropy'), batch()
+    system, data = dataclasses.replace(CTC, ctc_answers=False), batch()
     answer = jax.jit(system.predict, static_argnums=2)
 
     def answers(bias):
@@ -175,7 +180,7 @@ def test_errors_name_the_remedy(params):
     other = dataclasses.replace(CTC, adapter=SlmAdapter(SlmAdapterConfig(**SIZES)))
     for system in (other, dataclasses.replace(CTC, label_tokens=None)):
         with pytest.raises(
-            ValueError, match='needs an adapter with a CTC head and SLM.label_tokens, as in models/slm_b'
+            ValueError, match='ctc_answers need an adapter with a CTC head and SLM.label_tokens, as in models/slm_b'
         ):
             system.loss(params, batch(), None)
     with pytest.raises(ValueError, match='SLM.label_tokens has the token 40 and the language model has 40'):
