@@ -46,7 +46,7 @@ class SLM:
             gives its embeddings and is not run.
 
     `ctc_answers` says whether answers, to whatever is asked, are what this head writes; None: where it is all that
-    is learnt by.
+    is learnt by. `heard_from` is the probability that it must give to some label, or nothing is heard.
     """
 
     speech_encoder: nn.Module
@@ -58,6 +58,7 @@ class SLM:
     objective: str | Mapping[str, float] = 'cross_entropy'
     distil_temperature: float = 1.0
     ctc_answers: bool | None = None
+    heard_from: float = 0.0
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -179,6 +180,15 @@ class SLM:
             return jnp.zeros((rows, 1, len(self.label_tokens))), jnp.zeros(rows, jnp.int32)
         return self._adapt(params, heard, rng, 'label_logits')
 
+    def _written(self, params: Params, batch: Batch, heard: tuple[Any, ...] | None) -> Int[Array, 'b s']:
+        """What the adapter's CTC head writes, labels first and then 0; nothing where nothing is heard."""
+        logits, lengths = self._label_logits(params, batch, heard, None)
+        valid = jnp.arange(logits.shape[1]) < lengths[:, None]
+        likeliest = jnp.max(jax.nn.softmax(logits)[..., 1:], axis=-1)
+        sure = jnp.max(jnp.where(valid, likeliest, 0.0), axis=1) >= self.heard_from
+        unheard = _unheard(batch, None, jnp.where(sure, lengths, 0))
+        return jnp.where(unheard[:, None], 0, ctc_greedy(logits, lengths))
+
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
 
@@ -265,15 +275,14 @@ class SLM:
 
         Of a batch with `transcribed` [batch], only these rows are written with CTC. Where nothing is heard, the answer
         to whatever is asked is empty: in recordings of one value throughout, such as digital silence; of an adapter
-        with a CTC head of its own in those in which that writes nothing, as the LLM gets nothing of them; and of any
-        other model that goes by what CTC writes (`label_tokens`, or `token_labels` and `ctc_weight`), in those in which
-        blank is likelier than all else at every frame. In less than a second CTC has to be all but sure. With
-        `usm_tiny`, of 5,752 recordings of speech (voice prompts in 5 languages, Common Voice in 19, orders, digits)
-        none counts as nothing; of 356 noises, hums and tones 336 do.
+        with a CTC head of its own in those in which that writes nothing, as the LLM gets nothing of them, or is sure of
+        nothing (`heard_from`); and of any other model that goes by what CTC writes (`label_tokens`, or `token_labels`
+        and `ctc_weight`), in those in which blank is likelier than all else at every frame. In less than a second CTC
+        has to be all but sure. With `usm_tiny`, of 5,752 recordings of speech (voice prompts in 5 languages, Common
+        Voice in 19, orders, digits) none counts as nothing; of 356 noises, hums and tones 336 do.
         """
         if self._by_ctc_alone if self.ctc_answers is None else self.ctc_answers:
-            logits, lengths = self._label_logits(params, batch, self._hear(params, batch, None), None)
-            labels = jnp.where(_unheard(batch, None, lengths)[:, None], 0, ctc_greedy(logits, lengths))
+            labels = self._written(params, batch, self._hear(params, batch, None))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
@@ -281,8 +290,8 @@ class SLM:
             by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
             ctc_logits, lengths = parts['ctc_logits'] if by_ctc else None, parts['frame_lengths']
             if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
-                labels = ctc_greedy(*self._label_logits(params, batch, parts['heard'], None))
-                ctc_logits, lengths = None, jnp.sum(labels > 0, axis=1)
+                ctc_logits = None
+                lengths = jnp.sum(self._written(params, batch, parts['heard']) > 0, axis=1)
             mask = mask & ~_unheard(batch, ctc_logits, lengths)[:, None]
         ctc = None
         if decode.ctc_weight and parts:
