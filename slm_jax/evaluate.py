@@ -1,7 +1,7 @@
 """Scores a model: `slm-jax evaluate MODEL --task NAME --split test`.
 
-MODEL is the directory of a training (its card names the foundations and holds the configuration),
-or a foundation: a speech encoder is read out by CTC, a language model gets text. What is evaluated:
+MODEL is the directory of a training (its card names the foundations and holds the configuration), a packaged
+one (slm_base, slm_tiny), or a foundation: a speech encoder is read out by CTC, a language model gets text:
 
     --task NAME --split test           a registered task or mixture
     --manifest FILE.jsonl              recordings of one's own, or an earlier predictions.jsonl

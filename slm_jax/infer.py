@@ -1,10 +1,14 @@
-"""Puts a question to recordings: `slm-jax infer FILE... --model DIR --instruction "…"`.
+"""Puts a question to recordings: `slm-jax infer FILE... --instruction "…"`.
 
+    slm-jax infer call.wav --instruction "What does the caller want?"
     slm-jax infer call.wav --model runs/slm --instruction "Translate this speech to English."
     slm-jax infer *.flac --model runs/slm --format json
     slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer --manifest calls.jsonl --model runs/slm
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
+
+Without --model the packaged slm_base answers: Whisper base and Qwen2.5-Coder-0.5B-Instruct, which are fetched on first
+use, and an adapter. slm_tiny is packaged whole. --instruction left out asks for a transcript.
 
 `-` reads standard input: WAV (or another audio file) whole, or raw 16-bit little-endian mono
 samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is what begins neither as
