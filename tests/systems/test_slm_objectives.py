@@ -161,9 +161,14 @@ def test_where_its_ctc_hears_nothing_the_answer_is_empty(params):
     logits, lengths = label_logits(params, data)
     valid = np.arange(logits.shape[1])[:, None] < lengths[:, None, None]
     surest = np.max(jax.nn.softmax(logits)[..., 1:], axis=(1, 2), where=valid, initial=0)
-    between = dataclasses.replace(system, heard_from=float(np.sort(surest)[1]) + 1e-4)
-    found = jax.jit(between.predict, static_argnums=2)(params, data, DecodeConfig(max_decode_length=4))
-    assert ((np.asarray(found)[:, 0] > 1) == (surest == surest.max())).all()
+    least, next_to_it, _ = np.sort(surest)
+    assert least < next_to_it
+    surer = dataclasses.replace(system, heard_from=float(least + next_to_it) / 2)
+    usual, found = (
+        of(params, data, DecodeConfig(max_decode_length=4)) for of in (answer, jax.jit(surer.predict, static_argnums=2))
+    )
+    np.testing.assert_array_equal(found, np.where((surest == least)[:, None], [1, 0, 0, 0], usual))
+    assert (np.asarray(usual)[:, 0] > 1).all()
     assert (answers(99.0) == [1, 0, 0, 0]).all()
 
 
