@@ -36,7 +36,7 @@ class SLM:
     For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
-    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`. An adapter with a CTC head of its own needs none.
 
     `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
@@ -247,9 +247,7 @@ class SLM:
     ) -> tuple[Float[Array, ''], Metrics]:
         """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
         logits, lengths = self._label_logits(params, batch, heard, rng)
-        tokens = jnp.array(self.label_tokens)[1:]
-        labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
-        targets = batch['decoder_target_tokens']
+        labels, targets = self._labels_of_tokens(-1), batch['decoder_target_tokens']
         spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
         labels = jnp.where(spoken, labels[targets], 0)
         loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
@@ -271,34 +269,50 @@ class SLM:
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
-        if parts:
-            by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
-            ctc_logits, lengths = parts['ctc_logits'], parts['frame_lengths']
-            if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
-                ctc_logits, lengths = self._label_logits(params, batch, parts['heard'], None)
-            mask = mask & ~_unheard(batch, ctc_logits if by_ctc else None, lengths)[:, None]
         ctc = None
-        if decode.ctc_weight and parts:
-            if self.token_labels is None or parts['ctc_logits'] is None:
-                raise ValueError(
-                    f'DecodeConfig.ctc_weight is {decode.ctc_weight}, which needs a speech encoder with a CTC head, a '
-                    'language model that writes single characters, and SLM.token_labels (as in models/slm_tiny.gin); '
-                    'use 0 to let the language model write alone.'
-                )
-            if len(self.token_labels) > self.llm.config.vocab_size:
-                raise ValueError(
-                    f'SLM.token_labels are of {len(self.token_labels)} tokens and the language model has '
-                    f'{self.llm.config.vocab_size}: they are of another tokenizer (vocabularies.names.llm).'
-                )
-            ctc = {
-                'ctc_logits': parts['ctc_logits'],
-                'frame_lengths': jnp.where(batch.get('transcribed', True), parts['frame_lengths'], 0),
-                'token_labels': jnp.pad(
-                    jnp.array(self.token_labels),
-                    (0, self.llm.config.vocab_size - len(self.token_labels)),
-                ),  # embeddings without a token are never written
-            }
+        if parts:
+            ctc_logits, lengths, token_labels = self._spelling(params, batch, parts)
+            by_ctc = self.label_tokens is not None or (token_labels is not None and decode.ctc_weight > 0)
+            mask = mask & ~_unheard(batch, ctc_logits if by_ctc else None, lengths)[:, None]
+            if decode.ctc_weight:
+                ctc = {
+                    'ctc_logits': ctc_logits,
+                    'frame_lengths': jnp.where(batch.get('transcribed', True), lengths, 0),
+                    'token_labels': self._checked(ctc_logits, token_labels, decode.ctc_weight),
+                }
         return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
+
+    def _spelling(
+        self, params: Params, batch: Batch, parts: Mapping[str, Any]
+    ) -> tuple[Float[Array, 'b f l'] | None, Int[Array, ' b'], Any]:
+        """CTC logits, the adapter's own or the encoder's, their number, and the label of each of the LLM's tokens."""
+        if self.label_tokens is None or not hasattr(self.adapter, 'label_logits'):
+            return parts['ctc_logits'], parts['frame_lengths'], self.token_labels
+        logits, lengths = self._label_logits(params, batch, parts['heard'], None)
+        # One label more, which no frame has, stands for all tokens that are none. Texts begin and end unheard.
+        logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
+        return logits, lengths, self._labels_of_tokens(len(self.label_tokens)).at[: _EOS + 1].set(0)
+
+    def _labels_of_tokens(self, other: int) -> Int[Array, ' v']:
+        """The adapter's label for each of the LLM's tokens, `other` where it has none."""
+        tokens = jnp.array(self.label_tokens)[1:]
+        return jnp.full(self.llm.config.vocab_size, other).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+
+    def _checked(self, ctc_logits: Any, token_labels: Any, weight: float) -> Int[Array, ' v']:
+        """`token_labels` for all of the LLM's embeddings."""
+        if token_labels is None or ctc_logits is None:
+            raise ValueError(
+                f'DecodeConfig.ctc_weight is {weight}, which needs an adapter with a CTC head (as in '
+                'models/slm_base.gin), or a speech encoder with one, a language model that writes single characters '
+                'and SLM.token_labels (as in models/slm_tiny.gin); use 0 to let the language model write alone.'
+            )
+        if len(token_labels) > self.llm.config.vocab_size:
+            raise ValueError(
+                f'SLM.token_labels are of {len(token_labels)} tokens and the language model has '
+                f'{self.llm.config.vocab_size}: they are of another tokenizer (vocabularies.names.llm).'
+            )
+        # Embeddings without a token are never written.
+        return jnp.pad(jnp.array(token_labels), (0, self.llm.config.vocab_size - len(token_labels)))
 
 
 def _unheard(

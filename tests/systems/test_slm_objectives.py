@@ -156,6 +156,27 @@ def test_where_its_ctc_hears_nothing_the_answer_is_empty(params):
     assert (answers(99.0) == [1, 0, 0, 0]).all()
 
 
+def test_the_language_model_and_ctc_write_a_transcript_together(params):
+    """With nearly all the weight CTC's tokens, in the rows that ask for a transcript; with none the LLM's alone."""
+    system, data = dataclasses.replace(CTC, objective='cross_entropy'), batch()
+    sure = {**params, 'adapter': {**params['adapter'], 'logit_scale': params['adapter']['logit_scale'] + 5}}
+
+    def written(weight, system=system, **given):
+        decode = DecodeConfig(max_decode_length=24, ctc_weight=weight)
+        return np.asarray(jax.jit(system.predict, static_argnums=2)(sure, data | given, decode))
+
+    alone, both, spelt = written(0.0), written(0.99), written(0.0, CTC)
+    for row, labels in zip(both, spelt, strict=True):
+        spelling = [token for token in labels if token > 1]
+        assert [token for token in row if token > 1] == spelling and set(spelling) & set(TOKENS)
+    some = written(0.99, transcribed=np.array([True, False, True]))
+    np.testing.assert_array_equal(some, np.where([[True], [False], [True]], both, alone))
+    other = SLM(SPEECH, SlmAdapter(SlmAdapterConfig(**SIZES)), LLM)
+    with pytest.raises(ValueError, match='needs an adapter with a CTC head .as in models/slm_base.gin'):
+        shapes = nn.unbox(jax.eval_shape(other.init, jax.random.key(0), data))
+        jax.eval_shape(functools.partial(other.predict, decode=DecodeConfig(ctc_weight=0.5)), shapes, data)
+
+
 def test_objectives_are_mixed_by_their_weights(params):
     (ctc, alone), (llm, usual), (both, metrics) = (
         loss_of(dataclasses.replace(CTC, objective=objective), params, batch())
