@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
-from slm_jax.llms import LanguageModel, initial_params
+from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
@@ -81,6 +82,14 @@ class SLM:
     @property
     def _by_ctc_alone(self) -> bool:
         return self._weights.keys() == {'ctc'}
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """See `System`."""
+        if not self._by_ctc_alone:
+            return None
+        embeddings = flax.traverse_util.flatten_dict(nn.unbox(embedding_params(self.llm)), sep='/')
+        return '(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
 
     @property
     def max_seconds(self) -> float | None:

@@ -17,6 +17,7 @@ from slm_jax.encoders.ctc import ctc_loss
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.systems.slm import SLM
 from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.training import state
 
 TOKENS = (-1, 7, 12, 30, 31)
 SIZES = dict(output_dim=32, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_layers=1, reduction_factor=2)
@@ -105,10 +106,8 @@ def test_padding_changes_nothing(params):
 
 
 def test_the_gradient_is_the_adapters_and_no_language_model_is_in_the_loop(params):
-    without = {
-        **params,
-        'llm': {**params['llm'], 'decoder': jax.tree.map(lambda x: x * jnp.nan, params['llm']['decoder'])},
-    }
+    without = state.read(CTC, params)
+    assert without.keys() == params.keys() and without['llm'].keys() == {'token_embedder'}
     assert loss_of(CTC, without, batch())[0] == loss_of(CTC, params, batch())[0]
     of = jax.jit(jax.grad(lambda adapter: CTC.loss({**params, 'adapter': adapter}, batch(), None)[0]))(
         params['adapter']
@@ -117,11 +116,19 @@ def test_the_gradient_is_the_adapters_and_no_language_model_is_in_the_loop(param
     assert all(map(jnp.any, jax.tree.leaves(of)))
 
 
+def test_what_is_read_of_the_language_model():
+    both = dataclasses.replace(CTC, objective={'cross_entropy': 1.0, 'ctc': 1.0})
+    assert both.reads is None and state.read(both, {'any': {'tree': 1}}) == {'any': {'tree': 1}}
+    narrow = DecoderOnly(dataclasses.replace(LLM.config, embed_dim=24))
+    of_another = dataclasses.replace(CTC, llm=narrow).reads
+    assert set(of_another) > set(CTC.reads) and any('project_in' in pattern for pattern in of_another)
+
+
 def test_it_answers_with_what_ctc_writes(params):
     data = batch(lengths=(16_000, 9_000, 0))
     logits, lengths = label_logits(params, data)
     best = np.where(np.arange(logits.shape[1]) < lengths[:, None], np.argmax(logits, axis=-1), 0)
-    answers = np.asarray(jax.jit(CTC.predict, static_argnums=2)(params, data, DecodeConfig()))
+    answers = np.asarray(jax.jit(CTC.predict, static_argnums=2)(state.read(CTC, params), data, DecodeConfig()))
     for row, heard in zip(answers, best, strict=True):
         written = [TOKENS[label] for label, before in zip(heard, [0, *heard], strict=False) if label not in (0, before)]
         assert row[: len(written) + 1].tolist() == [*written, 1] and not row[len(written) + 1 :].any()
