@@ -4,6 +4,7 @@
 
 writes a gin file with the macro LABELS, 'TOKEN:COUNT,…' in the order of the tokens, of all targets in the training
 split of MIXTURE_OR_TASK_NAME. Give it to the training as a further --gin_file; its model's card then holds them.
+What is met once or twice is hardly learnt, and costs as much as any other: --least 3 leaves it out.
 """
 
 import collections
@@ -55,7 +56,7 @@ def write(counts: collections.Counter[int], texts: int, name: str, llm: str, out
         ValueError: there is nothing to write.
     """
     if not counts:
-        raise ValueError(f'{name}: no target of its training split has a token.')
+        raise ValueError(f'{name}: no target of its training split has a token that is met so often.')
     text = ','.join(f'{token}:{number}' for token, number in sorted(counts.items()))
     content = _GIN.format(labels=len(counts), llm=llm, tokens=counts.total(), texts=texts, name=name, text=text)
     paths.write(paths.path(out), content)
@@ -67,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = configuration.parser(__doc__)
     parser.prog = 'python -m slm_jax.corpora.token_counts'
     parser.add_argument('out', metavar='OUT', help='gin file that is written')
+    parser.add_argument('--least', type=int, default=1, metavar='N', help='leave out tokens met fewer times')
     args = parser.parse_args(argv)
     try:
         import slm_jax.tasks  # isort: skip  first: it loads TensorFlow quietly  # noqa: F401
@@ -80,6 +82,7 @@ def main(argv: list[str] | None = None) -> int:
         if not names:
             raise ValueError('nothing to count: give a --gin_file that sets MIXTURE_OR_TASK_NAME.')
         counts, texts = count(names[0])
+        counts = collections.Counter({token: number for token, number in counts.items() if number >= args.least})
         write(counts, texts, repr(names[0]), vocabularies.names()['llm'], args.out)
     except (ValueError, RuntimeError, OSError, AssertionError) as error:
         return cli.fail('token_counts', error)

@@ -48,6 +48,13 @@ def test_all_targets_are_counted_without_their_ends(run, manifest, vocabulary, t
     assert dict(zip(tokens, vocabularies.label_counts(text), strict=True)) == expected
     assert list(tokens) == sorted(tokens)
 
+    assert token_counts.main(['--gin_file', run, '--least', '3', str(out)]) == 0
+    common = {token: number for token, number in expected.items() if number >= 3}
+    configuration.parse_gin([run, str(out)])
+    assert 0 < len(common) < len(expected)
+    text = gin.query_parameter('%LABELS')
+    assert dict(zip(vocabularies.counted_tokens()[1:], vocabularies.label_counts(text), strict=True)) == common
+
 
 def test_what_cannot_be_counted_is_said_in_a_line(run, tmp_path, capsys):
     out = tmp_path / 'labels.gin'
