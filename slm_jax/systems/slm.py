@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import re
@@ -12,6 +13,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
@@ -34,7 +36,9 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
-    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
+    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`. `spellings` are the
+    labels that together stand for each of the LLM's tokens in that head's targets, () for one that may be any label;
+    None: so may all that are no label.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
     `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`. An adapter with a CTC head of its own needs none.
@@ -52,6 +56,7 @@ class SLM:
     llm: LanguageModel
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
+    spellings: tuple[tuple[int, ...], ...] | None = None
     token_labels: tuple[int, ...] | None = None
     objective: str | Mapping[str, float] = 'cross_entropy'
     distil_temperature: float = 1.0
@@ -254,11 +259,13 @@ class SLM:
     def _ctc(
         self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, ''], Metrics]:
-        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        """CTC loss per label of the target, its end left out; for those that may be any see `ctc_loss_of_many`."""
         logits, lengths = self._label_logits(params, batch, heard, rng)
-        labels, targets = self._labels_of_tokens(-1), batch['decoder_target_tokens']
+        targets = batch['decoder_target_tokens']
         spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
-        labels = jnp.where(spoken, labels[targets], 0)
+        labels = jnp.where(spoken[..., None], self._spelt()[targets], 0).reshape(len(targets), -1)
+        labels = jnp.take_along_axis(labels, jnp.argsort(labels == 0, axis=1, stable=True), axis=1)
+        labels = labels[:, : logits.shape[1] + 1]  # one more than slots says enough of a row that does not fit
         loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
         metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
@@ -306,6 +313,15 @@ class SLM:
         """The adapter's label for each of the LLM's tokens, `other` where it has none."""
         tokens = jnp.array(self.label_tokens)[1:]
         return jnp.full(self.llm.config.vocab_size, other).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+
+    def _spelt(self) -> Int[Array, 'v n']:
+        """The adapter's labels for each of the LLM's tokens, 0 behind them; -1 alone for any label."""
+        if self.spellings is None:
+            return self._labels_of_tokens(-1)[:, None]
+        table = np.array([*itertools.zip_longest(*self.spellings, fillvalue=0)], np.int32).T
+        table = np.pad(table, ((0, self.llm.config.vocab_size - len(table)), (0, 0)))
+        table[:, 0] = np.where(table[:, 0] == 0, -1, table[:, 0])
+        return jnp.array(table)
 
     def _checked(self, ctc_logits: Any, token_labels: Any, weight: float) -> Int[Array, ' v']:
         """`token_labels` for all of the LLM's embeddings."""

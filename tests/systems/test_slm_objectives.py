@@ -89,6 +89,21 @@ def test_the_loss_is_ctc_of_the_tokens_that_are_labels(params):
     assert loss * 7 > jnp.sum(expected)
 
 
+def test_a_token_that_is_no_label_is_spelt_by_several(params):
+    """5 as 7 and 12; 13 has no spelling, and may be any label."""
+    spellings = tuple({7: (1,), 12: (2,), 30: (3,), 31: (4,), 5: (1, 2)}.get(token, ()) for token in range(32))
+    system = dataclasses.replace(CTC, spellings=spellings)
+    spelt = loss_of(system, params, batch([[5, 7, 1, 0], [12, 31, 1, 0], [30, 5, 1, 0]]))
+    whole = loss_of(CTC, params, batch([[7, 12, 7, 1], [12, 31, 1, 0], [30, 7, 12, 1]]))
+    np.testing.assert_allclose(spelt[0], whole[0], rtol=1e-6)
+    assert spelt[1]['loss'][1] == 8 and spelt[1]['not_labels'] == (0, 6)
+    any_label = loss_of(system, params, batch([[13, 35, 1], [12, 31, 1], [30, 7, 1]]))
+    assert any_label[1]['not_labels'] == (2, 6)
+    np.testing.assert_allclose(any_label[0], loss_of(CTC, params, batch([[5, 9, 1], [12, 31, 1], [30, 7, 1]]))[0])
+    long = loss_of(system, params, batch([[5] * 30 + [1], [12, 31] + 29 * [0], [30] + 30 * [0]]))
+    assert long[1]['too_many_labels'] == (1, 3) and long[1]['loss'][1] == 3
+
+
 def test_only_rows_with_speech_count(params):
     alone = loss_of(CTC, params, {name: array[:1] for name, array in batch().items()})[0]
     among = batch(lengths=(16_000, 0, 320))  # no speech; too little for two tokens
