@@ -23,7 +23,7 @@ _INK, _SOFT, _RULE, *_SERIES = _COLOURS
 _WIDTH = 9.4  # inches; at 72 units an inch, about the width in pixels that the page gives it
 
 
-def error_composition(scores: Mapping[str, Mapping[str, float]], title: str) -> str:
+def error_composition(scores: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Horizontal bars of the word error rate per language, parted into its three kinds of error.
 
     Args:
@@ -43,7 +43,7 @@ def error_composition(scores: Mapping[str, Mapping[str, float]], title: str) -> 
     return _bars(list(rows), parts, kinds, 'word error rate, %', title, intervals)
 
 
-def bars(scores: Mapping[str, Mapping[str, float]], metric: str, label: str, title: str) -> str:
+def bars(scores: Mapping[str, Mapping[str, Any]], metric: str, label: str, title: str) -> str:
     """Horizontal bars of one metric per group; '' if no group has it. As `error_composition`."""
     rows = {group: s for group, s in scores.items() if metric in s and group != 'average'}
     if not rows:

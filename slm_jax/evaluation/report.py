@@ -243,7 +243,7 @@ def _table(
     caption: str,
     first: str,
     columns: Sequence[tuple[str, str, bool]],
-    scores: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Mapping[str, Any]],
 ) -> str:
     columns = [c for c in columns if any(c[0] in group for group in scores.values())]
     rows = []
@@ -258,7 +258,7 @@ def _table(
     return page.card(page.table(caption, [first, *(c[1] for c in columns)], rows, ('overall', 'average')))
 
 
-def _scores(kind: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+def _scores(kind: str, scores: Mapping[str, Mapping[str, Any]]) -> str:
     title, first = _TITLES[kind], _FIRST_COLUMN[kind]
     if kind == 'transcription':
         caption = 'Word error rate by kind of error'

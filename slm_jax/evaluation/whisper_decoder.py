@@ -83,7 +83,7 @@ class Whisper:
         return ''.join(segment.text for segment in segments).strip()
 
 
-def _queries(args: argparse.Namespace, on_bad: Callable[[str], None] | None) -> Iterator[Any]:
+def _queries(args: argparse.Namespace, skipped: list[str], on_bad: Callable[[str], None] | None) -> Iterator[Any]:
     from slm_jax.data import instructions, prompts
     from slm_jax.inference import queries
 
@@ -99,8 +99,7 @@ def _queries(args: argparse.Namespace, on_bad: Callable[[str], None] | None) -> 
             cache_dir=args.cache_dir,
             data_dir=args.data_dir,
         )
-        for _, error in data.skipped:
-            on_bad(error)
+        skipped += [error for _, error in data.skipped]
         return queries.from_loader(data, data.vocabulary)
     question = queries.Question(instructions.TEMPLATES['asr'][0], reference_field='text')
     name = pathlib.Path(args.manifest).stem
@@ -156,7 +155,7 @@ def transcribe(args: argparse.Namespace, command: str = '') -> pathlib.Path:
             raise ValueError(f'example {query.info["id"]!r} has no speech.')
 
     predictions, samples, seconds = [], {}, 0.0
-    for query in tqdm.tqdm(queries.checked(_queries(args, on_bad), check, on_bad), unit='clip', disable=None):
+    for query in tqdm.tqdm(queries.checked(_queries(args, skipped, on_bad), check, on_bad), unit='clip', disable=None):
         info = {field: value for field, value in query.info.items() if field not in ('target_lang', 'slot', 'answers')}
         started = time.perf_counter()
         text = whisper.transcript(query.samples, _language(args, info, whisper))

@@ -143,7 +143,8 @@ def test_a_real_whisper_hears(tmp_path, monkeypatch, compute_type, beam_size):
     model = pathlib.Path(os.environ['SLM_JAX_FOUNDATIONS'], 'ct2/whisper_base')
     argv = ('--model', model, '--beam_size', beam_size, '--compute_type', compute_type)
     assert run(tmp_path / 'out', '--manifest', tmp_path / 'a.jsonl', *argv) == 0
-    assert json_lines.read(tmp_path / 'out' / 'predictions.jsonl')[0]['prediction'] == text
+    (row,) = json_lines.read(tmp_path / 'out' / 'predictions.jsonl')
+    assert row['prediction'].endswith(' is very nice today.')
     (tmp_path / 'broken').mkdir()
     for name in ('config.json', 'tokenizer.json', 'model.bin'):
         (tmp_path / 'broken' / name).write_bytes((model / name).read_bytes()[:20])
