@@ -226,11 +226,12 @@ class TorchAdapter(TorchStack):
 
 def fill(model, state) -> None:
     """Sets all parameters of a module of theirs: name -> array."""
-    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    buffers = {name for name, _ in model.named_buffers()}
-    if unexpected or set(missing) - buffers:
-        raise ValueError(f'{type(model).__name__}: missing {missing}, unexpected {unexpected}')
+    own = dict(model.named_parameters(remove_duplicate=False))
+    if own.keys() != state.keys():
+        raise ValueError(f'{type(model).__name__}: {sorted(own.keys() ^ state.keys())} are not in both')
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(torch.from_numpy(np.array(value, np.float32)))
 
 
 class TorchSlm(nn.Module):
