@@ -140,11 +140,13 @@ def card_text(card: Mapping[str, Any], config: bool = False) -> str:
         card: of a model or a foundation.
         config: whether to show the gin configuration that it holds.
     """
+    from slm_jax.evaluation import report
+
     shown = {k: v for k, v in card.items() if k not in ('config', 'evaluations')}
     lines = [*_lines(shown, 0)]
     for name, entry in (card.get('evaluations') or {}).items():
         lines += ['', f'evaluation {name}, step {entry.get("step")}, {entry.get("created")}']
-        lines.append(evaluate.summary(entry))
+        lines.append(report.summary(entry))
     if 'config' in card:
         lines += ['', card['config'] if config else 'It holds its gin configuration: --config.']
     return '\n'.join(lines)

@@ -15,6 +15,7 @@ Written are predictions.jsonl, results.json and report.html, and a line into the
     slm-jax evaluate t5_tiny --task voice_prompts_ast --split test --text_from ctc/predictions.jsonl
     slm-jax evaluate runs/slm --manifest orders.jsonl --slots all
     slm-jax evaluate t5_tiny --manifest orders.jsonl --slots all --text_field text
+    slm-jax evaluate runs/slm --manifest questions/test.jsonl --instruction "Answer briefly." --reference_field answers
 
 The third and fourth are a cascade: what CTC heard is put to the language model in writing.
 """
@@ -59,7 +60,11 @@ def parser() -> argparse.ArgumentParser:
     ask = result.add_argument_group('what is asked of a manifest')
     ask.add_argument('--instruction', default='', help='may hold {language}, {target_language}')
     ask.add_argument('--target_lang', default='', help='expect this translation as the answer')
-    ask.add_argument('--reference_field', default='', help="the answer's field, as in slots.size")
+    ask.add_argument(
+        '--reference_field',
+        default='',
+        help="the answer's field, as in slots.size; a list of all that is accepted is scored as SQuAD is",
+    )
     ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")
     change = result.add_argument_group('instead of the speech')
     change.add_argument('--shuffle_audio', action='store_true', help="another clip's audio")
@@ -69,10 +74,16 @@ def parser() -> argparse.ArgumentParser:
     scores.add_argument(
         '--normalizer',
         default='auto',
-        help="for WER, CER, slots: basic, none, whisper_english (OpenAI's), or auto: whisper_english for English "
-        'transcripts and basic for all else (default: auto)',
+        help="for WER, CER, slots, answers: basic, none, whisper_english (OpenAI's), squad, or auto: whisper_english "
+        'for English transcripts, squad for answers and basic for all else (default: auto)',
     )
     scores.add_argument('--translation_normalizer', default='none', help='for BLEU and chrF')
+    scores.add_argument(
+        '--oracle',
+        metavar='FILE',
+        help="another run's predictions.jsonl of the same examples, as of true transcripts (--text_field text): say "
+        'what share of its scores is kept',
+    )
     scores.add_argument('--out', metavar='DIR', help='default: MODEL/evaluations/NAME')
     scores.add_argument('--worst', type=int, default=20, help='examples in the report')
     return result
@@ -146,7 +157,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
         ValueError: wrong arguments, a model that cannot be loaded, bad data.
     """
     from slm_jax.data import notices
-    from slm_jax.evaluation import metrics, normalizers, report
+    from slm_jax.evaluation import metrics, normalizers, oracle, report
+    from slm_jax.inference import queries
 
     sources = [args.task, args.manifest, args.predictions]
     if sum(source is not None for source in sources) != 1:
@@ -160,9 +172,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     skipped: list[str] = []
     samples: dict[int, Any] = {}
     tally: collections.Counter[str] = collections.Counter()
+    others = oracle.read(args.oracle) if args.oracle else None
     if args.predictions:
-        from slm_jax.inference import queries
-
         model, out = None, paths.path(args.out or paths.path(args.predictions).parent)
         lines = (queries.Query((), info=line) for line in queries.read_lines(args.predictions))
         predictions = [dict(query.info) for query in queries.checked(lines, _check(args), _on_bad(args, skipped))]
@@ -177,7 +188,8 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     seconds = time.perf_counter() - started
     if skipped and not predictions:
         raise ValueError(f'all {len(skipped)} examples were skipped; the first: {skipped[0]}')
-    scored = metrics.score(predictions, args.normalizer, args.translation_normalizer)
+    theirs = None if others is None else [oracle.answered(args.oracle, others, each) for each in predictions]
+    scored = metrics.score(predictions, args.normalizer, args.translation_normalizer, theirs)
     results = {
         'schema': report.SCHEMA,
         'created': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
@@ -188,7 +200,7 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     path = report.write(out, results, predictions, samples, args.worst, normalizer=args.normalizer)
     if model is not None:
         record(model.directory, label(args), results)
-    print(summary(results))
+    print(report.summary(results))
     print(f'report: {path}')
     if skipped:
         notices.say(notices.listing(label(args), skipped, f'data.skipped of {path.with_name("results.json")}'))
@@ -230,11 +242,15 @@ def _check(
     args: argparse.Namespace, model: Any = None, texts: Mapping[str, str] | None = None
 ) -> Callable[[Any], None]:
     """What refuses a query that cannot be scored, or whose text or instruction the model cannot be given."""
-    from slm_jax.evaluation import metrics
+    from slm_jax.evaluation import metrics, oracle
     from slm_jax.inference import queries
+
+    others = oracle.read(args.oracle) if args.oracle else None
 
     def check(query):
         metrics.check_reference(query.info, args.normalizer, args.translation_normalizer)
+        if others is not None:
+            oracle.answered(args.oracle, others, query.info)
         if texts is not None:
             queries.text_of(query, texts)
         asked = query.info.get('instruction')
@@ -411,6 +427,7 @@ def _about(
             'text_from': args.text_from,
             'text_field': args.text_field or None,
             'shuffle_audio': args.shuffle_audio,
+            'oracle': args.oracle,
             'examples': len(predictions),
             'audio_seconds': round(audio, 2),
             'skipped': list(skipped),
@@ -461,25 +478,6 @@ def record(directory: pathlib.Path, name: str, results: dict[str, Any]) -> None:
         paths.write(path, json.dumps(card, ensure_ascii=False, indent=2) + '\n')
     except OSError as error:
         print(f'{path}: the scores could not be noted ({error.strerror}).', file=sys.stderr)
-
-
-def summary(results: dict[str, Any]) -> str:
-    """The scores as a table for the terminal."""
-    from slm_jax.evaluation import report
-
-    names = {'wer': 'WER', 'cer': 'CER', 'bleu': 'BLEU', 'chrf': 'chrF', 'f1': 'F1'}
-    names['accuracy'] = 'exact'
-    lines = []
-    for kind, groups in results['scores'].items():
-        lines.append(f'{kind} (normaliser {results["normalizers"][kind]})')
-        width = max(map(len, groups))
-        for group, scores in groups.items():
-            rates = '  '.join(f'{names[n]} {scores[n]:5.1f}' for n in names if n in scores)
-            count = f'  ({scores["examples"]:,} examples)' if 'examples' in scores else ''
-            lines.append(f'  {group:<{width}}  {rates}{count}')
-    if results.get('truncated'):  # entries of older cards lack it
-        lines.append(report.cut(results))
-    return '\n'.join(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

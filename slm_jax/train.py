@@ -5,6 +5,7 @@ top to bottom. It knows a system only by its protocol (`slm_jax.systems.System`)
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import re
@@ -95,99 +96,169 @@ def train(
         ValueError: configuration, foundations or checkpoint do not fit together; before any step is made.
         NonFiniteError: loss or gradient is NaN or infinite. The batch and all that was trained before it are saved.
     """
-    import jax
-
-    from slm_jax import decoding
-    from slm_jax.training import checkpoints as checkpoints_lib
-    from slm_jax.training import (
-        frozen_encoder,
-        hosts,
-        local_checkpoints,
-        logs,
-        loop,
-        origins,
-        partitioning,
-        profiles,
-        run,
-        separate_disks,
-        setup,
-    )
+    from slm_jax.training import hosts, partitioning, profiles, run, setup
 
     _set_up(log_format, compilation_cache_dir)
     profiles.check(profile)
-    say = logs.say
     local_period = None if local_checkpoint_dir is None else local_checkpoint_period
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
-    partitioner = partitioner or partitioning.Partitioner()
-    mesh = partitioner.mesh()
-    say(partitioning.describe(mesh))
-    layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
-    abstract = setup.abstract_state(layout, optimizer)
-    setup.check_metric(layout, best_metric, eval_loaders or {})
-    found = origins.find(foundations or {})
-    fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
-    if encoded:
-        layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations or {})
-        needs['encoder'] = encoder
-        say(f'note: {frozen_encoder.NOTE.format(encoder.name)}')
+    plan, needs = _planned(
+        system, optimizer, trainable, foundations or {}, partitioner or partitioning.Partitioner(), frozen_dtype,
+        encoded, best_metric, eval_loaders or {},
+    )  # fmt: skip
+    mesh = plan.layout.mesh
     with contextlib.ExitStack() as stack:
-        checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, say)
-        stack.enter_context(contextlib.closing(checkpoints))
-        if local_checkpoint_dir is not None:
-            checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir, say)
-            stack.enter_context(contextlib.closing(checkpoints))
-        card = setup.new_card(checkpoints.model_dir.name, layout, found, trainable) | {'seed': seed}
+        checkpoints = _opened(stack, model_dir, max_to_keep, best_metric, local_checkpoint_dir)
+        card = setup.new_card(checkpoints.model_dir.name, plan.layout, plan.found, trainable) | {'seed': seed}
         start = checkpoints.latest()
         hosts.compare(
             _alike(card)
             | {'mesh': dict(mesh.shape), 'checkpoint to go on from': start, 'best_metric': best_metric}
             | {'periods': periods, 'eval_batches': eval_batches, 'num_samples': num_samples}
         )
-        if start is not None:
-            old_card = checkpoints.read_card(start)
-            checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
-            card['evaluation'] = old_card['evaluation']
-            if start >= train_steps:
-                say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
-                return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
-
-        # The evaluation's first, so that a split that is not there is said at once.
-        with hosts.doing('reading its data'):
-            eval_loaders = {name: _made(each, needs) for name, each in (eval_loaders or {}).items()}
-            loader = _made(loader, needs)
-            card['data'] = loader.state()
-        hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
-        batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
-        padding = partitioning.padding_note(mesh, [each['speech_lengths'][0][0] for each in loader.batch_shapes()])
-        for note in sorted(layout.notes) + [padding] * bool(padding):
-            say(f'note: {note}')
-        if start is not None and old_card['data'] != card['data']:
-            say(
-                'WARNING: the data or its order is not what it was when this training began; the losses that follow '
-                'are not those of an unbroken run.'
-            )
-
-        rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
-        frozen = origins.load(found, layout.held)
-        if start is not None:
-            state, rng = checkpoints.restore(start, abstract, rng)
-            say(f'resumed {checkpoints.model_dir} at step {start}')
-        else:
-            if fresh_paths:
-                say(f'freshly initialised: {origins.summary(fresh_paths)}')
-            state = setup.new_state(layout, optimizer, abstract, found, fresh_paths, rng)
-        counts = card['num_params']
-        say(f'{type(system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
-        steps = setup.steps(layout, optimizer, abstract, decode or decoding.DecodeConfig(max_decode_length=64), say)
-        # The largest shape says what memory is needed; its compilation is needed anyhow.
-        largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
-        say(loop.memory_report(steps.train.compiled(largest, state, frozen, rng), state, frozen, mesh.local_devices[0]))
+        old_card = _goes_on(checkpoints, start, card, train_steps)
+        if start is not None and start >= train_steps:
+            return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
+        loader, eval_loaders = _read(plan, card, old_card, loader, eval_loaders or {}, needs)
+        state, frozen, rng, steps = _compiled(plan, card, checkpoints, start, seed, loader, decode)
         return run.Run(
             state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,
             num_samples, tensorboard, profile,
         ).train()  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """A training of which no data have been read; see `slm_jax.training.setup`."""
+
+    layout: Any
+    optimizer: Any
+    abstract: Any
+    found: Sequence[Any]
+    fresh_paths: Sequence[str]
+
+
+def _planned(
+    system: Any,
+    optimizer: Any,
+    trainable: Sequence[str],
+    foundations: Mapping[str, str],
+    partitioner: Any,
+    frozen_dtype: Any,
+    encoded: bool,
+    best_metric: str | None,
+    eval_loaders: Mapping[str, Any],
+) -> tuple[_Plan, dict[str, Any]]:
+    """What is to be trained, and what its loaders have to give."""
+    from slm_jax.training import frozen_encoder, logs, origins, partitioning, setup
+
+    mesh = partitioner.mesh()
+    logs.say(partitioning.describe(mesh))
+    layout = setup.lay_out(system, trainable, partitioner, mesh, frozen_dtype)
+    abstract = setup.abstract_state(layout, optimizer)
+    setup.check_metric(layout, best_metric, eval_loaders)
+    found = origins.find(foundations)
+    fresh_paths = origins.check(found, layout.trainable, layout.frozen)
+    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
+    if encoded:
+        layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations)
+        needs['encoder'] = encoder
+        logs.say(f'note: {frozen_encoder.NOTE.format(encoder.name)}')
+    return _Plan(layout, optimizer, abstract, found, fresh_paths), needs
+
+
+def _opened(
+    stack: contextlib.ExitStack,
+    model_dir: str | os.PathLike,
+    max_to_keep: int,
+    best_metric: str | None,
+    local_checkpoint_dir: str | None,
+) -> Any:
+    """The checkpoints, closed with `stack`."""
+    from slm_jax.training import local_checkpoints, logs, separate_disks
+
+    checkpoints: Any = separate_disks.open_checkpoints(model_dir, max_to_keep, best_metric, logs.say)
+    stack.enter_context(contextlib.closing(checkpoints))
+    if local_checkpoint_dir is not None:
+        checkpoints = local_checkpoints.LocalToo(checkpoints, local_checkpoint_dir, logs.say)
+        stack.enter_context(contextlib.closing(checkpoints))
+    return checkpoints
+
+
+def _goes_on(checkpoints: Any, start: int | None, card: dict[str, Any], train_steps: int) -> dict[str, Any] | None:
+    """The card of the checkpoint to go on from, whose evaluation the new one takes over; None: there is none."""
+    from slm_jax.training import checkpoints as checkpoints_lib
+    from slm_jax.training import logs
+
+    if start is None:
+        return None
+    old_card = checkpoints.read_card(start)
+    checkpoints_lib.check_foundations(checkpoints.model_dir, old_card['foundations'], card['foundations'])
+    card['evaluation'] = old_card['evaluation']
+    if start >= train_steps:
+        logs.say(f'{checkpoints.model_dir} is at step {start} and {train_steps} are asked for: nothing left to do.')
+    return old_card
+
+
+def _read(
+    plan: _Plan,
+    card: dict[str, Any],
+    old_card: Mapping[str, Any] | None,
+    loader: Any,
+    eval_loaders: Mapping[str, Any],
+    needs: Mapping[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """The loaders, made; the card then says which data they have."""
+    from slm_jax.training import hosts, logs, partitioning
+
+    # The evaluation's first, so that a split that is not there is said at once.
+    with hosts.doing('reading its data'):
+        eval_loaders = {name: _made(each, needs) for name, each in eval_loaders.items()}
+        loader = _made(loader, needs)
+        card['data'] = loader.state()
+    hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
+    rows = [each['speech_lengths'][0][0] for each in loader.batch_shapes()]
+    padding = partitioning.padding_note(plan.layout.mesh, rows)
+    for note in sorted(plan.layout.notes) + [padding] * bool(padding):
+        logs.say(f'note: {note}')
+    if old_card is not None and old_card['data'] != card['data']:
+        logs.say(
+            'WARNING: the data or its order is not what it was when this training began; the losses that follow '
+            'are not those of an unbroken run.'
+        )
+    return loader, eval_loaders
+
+
+def _compiled(
+    plan: _Plan, card: Mapping[str, Any], checkpoints: Any, start: int | None, seed: int, loader: Any, decode: Any
+) -> tuple[Any, ...]:
+    """(state, frozen parameters, key, steps) of the first step or that of a checkpoint; the largest is compiled."""
+    import jax
+
+    from slm_jax import decoding
+    from slm_jax.training import logs, loop, origins, setup
+
+    layout, say = plan.layout, logs.say
+    rng = jax.jit(jax.random.key, out_shardings=layout.everywhere)(seed)
+    frozen = origins.load(plan.found, layout.held)
+    if start is not None:
+        state, rng = checkpoints.restore(start, plan.abstract, rng)
+        say(f'resumed {checkpoints.model_dir} at step {start}')
+    else:
+        if plan.fresh_paths:
+            say(f'freshly initialised: {origins.summary(plan.fresh_paths)}')
+        state = setup.new_state(layout, plan.optimizer, plan.abstract, plan.found, plan.fresh_paths, rng)
+    counts = card['num_params']
+    say(f'{type(layout.system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')
+    decode = decode or decoding.DecodeConfig(max_decode_length=64)
+    steps = setup.steps(layout, plan.optimizer, plan.abstract, decode, say)
+    # The largest shape says what memory is needed; its compilation is needed anyhow.
+    batches = [layout.batch(shapes) for shapes in loader.batch_shapes()]
+    largest = max(batches, key=lambda batch: setup.activation_bytes(layout, batch, rng))
+    program = steps.train.compiled(largest, state, frozen, rng)
+    say(loop.memory_report(program, state, frozen, layout.mesh.local_devices[0]))
+    return state, frozen, rng, steps
 
 
 def _set_up(log_format: str, compilation_cache_dir: str | os.PathLike | None) -> None:

@@ -311,6 +311,39 @@ def test_shuffled_audio(world, manifest, tmp_path):
     assert any(label.endswith('-shuffled') for label in card['evaluations'])
 
 
+def test_the_share_of_another_run(world, manifest, tmp_path, capsys):
+    def predicted(name, texts):
+        path = tmp_path / name
+        line = {'lang': 'en', 'answers': ['two', '2'], 'reference': 'two'}
+        path.write_text(''.join(json.dumps({**line, 'id': n, 'prediction': text}) + '\n' for n, text in texts.items()))
+        return path
+
+    ours = predicted('ours.jsonl', {'a': '2', 'b': 'three', 'c': 'two'})
+    theirs = predicted('theirs.jsonl', {'c': '2', 'z': '', 'b': 'It is two.', 'a': '2'})
+    assert run('--predictions', ours, '--oracle', theirs, '--out', tmp_path / 'out') == 0
+    said = capsys.readouterr().out
+    assert 'answers (normaliser squad)\n  en  contains  66.7 [0.0, 100.0]  F1  66.7' in said
+    assert f'answers, in percent of {theirs}\n  en  contains  66.7 [' in said
+    results = json.loads((tmp_path / 'out' / 'results.json').read_text())
+    assert results['data']['oracle'] == str(theirs)
+    assert results['oracle']['scores']['answers']['en']['contains'] == 100.0, 'of the same examples'
+    assert results['oracle']['shares']['answers']['en']['accuracy'] == pytest.approx(100.0)
+    few = predicted('few.jsonl', {'a': '2', 'b': '2'})
+    for path, message in (
+        (few, "few.jsonl: no line for example 'c' with the reference 'two'. Evaluate both runs on the same data"),
+        (predicted('without.jsonl', {'a': None}), 'example \'a\' has no text in its field "prediction"'),
+        (tmp_path / 'absent.jsonl', 'absent.jsonl: cannot be read'),
+    ):
+        assert run('--predictions', ours, '--oracle', path, '--out', tmp_path / 'no') == 1
+        assert message in capsys.readouterr().err
+    few.write_text(few.read_text() + few.read_text().replace('"prediction": "2"', '"prediction": "4"'))
+    assert run('--predictions', ours, '--oracle', few) == 1
+    assert "two lines of id 'a' have different predictions" in capsys.readouterr().err
+    out = tmp_path / 'undone'
+    assert run(world / 'slm', '--manifest', manifest, '--oracle', theirs, '--out', out) == 1
+    assert f"no line for example '{manifest}:1'" in capsys.readouterr().err and not out.exists(), 'said before decoding'
+
+
 def test_an_older_step_and_a_missing_one(world, capsys):
     assert model_lib.load(world / 'slm', step=3).step == 3
     with pytest.raises(ValueError, match='no checkpoint of step 5; the newest is 7'):

@@ -3,7 +3,8 @@
     python -m slm_jax.corpora.spoken_sentences SENTENCES OUT --kokoro package/voices --processes 2
 
 reads a JSONL file of text, lang, split (slm_jax.corpora.sentences writes it) and writes OUT/audio/*.flac (16 kHz) and
-OUT/{train,validation,test}.jsonl with id, audio, text, lang, source, speaker, duration. Sentences and voices of one
+OUT/{train,validation,test}.jsonl with id, audio, text, lang, source, speaker, duration, and what else a sentence's line
+has: slm_jax/corpora/questions.jsonl has 100 general questions with their answers. Sentences and voices of one
 split are in no other. Training clips are changed in speed and size, and every second one is put into a room, noise
 or a telephone. A run that was broken off goes on where it was. Who reads what, how fast and in which room depends on
 SENTENCES and the seed alone; piper and pico draw pauses at random, so that these differ from run to run.
@@ -40,12 +41,13 @@ from slm_jax.corpora import splits, synthetic_speech
 from slm_jax.data import json_lines
 
 Samples = Float[np.ndarray, ' samples']
-# How often an engine reads a language, relatively.
+# How often an engine reads a language, relatively. Kokoro takes a third of the time that its speech lasts, the others a
+# tenth or a hundredth.
 SHARES = {
-    'en': {'kokoro': 10, 'hibari': 1, 'piper': 2, 'pico': 2, 'debian': 2},
-    'es': {'kokoro': 10, 'pico': 5},
-    'fr': {'kokoro': 10, 'pico': 5},
-    'it': {'kokoro': 10, 'pico': 4, 'debian': 2},
+    'en': {'kokoro': 2, 'hibari': 2, 'piper': 2, 'pico': 3, 'debian': 1},
+    'es': {'kokoro': 1, 'pico': 3},
+    'fr': {'kokoro': 1, 'pico': 3},
+    'it': {'kokoro': 2, 'pico': 4, 'debian': 1},
     'ru': {'debian': 1},
 }
 # Voices that training never hears.
@@ -54,6 +56,7 @@ HELD_OUT = {
     **dict.fromkeys(('kokoro/af_bella', 'kokoro/bm_lewis', 'kokoro/im_nicola'), 'test'),
 }
 FIELDS = ('id', 'audio', 'text', 'lang', 'source', 'speaker', 'duration')
+_OURS = {'number', 'id', 'audio', 'speaker', 'duration', 'left_out'}  # in done.jsonl, beside those of a sentence
 _KOKORO_SHA256 = '6e742170d309016e5891a994e1ce1559c702a2ccd0075e67ef7157974f6406cb'
 _KOKORO_PARTS = 4
 # Beginnings of the names of Kokoro's voices: of those that speak a language natively, which read it three times as
@@ -243,6 +246,10 @@ def write(
                 f'{sentences}: object {number} needs text, source, lang ({", ".join(SHARES)}) and split '
                 f'({", ".join(splits.SPLITS)}): {row}. Let slm_jax.corpora.sentences write it.'
             )
+        if taken := sorted(_OURS & set(row)):
+            raise ValueError(
+                f'{sentences}: object {number} has the field {taken[0]!r}, which is written of its clip. Rename it.'
+            )
     out = pathlib.Path(out)
     (out / 'audio').mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(repr(rows).encode()).hexdigest()
@@ -270,7 +277,8 @@ def write(
     told = {}
     for split in splits.SPLITS:
         part = [row for row in sorted(done, key=lambda row: row['number']) if row.get('split') == split]
-        json_lines.write(out / f'{split}.jsonl', [{k: row[k] for k in FIELDS} for row in part])
+        manifest = [{k: row[k] for k in (*FIELDS, *row) if k not in ('number', 'split')} for row in part]
+        json_lines.write(out / f'{split}.jsonl', manifest)
         told[split] = len(part), sum(row['duration'] for row in part) / 3600
     return told
 

@@ -4,6 +4,8 @@
 
 writes a gin file with the macro LABELS, 'TOKEN:COUNT,…' in the order of the tokens, of all targets in the training
 split of MIXTURE_OR_TASK_NAME. Give it to the training as a further --gin_file; its model's card then holds them.
+What is met a few times is hardly learnt, and costs as much as any other label: with --least 5 it is counted as the two
+tokens that BPE merges into it, which spell it in a training with SLM.spellings.
 """
 
 import collections
@@ -48,6 +50,16 @@ def count(mixture_or_task_name: str | dict[str, float]) -> tuple[collections.Cou
     return counts, texts
 
 
+def spelt(counts: collections.Counter[int], parts: dict[int, tuple[int, int]], least: int) -> collections.Counter[int]:
+    """`counts` in which each token that is met fewer than `least` times has become its parts, if it has any."""
+    result = collections.Counter(counts)
+    for token, pair in reversed(parts.items()):  # parts come after what is merged of them
+        if 0 < result[token] < least:
+            number = result.pop(token)
+            result.update(dict.fromkeys(pair, number) if pair[0] != pair[1] else {pair[0]: 2 * number})
+    return +result
+
+
 def write(counts: collections.Counter[int], texts: int, name: str, llm: str, out: str | os.PathLike) -> None:
     """Writes the gin file, whole or not at all.
 
@@ -67,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = configuration.parser(__doc__)
     parser.prog = 'python -m slm_jax.corpora.token_counts'
     parser.add_argument('out', metavar='OUT', help='gin file that is written')
+    parser.add_argument('--least', type=int, default=1, metavar='N', help='met fewer times, a token becomes its parts')
     args = parser.parse_args(argv)
     try:
         import slm_jax.tasks  # isort: skip  first: it loads TensorFlow quietly  # noqa: F401
@@ -81,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError('nothing to count: give a --gin_file that sets MIXTURE_OR_TASK_NAME.')
         import_.ensure(vocabularies.names()['llm'])
         counts, texts = count(names[0])
+        counts = spelt(counts, getattr(vocabularies.of('llm'), 'parts', {}), args.least)
         write(counts, texts, repr(names[0]), vocabularies.names()['llm'], args.out)
     except (ValueError, RuntimeError, OSError, AssertionError) as error:
         return cli.fail('token_counts', error)

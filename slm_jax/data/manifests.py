@@ -2,6 +2,7 @@
 
     {"audio": "a.wav", "text": "…", "lang": "en", "translation": {"de": "…"}}
     {"audio": "a.wav", "instruction": "Which size was ordered?", "target": "small"}
+    {"audio": "a.wav", "text": "What is one plus one?", "answers": ["two", "2"]}    (evaluate --reference_field answers)
     {"audio_filepath": "a.wav", "duration": 1.5, "text": "…"}           NeMo
     {"key": "utt1", "source": "a.wav", "target": "…"}                   SLAM-LLM
 

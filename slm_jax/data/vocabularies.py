@@ -16,6 +16,7 @@ from slm_jax import foundations
 from slm_jax.data import ctc_text
 from slm_jax.foundations import tokenizers
 
+_LONGEST_SPELLING = 12
 _WITHOUT_PIECES = (tokenizers.Bytes, tokenizers.HuggingFace)
 
 
@@ -96,6 +97,24 @@ def counted_tokens(labels: str) -> tuple[int, ...]:
 def label_counts(labels: str) -> tuple[int, ...]:
     """How often each of `counted_tokens` but blank was met, of the same `labels`."""
     return tuple(count for _, count in _counted(labels))
+
+
+@gin.configurable
+def spellings(labels: str) -> tuple[tuple[int, ...], ...]:
+    """The labels that together spell each of the language model's tokens, of the same `labels`; () where none do.
+
+    A token that is no label is spelt by the two that BPE merges into it, and each of these, if it is none, in turn; by
+    no more than a dozen labels.
+    """
+    vocabulary = of('llm')
+    parts = getattr(vocabulary, 'parts', {})
+    found: list[tuple[int, ...]] = [()] * vocabulary.vocab_size
+    for label, (token, _) in enumerate(_counted(labels), 1):
+        found[token] = (label,)
+    for token, (left, right) in parts.items():  # which stand before what is merged of them
+        if not found[token] and found[left] and found[right] and len(found[left] + found[right]) <= _LONGEST_SPELLING:
+            found[token] = (*found[left], *found[right])
+    return tuple(found)
 
 
 def _counted(labels: str) -> list[tuple[int, int]]:

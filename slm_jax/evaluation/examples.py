@@ -37,7 +37,7 @@ def chosen(
         others at even distances from the best to the worst, since the worst alone mislead)}.
     """
     result = {}
-    for kind in ('transcription', 'translation', 'slots'):
+    for kind in metrics.KINDS:
         positions = [i for i, p in enumerate(predictions) if metrics.kind_of(p) == kind]
         ranked = sorted(positions, key=lambda i: error_rates[i])
         bad = [i for i in ranked[::-1][:worst] if error_rates[i] > 0]
@@ -136,6 +136,8 @@ def show(
     kind = metrics.kind_of(prediction)
     if kind == 'slots':
         verdict = 'right' if error == 0 else 'wrong'
+    elif kind == 'answers':
+        verdict = f'F1 {100 - error:.0f}' if error else 'right'
     elif kind == 'translation':
         verdict = f'chrF {100 - error:.0f}'
     else:
@@ -160,6 +162,8 @@ def _texts(prediction: metrics.Prediction) -> str:
         ('Prediction', 'prediction'),
     ):
         text = prediction.get(field)
+        if field == 'reference' and prediction.get('answers'):
+            text = ' / '.join(prediction['answers'])
         if text or field == 'prediction':
             language = f' lang="{target}"' if target and field != 'instruction' else ''
             # dir=auto: Arabic and Hebrew run from the right by themselves.

@@ -6,29 +6,31 @@ A prediction is a dictionary, one line of `predictions.jsonl`:
     target_lang          what is written: equal to `lang` or absent for a transcription
     slot                 name of the slot that was asked for; absent where none was
     reference, prediction, instruction
+    answers              all that are accepted, the first of which is the reference; absent where one text is expected
 
-Three kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU,
-chrF) and `slots` (micro F1, accuracy). Every score is taken over a whole group at once (corpus
-level), in percent.
+Four kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU,
+chrF), `slots` (micro F1, accuracy) and `answers` (whether one is contained, F1, exact match). Every score is taken
+over a whole group at once (corpus level), in percent, with its 95% bootstrap interval.
 """
 
 import importlib.metadata
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm_jax.evaluation import normalizers
+import numpy as np
+from jaxtyping import Float
 
+from slm_jax.evaluation import normalizers, statistics
+from slm_jax.evaluation.statistics import ABSENT, MetricsError
+
+KINDS = ('transcription', 'translation', 'slots', 'answers')
+# Scores, of which all else that stands beside them is a count.
+RATES = ('wer', 'cer', 'bleu', 'chrf', 'contains', 'f1', 'precision', 'recall', 'accuracy')
 # Written without spaces between words: a word error rate would count whole sentences.
 UNSPACED = frozenset({'ja', 'zh', 'yue', 'cmn', 'wuu', 'th', 'lo', 'km', 'my', 'bo', 'dz'})
-# The slot's value where the speaker did not name it; an answer of this value is 'nothing found'.
-ABSENT = 'none'
 
 Prediction = Mapping[str, Any]
-
-
-class MetricsError(ValueError):
-    """Predictions cannot be scored; the message names the example and the field."""
+Resamples = Mapping[str, Float[np.ndarray, ' resamples']]
 
 
 def base_language(code: str | None) -> str:
@@ -41,14 +43,34 @@ def is_unspaced(code: str | None) -> bool:
     return base_language(code) in UNSPACED
 
 
+def bleu_tokenizer(target_lang: str | None) -> str:
+    """Name of sacrebleu's tokenizer for texts in a language."""
+    language = base_language(target_lang)
+    if language in ('zh', 'cmn', 'yue', 'wuu'):
+        return 'zh'
+    # A trained tokenizer (MeCab) would make the score depend on what is installed: characters instead.
+    return 'char' if language in UNSPACED else '13a'
+
+
 def kind_of(prediction: Prediction) -> str:
-    """Returns 'slots', 'translation' or 'transcription'."""
+    """Returns one of `KINDS`."""
+    if prediction.get('answers'):
+        return 'answers'
     if prediction.get('slot'):
         return 'slots'
     target = prediction.get('target_lang')
     if target and base_language(target) != base_language(prediction.get('lang')):
         return 'translation'
     return 'transcription'
+
+
+def accepted(value: Any) -> Any:
+    """The list of accepted answers that a field holds, also as in SQuAD of Hugging Face; any other value as it is.
+
+    A `{'text': [...], 'answer_start': [...]}` is one, too.
+    """
+    inner = value.get('text') if isinstance(value, Mapping) else value
+    return inner if isinstance(inner, list) else value
 
 
 def group_of(prediction: Prediction) -> str:
@@ -60,125 +82,29 @@ def group_of(prediction: Prediction) -> str:
     return f'{language}-{prediction["target_lang"]}' if kind == 'translation' else language
 
 
-def word_errors(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Word error rate over all pairs together (jiwer).
-
-    Args:
-        references: normalised texts, words parted by spaces, none of them empty.
-        predictions: as many texts; an empty one counts as deletions.
-
-    Returns:
-        wer (percent), words (of the references), substitutions, deletions, insertions.
-
-    Raises:
-        MetricsError: nothing to score, unequal numbers, or an empty reference.
-    """
-    import jiwer
-
-    _check(references, predictions)
-    output = jiwer.process_words(list(references), list(predictions))
-    return {'wer': 100.0 * output.wer, **_counts(output, 'words')}
-
-
-def character_errors(references: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
-    """Character error rate over all pairs together (jiwer); a space is a character.
-
-    For languages without spaces between words take the spaces out first, as `score` does: there
-    they only stand where punctuation was. Arguments and errors as `word_errors`; returns cer
-    (percent) and characters.
-    """
-    import jiwer
-
-    _check(references, predictions)
-    output = jiwer.process_characters(list(references), list(predictions))
-    return {'cer': 100.0 * output.cer, 'characters': _counts(output, 'characters')['characters']}
-
-
-def bleu(references: Sequence[str], predictions: Sequence[str], target_lang: str | None) -> tuple[float, str]:
-    """Corpus BLEU (sacrebleu), tokenized as the target language is; returns (score, signature)."""
-    import sacrebleu
-
-    _check(references, predictions)
-    # A trained tokenizer (MeCab) would make the score depend on what is installed: characters
-    # instead.
-    language = base_language(target_lang)
-    chinese = language in ('zh', 'cmn', 'yue', 'wuu')
-    tokenizer = 'zh' if chinese else 'char' if language in UNSPACED else '13a'
-    # sacrebleu warns of 'tokenized' text where sentences merely end in ' .'; that is the model's
-    # doing.
-    logging.getLogger('sacrebleu').setLevel(logging.ERROR)
-    metric = sacrebleu.BLEU(tokenize=tokenizer)
-    value = metric.corpus_score(list(predictions), [list(references)]).score
-    return value, str(metric.get_signature())
-
-
-def chrf(references: Sequence[str], predictions: Sequence[str]) -> tuple[float, str]:
-    """Corpus chrF2 (sacrebleu); returns (score, signature)."""
-    import sacrebleu
-
-    _check(references, predictions)
-    metric = sacrebleu.CHRF()
-    value = metric.corpus_score(list(predictions), [list(references)]).score
-    return value, str(metric.get_signature())
-
-
-def accuracy(references: Sequence[str], predictions: Sequence[str]) -> float:
-    """Share of predictions equal to their reference, in percent."""
-    _check(references, predictions)
-    equal = sum(r == p for r, p in zip(references, predictions, strict=True))
-    return 100.0 * equal / len(references)
-
-
-def slot_f1(references: Sequence[str], predictions: Sequence[str], absent: str = ABSENT) -> dict[str, float]:
-    """Micro-averaged F1 of slot values, one question a pair.
-
-    A value found and right is a true positive; one found but wrong is a false positive, and a false
-    negative too where there was one to be found. `absent` and '' mean that no value was found.
-
-    Args:
-        references: normalised values, `absent` where the speaker named none.
-        predictions: as many normalised answers.
-        absent: the normalised word for 'not mentioned'.
-
-    Returns:
-        f1, precision, recall and accuracy, in percent; a precision or recall of nothing is 0. Where
-        neither side names any value all are 100.
-    """
-    _check(references, predictions)
-    pairs = list(zip(references, (p or absent for p in predictions), strict=True))
-    correct = sum(r == p != absent for r, p in pairs)
-    found = sum(p != absent for _, p in pairs)
-    there = sum(r != absent for r, _ in pairs)
-    exact = 100.0 * sum(r == p for r, p in pairs) / len(pairs)
-    if not found and not there:
-        return {'f1': 100.0, 'precision': 100.0, 'recall': 100.0, 'accuracy': exact}
-    return {
-        'f1': 200.0 * correct / (found + there),
-        'precision': 100.0 * correct / found if found else 0.0,
-        'recall': 100.0 * correct / there if there else 0.0,
-        'accuracy': exact,
-    }
-
-
 def score(
     predictions: Sequence[Prediction],
     normalizer: str = normalizers.AUTO,
     translation_normalizer: str = 'none',
+    others: Sequence[Prediction] | None = None,
 ) -> dict[str, Any]:
     """Scores a whole evaluation.
 
     Args:
         predictions: as the module's docstring says.
-        normalizer: name, for transcription and slots; or `normalizers.AUTO`, see `normalizer_of`.
+        normalizer: name, for all but translation; or `normalizers.AUTO`, see `normalizer_of`.
         translation_normalizer: name, for BLEU and chrF, which are customarily taken on the text as
             it stands.
+        others: another system's predictions of the same examples (`slm_jax.evaluation.oracle` pairs them).
 
     Returns:
         normalizers {kind: those used}; signatures {metric: text}; and scores {kind: {group: {metric:
-        value}}}. A kind with more than one group has 'overall' (all examples as one corpus) and
-        'average' (unweighted mean of the groups) as well. BLEU has no 'overall' where the target
-        languages need different tokenizers; WER counts only languages with spaces between words.
-        More than one task adds by_task {task: scores}.
+        value, intervals: {metric: [low, high]}}}}, without intervals where there is but one example. A kind with more
+        than one group has 'overall' (all examples as one corpus) and 'average' (unweighted mean of the groups) as
+        well. BLEU has no 'overall' where the target languages need different tokenizers; WER counts only languages
+        with spaces between words.
+        More than one task adds by_task {task: scores}, and `others` adds oracle {scores, shares}: theirs, and what
+        percentage of them each of `RATES` is, with its interval of paired resamples.
 
     Raises:
         MetricsError: no prediction, a missing field, or an empty reference; the message names the
@@ -190,7 +116,7 @@ def score(
     signatures: dict[str, str] = {}
     pairs = [_pair(prediction, names) for prediction in predictions]
     _refuse_empty(predictions, pairs)
-    scores = _score_kinds(predictions, pairs, signatures)
+    scores, resamples = _score_kinds(predictions, pairs, signatures)
     result: dict[str, Any] = {
         'normalizers': {kind: _used(predictions, kind, names[kind]) for kind in scores},
         'signatures': signatures,
@@ -201,9 +127,12 @@ def score(
         result['by_task'] = {}
         for task in tasks:
             chosen = [i for i, p in enumerate(predictions) if (p.get('task') or '') == task]
-            result['by_task'][task] = _score_kinds(
+            result['by_task'][task], _ = _score_kinds(
                 [predictions[i] for i in chosen], [pairs[i] for i in chosen], signatures
             )
+    if others is not None:
+        theirs, their_resamples = _score_kinds(others, [_pair(prediction, names) for prediction in others], {})
+        result['oracle'] = {'scores': theirs, 'shares': _shares(scores, resamples, theirs, their_resamples)}
     return result
 
 
@@ -219,7 +148,9 @@ def check_reference(
     if not isinstance(reference, str):
         raise MetricsError(f'{name}: its reference is {reference!r}; it must be a string.')
     names = _names(normalizer, translation_normalizer)
-    if not _normalized(example, reference, names).strip():
+    for reference in _right(example):
+        if _normalized(example, reference, names).strip():
+            continue
         kind = kind_of(example)
         raise MetricsError(
             f'{name}: its reference {reference!r} is empty after normalising '
@@ -232,11 +163,14 @@ def normalizer_of(prediction: Prediction, normalizer: str) -> str:
     """Name of the normaliser of an example: what was asked for or, with `AUTO`, the customary one.
 
     That is Whisper's for transcripts in English, as on the public leaderboards, unless it leaves no word of the
-    reference ('Hmm.' becomes nothing, '...' a full stop); and `basic` for all else.
+    reference ('Hmm.' becomes nothing, '...' a full stop); SQuAD's for answers; and `basic` for all else.
     """
     if normalizer != normalizers.AUTO:
         return normalizer
-    english = kind_of(prediction) == 'transcription' and base_language(prediction.get('lang')) == 'en'
+    kind = kind_of(prediction)
+    if kind == 'answers':
+        return 'squad'
+    english = kind == 'transcription' and base_language(prediction.get('lang')) == 'en'
     if english and normalizers.basic(normalizers.whisper_english(prediction['reference'])):
         return 'whisper_english'
     return 'basic'
@@ -255,60 +189,63 @@ def _used(predictions: Sequence[Prediction], kind: str, normalizer: str) -> str:
 
 
 def _names(normalizer: str, translation_normalizer: str) -> dict[str, str]:
-    return {'transcription': normalizer, 'translation': translation_normalizer, 'slots': normalizer}
+    return dict.fromkeys(KINDS, normalizer) | {'translation': translation_normalizer}
 
 
 def error_rate(prediction: Prediction, normalizer: str = normalizers.AUTO) -> float:
-    """How bad one example is, to sort by: WER, CER (no spaces), 100 - chrF, or 0 and 100; in %."""
+    """How bad one example is, to sort by: WER, CER (no spaces), 100 - chrF, 0 and 100, or 100 - F1; in %.
+
+    0 for an answer that contains one that is accepted.
+    """
     kind = kind_of(prediction)
-    reference, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
+    references, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
+    if kind == 'answers':
+        scores = statistics.answers([references], [answer]).scores()
+        return 0.0 if scores['contains'] else 100.0 - scores['f1']
     if kind == 'slots':
-        return 0.0 if reference == (answer or ABSENT) else 100.0
+        return 0.0 if references[0] == (answer or ABSENT) else 100.0
     if kind == 'translation':
-        return 100.0 - chrf([reference], [answer])[0]
+        return 100.0 - statistics.chrf(references, [answer])[0].scores()['chrf']
     if is_unspaced(prediction.get('lang')):
-        return character_errors([reference], [answer])['cer']
-    return word_errors([reference], [answer])['wer']
+        return statistics.characters(references, [answer]).scores()['cer']
+    return statistics.words(references, [answer]).scores()['wer']
 
 
-def _counts(output: Any, unit: str) -> dict[str, float]:
-    return {
-        unit: output.hits + output.substitutions + output.deletions,
-        'substitutions': output.substitutions,
-        'deletions': output.deletions,
-        'insertions': output.insertions,
-    }
+def _right(prediction: Prediction) -> list[str]:
+    """The texts that are right: all `answers`, or the reference.
+
+    Raises:
+        MetricsError: `answers` are no list of texts.
+    """
+    answers = prediction.get('answers')
+    if not answers:
+        return [prediction['reference']]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise MetricsError(f'answers: {answers!r} in example {prediction.get("id")!r}; they must be a list of strings.')
+    return answers
 
 
-def _check(references: Sequence[str], predictions: Sequence[str]) -> None:
-    if len(references) != len(predictions) or not references:
-        raise MetricsError(
-            f'predictions: {len(predictions)} for {len(references)} references; give one for each, at least one.'
-        )
-    empty = [i for i, reference in enumerate(references) if not reference.strip()]
-    if empty:
-        raise MetricsError(f'reference: empty at positions {empty[:5]}; an error rate divides by its length.')
-
-
-def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[str, str]:
-    """The normalised (reference, prediction) of one example."""
+def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[list[str], str]:
+    """One example, normalised: what is right (one text but for answers), and the prediction."""
     for field in ('reference', 'prediction'):
         if not isinstance(prediction.get(field), str):
             raise MetricsError(
                 f'{field}: missing or not text in example {prediction.get("id")!r}; it must be a string.'
             )
-    pair = [_normalized(prediction, prediction[field], names) for field in ('reference', 'prediction')]
-    return pair[0], pair[1]
+    right = [_normalized(prediction, text, names) for text in _right(prediction)]
+    return right, _normalized(prediction, prediction['prediction'], names)
 
 
 def _normalized(prediction: Prediction, text: str, names: Mapping[str, str]) -> str:
     kind = kind_of(prediction)
     text = normalizers.get(normalizer_of(prediction, names[kind]))(text)
+    if kind == 'answers' and is_unspaced(prediction.get('target_lang') or prediction.get('lang')):
+        return ' '.join(''.join(text.split()))  # its characters are its words
     return ''.join(text.split()) if kind == 'transcription' and is_unspaced(prediction.get('lang')) else text
 
 
-def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, str]]) -> None:
-    empty = [p.get('id') for p, (reference, _) in zip(predictions, pairs, strict=True) if not reference.strip()]
+def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[list[str], str]]) -> None:
+    empty = [p.get('id') for p, (right, _) in zip(predictions, pairs, strict=True) if not all(map(str.strip, right))]
     if empty:
         shown = ', '.join(str(i) for i in empty[:5]) + (', …' if len(empty) > 5 else '')
         raise MetricsError(
@@ -319,67 +256,100 @@ def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[str, 
 
 def _score_kinds(
     predictions: Sequence[Prediction],
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[list[str], str]],
     signatures: dict[str, str],
-) -> dict[str, dict[str, dict[str, float]]]:
-    scores = {}
-    for kind in ('transcription', 'translation', 'slots'):
+) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, Resamples]]]:
+    """The scores by kind and group, and those of the resamples."""
+    scores: dict[str, dict[str, dict[str, Any]]] = {}
+    resamples: dict[str, dict[str, Resamples]] = {}
+    units = [f'#{i}' if p.get('id') is None else str(p['id']) for i, p in enumerate(predictions)]
+    for kind in KINDS:
         groups: dict[str, list[int]] = {}
         for i, prediction in enumerate(predictions):
             if kind_of(prediction) == kind:
                 groups.setdefault(group_of(prediction), []).append(i)
-        if not groups:
-            continue
-        of_group = {
-            group: _score_group(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
-            for group, members in sorted(groups.items())
-        }
+        groups = dict(sorted(groups.items()))
         if len(groups) > 1:
-            members = [i for group in groups.values() for i in group]
-            overall = _score_group(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
-            of_group = {**of_group, 'overall': overall, 'average': _average(of_group)}
-        scores[kind] = of_group
-    return scores
+            groups['overall'] = [i for members in groups.values() for i in members]
+        of_group: dict[str, dict[str, Any]] = {}
+        drawn: dict[str, Resamples] = {}
+        for group, members in groups.items():
+            found = _statistics(kind, [predictions[i] for i in members], [pairs[i] for i in members], signatures)
+            of_group[group] = {'examples': len(members), **found.scores()}
+            its_units = [units[i] for i in members]
+            drawn[group] = statistics.resampled(found, its_units, f'{kind}/{group}') if len(set(its_units)) > 1 else {}
+        if len(groups) > 1:
+            parts = [group for group in groups if group != 'overall']
+            of_group['average'] = _average([of_group[group] for group in parts])
+            drawn['average'] = _average([drawn[group] for group in parts]) if all(map(drawn.get, parts)) else {}
+        for group, values in drawn.items():
+            of_group[group]['intervals'] = {name: statistics.interval(values[name]) for name in RATES if name in values}
+        if groups:
+            scores[kind], resamples[kind] = of_group, drawn
+    return scores, resamples
 
 
-def _average(of_group: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+def _average(of_groups: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Unweighted mean over the groups of every rate; counts are left out."""
-    average = {}
-    for name in ('wer', 'cer', 'accuracy', 'bleu', 'chrf', 'f1', 'precision', 'recall'):
-        values = [scores[name] for scores in of_group.values() if name in scores]
-        if values:
-            average[name] = sum(values) / len(values)
-    return average
+    values = {name: [scores[name] for scores in of_groups if name in scores] for name in RATES}
+    return {name: sum(found) / len(found) for name, found in values.items() if found}
 
 
-def _score_group(
+def _shares(
+    scores: Mapping[str, Mapping[str, Mapping[str, float]]],
+    resamples: Mapping[str, Mapping[str, Resamples]],
+    theirs: Mapping[str, Mapping[str, Mapping[str, float]]],
+    their_resamples: Mapping[str, Mapping[str, Resamples]],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Each rate in percent of theirs, where theirs is not 0; resamples where it is are left out."""
+    shares: dict[str, dict[str, dict[str, Any]]] = {}
+    for kind, groups in scores.items():
+        shares[kind] = {}
+        for group, ours in groups.items():
+            names = [name for name in RATES if ours.get(name) is not None and theirs[kind][group][name]]
+            share: dict[str, Any] = {name: 100.0 * ours[name] / theirs[kind][group][name] for name in names}
+            share['intervals'] = {}
+            for name in [name for name in names if name in resamples[kind][group]]:
+                drawn, divisor = resamples[kind][group][name], their_resamples[kind][group][name]
+                share['intervals'][name] = statistics.interval(100.0 * drawn[divisor != 0] / divisor[divisor != 0])
+            shares[kind][group] = share
+    return shares
+
+
+def _statistics(
     kind: str,
     predictions: Sequence[Prediction],
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[list[str], str]],
     signatures: dict[str, str],
-) -> dict[str, float]:
-    references, answers = map(list, zip(*pairs, strict=True))
-    result: dict[str, float] = {'examples': len(pairs)}
+) -> statistics.Statistics:
+    """Of one group's examples."""
+    right, answers = map(list, zip(*pairs, strict=True))
+    references = [first for first, *_ in right]
+    if kind == 'answers':
+        return statistics.answers(right, answers)
     if kind == 'slots':
-        return {**result, **slot_f1(references, answers)}
+        return statistics.slots(references, answers)
     if kind == 'transcription':
         version = importlib.metadata.version('jiwer')
+        parts = []
         spaced = [i for i, p in enumerate(predictions) if not is_unspaced(p.get('lang'))]
         if spaced:
-            result |= word_errors([references[i] for i in spaced], [answers[i] for i in spaced])
+            words = statistics.words([references[i] for i in spaced], [answers[i] for i in spaced])
+            counts = np.zeros((len(pairs), words.counts.shape[1]), np.int64)
+            counts[spaced] = words.counts
+            parts.append(statistics.Statistics(counts, words.rates))
             signatures['wer'] = f'jiwer {version}, corpus level'
-        result |= character_errors(references, answers)
         signatures['cer'] = f'jiwer {version}, corpus level; no spaces in {", ".join(sorted(UNSPACED))}'
-        return {**result, 'accuracy': accuracy(references, answers)}
-    by_tokenizer = {}
-    for language in sorted({base_language(p['target_lang']) for p in predictions}):
-        value, signature = bleu(references, answers, language)
-        by_tokenizer[signature] = value
-    if len(by_tokenizer) == 1:
-        [(signature, result['bleu'])] = by_tokenizer.items()
+        parts += [statistics.characters(references, answers), statistics.exact(references, answers)]
+        return statistics.joined(parts)
+    found, signatures['chrf'] = statistics.chrf(references, answers)
+    parts = [found]
+    tokenizers = {bleu_tokenizer(p['target_lang']) for p in predictions}
+    if len(tokenizers) == 1:
+        found, signature = statistics.bleu(references, answers, *tokenizers)
+        parts.insert(0, found)
         signatures['bleu'] = _also(signatures.get('bleu'), signature)
-    result['chrf'], signatures['chrf'] = chrf(references, answers)
-    return result
+    return statistics.joined(parts)
 
 
 def _also(known: str | None, signature: str) -> str:

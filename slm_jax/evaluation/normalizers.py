@@ -5,6 +5,8 @@ used.
 """
 
 import functools
+import re
+import string
 import unicodedata
 from collections.abc import Callable
 
@@ -68,7 +70,25 @@ def whisper_english(text: str) -> str:
     return ' '.join(_whisper_english()(text).split())
 
 
-NORMALIZERS: dict[str, Callable[[str], str]] = {'none': none, 'basic': basic, 'whisper_english': whisper_english}
+_SQUAD_PUNCTUATION = str.maketrans('', '', string.punctuation)
+
+
+def squad(text: str) -> str:
+    """SQuAD's for short answers (`normalize_answer` of evaluate-v1.1.py): no ASCII punctuation, no English articles.
+
+    Returns:
+        The normalised text; '' where the text holds nothing else.
+    """
+    text = text.lower().translate(_SQUAD_PUNCTUATION)
+    return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
+
+
+NORMALIZERS: dict[str, Callable[[str], str]] = {
+    'none': none,
+    'basic': basic,
+    'whisper_english': whisper_english,
+    'squad': squad,
+}
 
 
 def get(name: str) -> Callable[[str], str]:

@@ -23,7 +23,7 @@ _INK, _SOFT, _RULE, *_SERIES = _COLOURS
 _WIDTH = 9.4  # inches; at 72 units an inch, about the width in pixels that the page gives it
 
 
-def error_composition(scores: Mapping[str, Mapping[str, float]], title: str) -> str:
+def error_composition(scores: Mapping[str, Mapping[str, Any]], title: str) -> str:
     """Horizontal bars of the word error rate per language, parted into its three kinds of error.
 
     Args:
@@ -38,14 +38,18 @@ def error_composition(scores: Mapping[str, Mapping[str, float]], title: str) -> 
     if not rows:
         return ''
     kinds = ('substitutions', 'deletions', 'insertions')
+    intervals = [s.get('intervals', {}).get('wer') for s in rows.values()]
     parts = [[100 * s[kind] / s['words'] for s in rows.values()] for kind in kinds]
-    return _bars(list(rows), parts, kinds, 'word error rate, %', title)
+    return _bars(list(rows), parts, kinds, 'word error rate, %', title, intervals)
 
 
-def bars(scores: Mapping[str, Mapping[str, float]], metric: str, label: str, title: str) -> str:
+def bars(scores: Mapping[str, Mapping[str, Any]], metric: str, label: str, title: str) -> str:
     """Horizontal bars of one metric per group; '' if no group has it. As `error_composition`."""
-    rows = {group: s[metric] for group, s in scores.items() if metric in s and group != 'average'}
-    return _bars(list(rows), [list(rows.values())], (label,), label, title) if rows else ''
+    rows = {group: s for group, s in scores.items() if metric in s and group != 'average'}
+    if not rows:
+        return ''
+    intervals = [s.get('intervals', {}).get(metric) for s in rows.values()]
+    return _bars(list(rows), [[s[metric] for s in rows.values()]], (label,), label, title, intervals)
 
 
 def error_by_length(seconds: Sequence[float], errors: Sequence[float], title: str) -> str:
@@ -70,16 +74,22 @@ def _bars(
     names: Sequence[str],
     label: str,
     title: str,
+    intervals: Sequence[Sequence[float] | None],
 ) -> str:
+    """A bar of pieces side by side for each group; the interval of its total is a line, and its value stands behind."""
     figure, axes = _figure(0.55 + 0.27 * len(groups) + (0.25 if len(parts) > 1 else 0))
     left = [0.0] * len(groups)
     for values, name, colour in zip(parts, names, _SERIES, strict=False):
         # The edge in the page's own colour is the gap that parts neighbouring pieces.
         axes.barh(range(len(groups)), values, left=left, height=0.58, color=colour, label=name)
         left = [a + b for a, b in zip(left, values, strict=True)]
-    reach = max([*left, 1e-9])
-    for row, total in enumerate(left):
-        axes.text(total + 0.012 * reach, row, f'{total:.1f}', va='center', color=_INK, fontsize=9)
+    ends = [max(total, *limits) if limits else total for total, limits in zip(left, intervals, strict=True)]
+    reach = max([*ends, 1e-9])
+    for row, limits in enumerate(intervals):
+        if limits:
+            axes.plot(limits, (row, row), color=_INK, linewidth=1.4, marker='|', markersize=6)
+    for row, (total, end) in enumerate(zip(left, ends, strict=True)):
+        axes.text(end + 0.012 * reach, row, f'{total:.1f}', va='center', color=_INK, fontsize=9)
     axes.set_yticks(range(len(groups)), groups)
     axes.tick_params(axis='y', labelcolor=_INK)
     axes.invert_yaxis()

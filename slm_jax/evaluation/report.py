@@ -5,10 +5,10 @@
     schema, created (ISO 8601, UTC), command
     model        {directory, system, step, trained_parameters, …}
     foundations  {part: {name, fingerprint: {structure, content, num_params}}}
-    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio, skipped}
+    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio, skipped, oracle}
     decode       {method, beam_size, …, answers_with_ctc}
     truncated    how many answers reached a limit of their length
-    normalizers, signatures, scores, by_task    as `metrics.score` returns them
+    normalizers, signatures, scores, by_task, oracle    as `metrics.score` returns them
     speed        {seconds, audio_seconds_per_second, rtfx, device}; rtfx is the same without loading and compiling
     versions     {package: version}
 """
@@ -28,7 +28,7 @@ from slm_jax.data import json_lines
 from slm_jax.evaluation import examples, metrics, normalizers, page, plots
 
 SCHEMA = 1
-_TITLES = {'transcription': 'Transcription', 'translation': 'Translation', 'slots': 'Slots'}
+_TITLES = {'transcription': 'Transcription', 'translation': 'Translation', 'slots': 'Slots', 'answers': 'Answers'}
 # Per kind: the columns of its table, as (metric, heading, is a rate).
 _COLUMNS = {
     'transcription': (
@@ -49,8 +49,23 @@ _COLUMNS = {
         ('precision', 'precision %', True),
         ('recall', 'recall %', True),
     ),
+    'answers': (
+        ('examples', 'questions', False),
+        ('contains', 'contained %', True),
+        ('f1', 'F1 %', True),
+        ('accuracy', 'exact %', True),
+    ),
 }
-_FIRST_COLUMN = {'transcription': 'language', 'translation': 'direction', 'slots': 'slot'}
+_FIRST_COLUMN = {'transcription': 'language', 'translation': 'direction', 'slots': 'slot', 'answers': 'language'}
+_NAMES = {
+    'wer': 'WER',
+    'cer': 'CER',
+    'bleu': 'BLEU',
+    'chrf': 'chrF',
+    'contains': 'contains',
+    'f1': 'F1',
+    'accuracy': 'exact',
+}
 
 
 def write(
@@ -115,6 +130,7 @@ def render(
         page.tiles(_headline(results)),
         '</header>\n<main>',
         *(_scores(kind, scores) for kind, scores in results['scores'].items()),
+        _shares(results),
         _by_task(results.get('by_task') or {}),
         _by_length(predictions, errors),
         *shown,
@@ -157,6 +173,36 @@ def cut(results: Mapping[str, Any]) -> str:
     return f'{results["truncated"]:,} answers are cut, they reached a limit{which}: "truncated" in predictions.jsonl.'
 
 
+def summary(results: Mapping[str, Any]) -> str:
+    """The scores as a table for the terminal."""
+    lines = []
+    for kind, groups in results['scores'].items():
+        lines.append(f'{kind} (normaliser {results["normalizers"][kind]})')
+        lines += _lines(groups)
+    for kind, groups in (results.get('oracle') or {}).get('shares', {}).items():
+        lines.append(f'{kind}, in percent of {results["data"]["oracle"]}')
+        lines += _lines(groups)
+    if results.get('truncated'):  # entries of older cards lack it
+        lines.append(cut(results))
+    return '\n'.join(lines)
+
+
+def _lines(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    width = max(map(len, groups))
+    lines = []
+    for group, scores in groups.items():
+        rates = '  '.join(f'{name} {scores[n]:5.1f}{_interval(scores, n)}' for n, name in _NAMES.items() if n in scores)
+        count = f'  ({scores["examples"]:,} examples)' if 'examples' in scores else ''
+        lines.append(f'  {group:<{width}}  {rates}{count}')
+    return lines
+
+
+def _interval(scores: Mapping[str, Any], metric: str) -> str:
+    """' [10.1, 14.5]'; '' where there is none, as in older results."""
+    limits = (scores.get('intervals') or {}).get(metric)
+    return f' [{limits[0]:.1f}, {limits[1]:.1f}]' if limits else ''
+
+
 def _warning(results: Mapping[str, Any]) -> str:
     data, lines = results['data'], []
     if data.get('shuffle_audio'):
@@ -171,18 +217,20 @@ def _warning(results: Mapping[str, Any]) -> str:
 def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """The figures that a reader looks for first: overall, or those of the only group."""
     tiles = []
-    for scores in results['scores'].values():
+    for kind, scores in results['scores'].items():
         group = 'overall' if 'overall' in scores else next(iter(scores))
         for metric, heading in (
             ('wer', 'WER'),
             ('cer', 'CER'),
             ('bleu', 'BLEU'),
             ('chrf', 'chrF'),
-            ('f1', 'slot F1'),
+            ('contains', 'answers right'),
+            ('f1', 'slot F1' if kind == 'slots' else 'F1'),
         ):
             if metric in scores[group]:
                 percent = '' if metric in ('bleu', 'chrf') else '%'
-                tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, group))
+                note = f'{group}{_interval(scores[group], metric)}'
+                tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, note))
             elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
                 tiles.append((f'{scores["average"]["bleu"]:.1f}', heading, 'average over directions'))
     rate = (results.get('speed') or {}).get('rtfx')
@@ -195,17 +243,22 @@ def _table(
     caption: str,
     first: str,
     columns: Sequence[tuple[str, str, bool]],
-    scores: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Mapping[str, Any]],
 ) -> str:
     columns = [c for c in columns if any(c[0] in group for group in scores.values())]
     rows = []
     for group, values in scores.items():
-        cells = ['–' if m not in values else f'{values[m]:.1f}' if rate else f'{values[m]:,}' for m, _, rate in columns]
+        cells = [
+            '–' if m not in values else f'{values[m]:.1f}{_interval(values, m)}' if rate else f'{values[m]:,}'
+            for m, _, rate in columns
+        ]
         rows.append([group, *cells])
+    if any(values.get('intervals') for values in scores.values()):
+        caption += ' [95% bootstrap interval]'
     return page.card(page.table(caption, [first, *(c[1] for c in columns)], rows, ('overall', 'average')))
 
 
-def _scores(kind: str, scores: Mapping[str, Mapping[str, float]]) -> str:
+def _scores(kind: str, scores: Mapping[str, Mapping[str, Any]]) -> str:
     title, first = _TITLES[kind], _FIRST_COLUMN[kind]
     if kind == 'transcription':
         caption = 'Word error rate by kind of error'
@@ -214,10 +267,28 @@ def _scores(kind: str, scores: Mapping[str, Mapping[str, float]]) -> str:
             svg = plots.bars(scores, 'cer', 'CER, %', caption := 'Character error rate')
     elif kind == 'translation':
         svg = plots.bars(scores, 'bleu', 'BLEU', caption := 'BLEU by direction')
+    elif kind == 'answers':
+        svg = plots.bars(
+            scores, 'contains', 'answers that contain an accepted one, %', caption := 'Answers by language'
+        )
     else:
         svg = plots.bars(scores, 'f1', 'F1, %', caption := 'F1 by slot')
     table = _table(f'{title} by {first}', first, _COLUMNS[kind], scores)
     return page.section(title, table, page.plot(svg, caption))
+
+
+def _shares(results: Mapping[str, Any]) -> str:
+    """How much of each score of the other run this one has."""
+    other, blocks = results.get('oracle'), []
+    if not other:
+        return ''
+    for kind, shares in other['shares'].items():
+        columns = [(metric, heading.removesuffix(' %'), rate) for metric, heading, rate in _COLUMNS[kind] if rate]
+        blocks.append(
+            _table(f'{_TITLES[kind]}: its scores', _FIRST_COLUMN[kind], _COLUMNS[kind], other['scores'][kind])
+        )
+        blocks.append(_table(f'{_TITLES[kind]}: percent of them that is kept', _FIRST_COLUMN[kind], columns, shares))
+    return page.section(f'Beside {results["data"]["oracle"]}', *blocks)
 
 
 def _by_task(by_task: Mapping[str, Mapping[str, Any]]) -> str:
@@ -235,7 +306,8 @@ def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float
         return ''
     seconds, rates = zip(*timed, strict=True)
     title = 'Error rate by length of the clip'
-    caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong.'
+    caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong; '
+    caption += 'answers: 0 if an accepted one is contained, else 100 − F1.'
     return page.section(title, page.plot(plots.error_by_length(seconds, rates, title), caption))
 
 

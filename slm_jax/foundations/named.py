@@ -42,6 +42,8 @@ class Named:
         files: a GGUF file, or those of a directory.
         num_params: of the foundation.
         content: by the data type of the parameters, `foundations.fingerprint`'s, whatever source they came from.
+        whole_hub: of a Whisper, the repository of its encoder and decoder in CTranslate2's layout.
+        whole_files: that the packages carry for that, beside `files`.
     """
 
     what: str
@@ -53,6 +55,8 @@ class Named:
     files: tuple[File, ...]
     num_params: int
     content: dict[str, str]
+    whole_hub: str = ''
+    whole_files: tuple[File, ...] = ()
 
     def bytes_in(self, dtype: str) -> int:
         """What the parameters take."""
@@ -102,6 +106,21 @@ FOUNDATIONS = {
             'bfloat16': '16b1a74b54c2b02e6ddb11f7f1c921b378c355585976540803a28f5bab30607d',
             'float32': '4d296944b169efbbb6246982e17d4d79586aa37d40b0f0b14604966e2c93d3b3',
         },
+        whole_hub='hf:Systran/faster-whisper-base',
+        whole_files=(
+            File(
+                'tokenizer.json',
+                3_930_462,
+                '7e146198186d5e3b9ce7d9d7f131b69b44569eaed9ad64a5516629a6c6a865c4',
+                '*/tokenizer.json',
+            ),
+            File(
+                'vocabulary.json',
+                1_068_101,
+                '22f3cb2fc2be1545b9a7db8e993ddd59aeccadfbc7d7b00ca517ca8960864766',
+                '*/vocabulary.json',
+            ),
+        ),
     ),
     'whisper_tiny_en': Named(
         what='Whisper tiny.en, speech encoder, English',
@@ -129,6 +148,21 @@ FOUNDATIONS = {
             'bfloat16': 'aa424453fbbe8124051e2ccae4816e34e459b513eb4fe9b3e4c2ae85aa5a591b',
             'float32': 'd6f4c4d1450601b2327b9398727492979665994fe4d1d49ad86e261c29a47d55',
         },
+        whole_hub='hf:Systran/faster-whisper-tiny.en',
+        whole_files=(
+            File(
+                'tokenizer.json',
+                2_128_466,
+                '929c5252409436dce1b38a75d1abbcb5e132d170d8e324e4e04ed915fa2d22df',
+                '*/tokenizer.json',
+            ),
+            File(
+                'vocabulary.txt',
+                422_309,
+                'ff77588746d3a2595d32ab5b69ffd7b95ce2441ac57533cb66fc3eb575a115cf',
+                '*/vocabulary.txt',
+            ),
+        ),
     ),
     'qwen2.5_coder_0.5b': _qwen(
         '0.5B',

@@ -127,6 +127,17 @@ class HuggingFace:
         unknown = None if token is None else self.tokenizer.token_to_id(token)
         return None if unknown is None else self._ours.get(unknown, unknown) or None
 
+    @functools.cached_property
+    def parts(self) -> dict[int, tuple[int, int]]:
+        """The two tokens that BPE merges into each token, in the order of the merges; {} of another kind."""
+        model, result = json.loads(self._content)['model'], {}
+        for merge in model.get('merges', ()):
+            pair = merge.split(' ') if isinstance(merge, str) else merge
+            ids = [model['vocab'][text] for text in (''.join(pair), *pair)]
+            token, left, right = (self._ours.get(each, each) for each in ids)
+            result.setdefault(token, (left, right))
+        return result
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without what a model wants around it; the token that pads has no place in a text."""
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids

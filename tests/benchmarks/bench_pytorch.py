@@ -87,7 +87,7 @@ def torch_encoder(config, params) -> Gemma3nAudioEncoder:
         for ours, theirs in _CONFORMER.items():
             value = params[f'conformer/{ours}'][layer].T
             state[f'conformer.{layer}.{theirs}'] = value[:, None] if ours.endswith('depthwise_kernel') else value
-    _fill(model, state)
+    fill(model, state)
     return model
 
 
@@ -127,7 +127,7 @@ def torch_llm(config, params) -> transformers.T5ForConditionalGeneration:
                 state[f'{theirs}.layer_norm.weight'] = params[f'{ours}/{norm}/scale']
                 for ours_name, name in names.items():
                     state[f'{theirs}.{prefix}{name}.weight'] = params[f'{ours}/{block}/{ours_name}/kernel'].T
-    _fill(model, state)
+    fill(model, state)
     return model
 
 
@@ -162,31 +162,36 @@ class _Layer(nn.Module):
         return x + self.wo(nn.functional.gelu(self.wi_0(y), approximate='tanh') * self.wi_1(y))
 
 
-class TorchAdapter(nn.Module):
-    """`SlmAdapter` with reduction 'stack', in PyTorch: frames [b, t, d], lengths [b] -> [b, s, o], lengths."""
+class TorchStack(nn.Module):
+    """What adapters with reduction 'stack' begin with, in PyTorch: frames [b, t, d], lengths [b] -> slots, lengths."""
 
-    def __init__(self, config, frame_width, params):
+    def __init__(self, config, frame_width):
         super().__init__()
         self.config = config
         self.frames_norm = _Norm(frame_width)
         self.input_projection = nn.Linear(config.reduction_factor * frame_width, config.emb_dim, bias=False)
-        self.relative = nn.Parameter(torch.empty(params['relpos_bias/rel_embedding'].shape))
+        self.relative = nn.Parameter(torch.empty(config.num_heads, 32))
         self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_layers))
-        self.final_norm, self.output_norm = _Norm(config.emb_dim), _Norm(config.output_dim)
-        self.output_projection = nn.Linear(config.emb_dim, config.output_dim, bias=False)
+        self.final_norm = _Norm(config.emb_dim)
+
+    def filled(self, params):
+        """Itself, with the parameters (path -> array) of an adapter of ours."""
         state = {'relative': params['relpos_bias/rel_embedding']}
         for path, value in params.items():
-            name, leaf = path.rsplit('/', 1)
+            name, _, leaf = path.rpartition('/')
             if leaf == 'rel_embedding':
                 continue
-            if name.startswith('layers/'):
+            if leaf not in ('kernel', 'scale'):
+                state[path.replace('/', '.')] = value
+            elif name.startswith('layers/'):
                 for layer, part in enumerate(value):
                     state[f'layers.{layer}.{name[7:]}.weight'] = part.T
             else:
                 state[f'{name}.weight'] = value.T
-        _fill(self, state)
+        fill(self, state)
+        return self
 
-    def forward(self, frames, lengths):
+    def slots(self, frames, lengths):
         factor = self.config.reduction_factor
         batch, time, width = frames.shape
         slots = -(-time // factor)
@@ -201,16 +206,32 @@ class TorchAdapter(nn.Module):
         bias = self.relative[:, bucket][None] + torch.where(valid, 0.0, -1e10)[:, None, None]
         for layer in self.layers:
             x = layer(x, bias)
-        x = self.output_norm(self.output_projection(self.final_norm(x)))
+        return self.final_norm(x), lengths
+
+
+class TorchAdapter(TorchStack):
+    """`SlmAdapter` with reduction 'stack', in PyTorch: frames [b, t, d], lengths [b] -> [b, s, o], lengths."""
+
+    def __init__(self, config, frame_width):
+        super().__init__(config, frame_width)
+        self.output_norm = _Norm(config.output_dim)
+        self.output_projection = nn.Linear(config.emb_dim, config.output_dim, bias=False)
+
+    def forward(self, frames, lengths):
+        x, lengths = self.slots(frames, lengths)
+        x = self.output_norm(self.output_projection(x))
+        valid = torch.arange(x.shape[1], device=x.device) < lengths[:, None]
         return torch.where(valid[:, :, None], x, 0.0), lengths
 
 
-def _fill(model, state) -> None:
-    tensors = {name: torch.from_numpy(np.array(value, np.float32)) for name, value in state.items()}
-    missing, unexpected = model.load_state_dict(tensors, strict=False)
-    buffers = {name for name, _ in model.named_buffers()}
-    if unexpected or set(missing) - buffers:
-        raise ValueError(f'{type(model).__name__}: missing {missing}, unexpected {unexpected}')
+def fill(model, state) -> None:
+    """Sets all parameters of a module of theirs: name -> array."""
+    own = dict(model.named_parameters(remove_duplicate=False))
+    if own.keys() != state.keys():
+        raise ValueError(f'{type(model).__name__}: {sorted(own.keys() ^ state.keys())} are not in both')
+    with torch.no_grad():
+        for name, value in state.items():
+            own[name].copy_(torch.from_numpy(np.array(value, np.float32)))
 
 
 class TorchSlm(nn.Module):
@@ -225,7 +246,7 @@ class TorchSlm(nn.Module):
         self.encoder = torch_encoder(system.speech_encoder.encoder.config, encoder).requires_grad_(False)
         self.llm = torch_llm(system.llm.config, parts['llm']).requires_grad_(False)
         width = system.speech_encoder.encoder.config.emb_dim
-        self.adapter = TorchAdapter(system.adapter.config, width, parts['adapter'])
+        self.adapter = TorchAdapter(system.adapter.config, width).filled(parts['adapter'])
 
     def prompt(self, features, feature_lengths, tokens):
         """Embeddings and mask for the LLM's encoder. Rows keep a gap between speech and text: relative positions
@@ -243,7 +264,7 @@ class TorchSlm(nn.Module):
         embeddings, mask = self.prompt(features, feature_lengths, tokens)
         return self.llm(
             inputs_embeds=embeddings, attention_mask=mask.long(), decoder_input_ids=inputs,
-            labels=targets.masked_fill(targets == 0, -100),
+            labels=targets.maskedfill(targets == 0, -100),
         ).loss  # fmt: skip
 
     @torch.no_grad()

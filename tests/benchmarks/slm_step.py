@@ -59,12 +59,12 @@ def model_and_batch(args: argparse.Namespace):
     return system, params, batch
 
 
-def training(system, params):
+def training(system, params, trainable=None):
     """(step(state, frozen, batch), its first state, what is frozen, the optimizer).
 
-    The state has copies of what is trained.
+    The state has copies of what is trained: by the patterns that are given, or those of the configuration.
     """
-    trainable, frozen = state_lib.split(params, model_lib.query('%TRAINABLE'))
+    trainable, frozen = state_lib.split(params, trainable or model_lib.query('%TRAINABLE'))
     trainable = jax.tree.map(jnp.copy, trainable)
     optimizer = optimizers.adamw(1e-3)
     state = state_lib.TrainState(

@@ -1,5 +1,6 @@
 """Spoken sentences: sentences and voices of one split are in no other, and a run goes on where it was broken off."""
 
+import pathlib
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import soundfile
 
 from slm_jax.corpora import spoken_sentences
 from slm_jax.data import json_lines
+from slm_jax.evaluation import normalizers
 
 _RATE = 24_000
 
@@ -66,6 +68,25 @@ def test_voices_of_one_split_are_in_no_other(run, tmp_path):
         assert info.samplerate == 16_000 and info.duration == pytest.approx(row['duration'], abs=1e-3)
     assert len({row['duration'] for row in rows['train']}) > 20
     assert {row['duration'] for row in rows['test']} == {0.6}
+
+
+def test_what_else_a_line_has_reaches_the_manifest(run, tmp_path):
+    run([{**row, 'answers': [f'{n}', 'none']} for n, row in enumerate(_rows(4))])
+    (row,) = json_lines.read(tmp_path / 'out/test.jsonl')
+    assert list(row) == [*spoken_sentences.FIELDS, 'answers'] and row['answers'] == ['3', 'none']
+    with pytest.raises(ValueError, match=r"object 1 has the field 'duration', which is written of its clip. Rename it"):
+        run([{**_rows(1)[0], 'duration': 3}])
+
+
+def test_the_questions_of_the_package_have_answers():
+    rows = json_lines.read(pathlib.Path(spoken_sentences.__file__).with_name('questions.jsonl'))
+    assert len({row['text'] for row in rows}) == 100
+    for row in rows:
+        assert (row['lang'], row['source'], row['split']) == ('en', 'questions', 'test') and row['text'][-1] == '?'
+        assert row['answers'] and all(normalizers.squad(answer) for answer in row['answers'])
+        assert not any(
+            f' {normalizers.squad(answer)} ' in f' {normalizers.squad(row["text"])} ' for answer in row['answers']
+        )
 
 
 def test_a_run_that_was_broken_off_goes_on(run, tmp_path):

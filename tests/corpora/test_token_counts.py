@@ -48,6 +48,12 @@ def test_all_targets_are_counted_without_their_ends(run, manifest, vocabulary, t
     assert dict(zip(tokens, vocabularies.label_counts(text), strict=True)) == expected
     assert list(tokens) == sorted(tokens)
 
+    assert token_counts.main(['--gin_file', run, '--least', '3', str(out)]) == 0
+    configuration.parse_gin([run, str(out)])
+    expected = token_counts.spelt(expected, getattr(vocabulary, 'parts', {}), 3)
+    text = gin.query_parameter('%LABELS')
+    assert dict(zip(vocabularies.counted_tokens()[1:], vocabularies.label_counts(text), strict=True)) == expected
+
 
 def test_what_cannot_be_counted_is_said_in_a_line(run, tmp_path, capsys):
     out = tmp_path / 'labels.gin'

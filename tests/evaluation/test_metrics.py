@@ -1,8 +1,6 @@
 """Metrics against values computed by hand and against the libraries' own calls."""
 
-import jiwer
 import pytest
-import sacrebleu
 
 from slm_jax.evaluation import metrics
 
@@ -18,68 +16,9 @@ def example(reference, prediction, **fields):
     }
 
 
-def test_word_errors_by_hand():
-    # One substitution and one deletion in 3 words; one insertion in 2: 3 errors in 5 words.
-    result = metrics.word_errors(['the cat sat', 'a dog'], ['the hat', 'a big dog'])
-    assert result == {'wer': 60.0, 'words': 5, 'substitutions': 1, 'deletions': 1, 'insertions': 1}
-
-
-def test_word_error_rate_is_of_the_corpus_not_a_mean_of_sentences():
-    references, predictions = ['a', 'b c d e f g h i j'], ['x', 'b c d e f g h i j']
-    assert metrics.word_errors(references, predictions)['wer'] == pytest.approx(10.0)
-    assert metrics.word_errors(references, predictions)['wer'] == pytest.approx(
-        100 * jiwer.wer(references, predictions)
-    )
-
-
-def test_character_errors_by_hand():
-    result = metrics.character_errors(['abcd'], ['abxd'])
-    assert result == {'cer': 25.0, 'characters': 4}
-    assert metrics.character_errors(['ab cd'], [''])['cer'] == 100.0
-
-
-def test_an_empty_prediction_is_all_deletions():
-    result = metrics.word_errors(['one two'], [''])
-    assert (result['wer'], result['deletions']) == (100.0, 2)
-
-
-def test_bleu_and_chrf_are_sacrebleus():
-    references = ['The cat is on the mat today.', 'There is a house by the sea.']
-    predictions = ['The cat is on the mat now.', 'There is a home by the sea.']
-    value, signature = metrics.bleu(references, predictions, 'en')
-    assert value == sacrebleu.corpus_bleu(predictions, [references]).score
-    assert 'tok:13a' in signature and 'version:' in signature
-    value, signature = metrics.chrf(references, predictions)
-    assert value == sacrebleu.corpus_chrf(predictions, [references]).score
-    assert 'nc:6' in signature
-
-
 def test_bleu_tokenizer_follows_the_target_language():
-    assert 'tok:zh' in metrics.bleu(['你好世界'], ['你好世界'], 'zh-CN')[1]
-    assert 'tok:char' in metrics.bleu(['こんにちは'], ['こんにちは'], 'ja')[1]
-    assert metrics.bleu(['我们今天去学校'], ['我们今天去学校'], 'zh')[0] == pytest.approx(100.0)
-
-
-def test_slot_f1_by_hand():
-    #             right    wrong value  missed   invented  rightly none
-    references = ['large', 'small', 'medium', 'none', 'none']
-    predictions = ['large', 'large', 'none', 'large', '']
-    # tp 1, fp 2 (wrong, invented), fn 2 (wrong, missed).
-    result = metrics.slot_f1(references, predictions)
-    assert result['precision'] == pytest.approx(100 / 3)
-    assert result['recall'] == pytest.approx(100 / 3)
-    assert result['f1'] == pytest.approx(100 / 3)
-    assert result['accuracy'] == pytest.approx(40.0)
-
-
-def test_slot_f1_of_nothing():
-    assert metrics.slot_f1(['none'], ['none'])['f1'] == 100.0
-    assert metrics.slot_f1(['large'], ['none']) == {
-        'f1': 0.0,
-        'precision': 0.0,
-        'recall': 0.0,
-        'accuracy': 0.0,
-    }
+    named = {code: metrics.bleu_tokenizer(code) for code in ('zh-CN', 'yue', 'ja', 'th', 'en', 'pt-BR')}
+    assert named == {'zh-CN': 'zh', 'yue': 'zh', 'ja': 'char', 'th': 'char', 'en': '13a', 'pt-BR': '13a'}
 
 
 def test_kind_and_group():
@@ -88,6 +27,84 @@ def test_kind_and_group():
     assert metrics.group_of({'lang': 'fr', 'target_lang': 'en'}) == 'fr-en'
     assert metrics.group_of({'lang': 'en', 'slot': 'size'}) == 'size'
     assert metrics.group_of({'lang': None}) == 'unknown'
+    assert metrics.kind_of({'lang': 'en', 'target_lang': 'fr', 'answers': ['oui']}) == 'answers'
+
+
+@pytest.mark.parametrize(
+    ('value', 'expected'),
+    [
+        (['a', 'b'], ['a', 'b']),
+        ({'text': ['a'], 'answer_start': [3]}, ['a']),
+        ('a', 'a'),
+        ({'size': 'large'}, {'size': 'large'}),
+        (None, None),
+    ],
+)
+def test_accepted(value, expected):
+    assert metrics.accepted(value) == expected
+
+
+def test_answers_are_scored_as_squad_is():
+    result = metrics.score(
+        [
+            example('Paris', 'It is Paris.', answers=['Paris'], id='1'),
+            example('two', 'The 2', answers=['two', '2'], id='2'),
+            example('lion', 'a tiger', answers=['lion', 'the lions'], id='3'),
+            example('北京', '是北京。', lang='zh', answers=['北京'], id='4'),
+        ]
+    )
+    scores = result['scores']['answers']
+    assert result['normalizers'] == {'answers': 'squad'}
+    assert scores['en']['contains'] == scores['average']['contains'] - 100 / 6 == pytest.approx(200 / 3)
+    assert scores['en']['accuracy'] == pytest.approx(100 / 3)
+    assert scores['en']['f1'] == pytest.approx((50 + 100 + 0) / 3)
+    assert scores['zh']['f1'] == pytest.approx(100 * 4 / 6), 'characters are its words; SQuAD leaves the full stop'
+    assert metrics.score([example('a b', 'x b', answers=['a b'])], 'basic')['scores']['answers']['en']['f1'] == 50.0
+    with pytest.raises(metrics.MetricsError, match=r"'the' is empty after normalising \(squad\)"):
+        metrics.check_reference(example('yes', None, answers=['yes', 'the']))
+
+
+def test_every_rate_has_an_interval_and_counts_have_none():
+    pairs = [('a b c', 'a b c'), ('a b', 'a x'), ('c', 'c'), ('d e', 'd')]
+    kinds = ({}, {'target_lang': 'fr'}, {'slot': 'size'}, {'answers': ['a b', 'c']})
+    rows = [example(r, p, id=n, **fields) for fields in kinds for n, (r, p) in enumerate(pairs)]
+    rows += [example(r, p, id=n, lang='de') for n, (r, p) in enumerate(pairs)]
+    result = metrics.score(rows)
+    for groups in result['scores'].values():
+        for scores in groups.values():
+            assert list(scores['intervals']) == [name for name in metrics.RATES if name in scores]
+            for name, (low, high) in scores['intervals'].items():
+                assert 0 <= low <= scores[name] + 1e-9 and scores[name] - 1e-9 <= high
+    assert set(result['scores']['transcription']) == {'de', 'en', 'overall', 'average'}
+    assert metrics.score(rows)['scores'] == result['scores'], 'of the same examples the same'
+    alone = metrics.score(rows[:1])['scores']['transcription']['en']
+    assert alone['intervals'] == {} and alone['wer'] == 0.0, 'of one example nothing is known'
+
+
+def test_questions_about_one_clip_are_drawn_together():
+    def width(same):
+        rows = [example('yes', 'yes' if n % 2 else 'no', slot=slot, id=f'{n}{"" if same else slot}')
+                for n in range(40) for slot in 'abcdefgh']  # fmt: skip
+        low, high = metrics.score(rows)['scores']['slots']['overall']['intervals']['accuracy']
+        return high - low
+
+    assert width(same=True) == pytest.approx(31, abs=3)  # 2 * 1.96 * 50 / sqrt(40)
+    assert width(same=False) == pytest.approx(11, abs=2)  # 2 * 1.96 * 50 / sqrt(320)
+
+
+def test_the_share_of_another_systems_scores():
+    ours = [example('yes', 'yes' if n % 10 < 4 else 'no', slot='s', id=n) for n in range(50)]
+    theirs = [example('yes', 'yes' if n % 10 < 8 else 'no', slot='s', id=n) for n in range(50)]
+    oracle = metrics.score(ours, others=theirs)['oracle']
+    assert oracle['scores'] == metrics.score(theirs)['scores']
+    share = oracle['shares']['slots']['s']
+    assert share['accuracy'] == pytest.approx(50.0)
+    low, high = share['intervals']['accuracy']
+    assert 30 < low < 40 and 60 < high < 70
+    same = metrics.score(theirs, others=theirs)['oracle']['shares']['slots']['s']
+    assert same['intervals']['accuracy'] == [100.0, 100.0], 'both are drawn alike'
+    nothing = [{**row, 'prediction': 'no'} for row in theirs]
+    assert metrics.score(ours, others=nothing)['oracle']['shares']['slots']['s'] == {'intervals': {}}
 
 
 def test_score_groups_by_language_direction_and_slot():
@@ -171,10 +188,8 @@ def test_a_missing_field_and_an_empty_evaluation_are_refused():
         metrics.score([example('a', None)])
     with pytest.raises(metrics.MetricsError, match='none to score'):
         metrics.score([])
-    with pytest.raises(metrics.MetricsError, match='1 for 2 references'):
-        metrics.word_errors(['a', 'b'], ['a'])
-    with pytest.raises(metrics.MetricsError, match='empty at positions'):
-        metrics.word_errors(['a', ''], ['a', 'b'])
+    with pytest.raises(metrics.MetricsError, match="answers: 'a' in example 'x'; they must be a list of strings"):
+        metrics.score([example('a', 'a', answers='a')])
 
 
 def test_english_transcripts_are_normalised_as_whisper_is_scored():
@@ -196,5 +211,7 @@ def test_error_rate_of_one_example():
     assert metrics.error_rate(example('你好', '你们', lang='zh')) == 50.0
     assert metrics.error_rate(example('none', '', slot='size')) == 0.0
     assert metrics.error_rate(example('large', 'small', slot='size')) == 100.0
+    assert metrics.error_rate(example('a b', 'It is a b.', answers=['a b'])) == 0.0
+    assert metrics.error_rate(example('x b', 'x c', answers=['x b'])) == 50.0
     perfect = example('hello world', 'hello world', lang='fr', target_lang='en')
     assert metrics.error_rate(perfect) == pytest.approx(0.0)

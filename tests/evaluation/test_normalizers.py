@@ -59,6 +59,20 @@ def test_whisper_english(text, expected):
     assert normalizers.whisper_english(text) == expected
 
 
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('The  Eiffel-Tower, in a city.', 'eiffeltower in city'),
+        ('An apple; anthem', 'apple anthem'),
+        ('The.', ''),
+        ('U.S.A.', 'usa'),
+        ('¿Qué?', '¿qué'),
+    ],
+)
+def test_squad(text, expected):
+    assert normalizers.squad(text) == expected
+
+
 def test_names():
     assert normalizers.get('none')('As, it is.') == 'As, it is.'
     with pytest.raises(ValueError, match="'basik' is unknown.*basic"):

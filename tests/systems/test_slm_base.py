@@ -1,10 +1,13 @@
 """The model files of slm_base and its runs: what they are made of, by shapes alone."""
 
+import types
+
 import jax
 import pytest
 
 import gin
 from slm_jax import configuration
+from slm_jax.data import vocabularies
 from slm_jax.inference import model
 from slm_jax.training import state
 from slm_jax.training.setup import least_batch
@@ -13,8 +16,10 @@ LABELS = '13:4,900:1,151935:7'
 
 
 @pytest.fixture
-def parsed():
+def parsed(monkeypatch):
     """parsed(file, *bindings): the system of it."""
+    tokenizer = types.SimpleNamespace(vocab_size=151_936, parts={14: (13, 900)})
+    monkeypatch.setattr(vocabularies, '_load', lambda name: tokenizer)
 
     def parse(file, *bindings):
         configuration.parse_gin([file], [f"LABELS='{LABELS}'", *bindings])
@@ -36,7 +41,8 @@ def test_its_parts(parsed):
 
 def test_its_runs(parsed):
     given = ('MODEL_DIR=somewhere', 'MIXTURE_OR_TASK_NAME=voice_prompts')
-    assert parsed('runs/slm_base_ctc.gin', *given).objective == 'ctc'
+    system = parsed('runs/slm_base_ctc.gin', *given)
+    assert system.objective == 'ctc' and system.spellings[14] == (1, 2)
     assert model.query('%FOUNDATIONS') == {'speech_encoder': 'whisper_base', 'llm': 'qwen2.5_coder_0.5b'}
     assert parsed('runs/slm_base_llm.gin', 'ADAPTER=trained', *given).objective == 'cross_entropy'
     assert model.query('%FOUNDATIONS')['adapter'] == 'trained'

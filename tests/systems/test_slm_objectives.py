@@ -17,6 +17,7 @@ from slm_jax.encoders.ctc import ctc_loss
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.systems.slm import SLM
 from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.training import state
 
 TOKENS = (-1, 7, 12, 30, 31)
 SIZES = dict(output_dim=32, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_layers=1, reduction_factor=2)
@@ -88,6 +89,21 @@ def test_the_loss_is_ctc_of_the_tokens_that_are_labels(params):
     assert loss * 7 > jnp.sum(expected)
 
 
+def test_a_token_that_is_no_label_is_spelt_by_several(params):
+    """5 as 7 and 12; 13 has no spelling, and may be any label."""
+    spellings = tuple({7: (1,), 12: (2,), 30: (3,), 31: (4,), 5: (1, 2)}.get(token, ()) for token in range(32))
+    system = dataclasses.replace(CTC, spellings=spellings)
+    spelt = loss_of(system, params, batch([[5, 7, 1, 0], [12, 31, 1, 0], [30, 5, 1, 0]]))
+    whole = loss_of(CTC, params, batch([[7, 12, 7, 1], [12, 31, 1, 0], [30, 7, 12, 1]]))
+    np.testing.assert_allclose(spelt[0], whole[0], rtol=1e-6)
+    assert spelt[1]['loss'][1] == 8 and spelt[1]['not_labels'] == (0, 6)
+    any_label = loss_of(system, params, batch([[13, 35, 1], [12, 31, 1], [30, 7, 1]]))
+    assert any_label[1]['not_labels'] == (2, 6)
+    np.testing.assert_allclose(any_label[0], loss_of(CTC, params, batch([[5, 9, 1], [12, 31, 1], [30, 7, 1]]))[0])
+    long = loss_of(system, params, batch([[5] * 30 + [1], [12, 31] + 29 * [0], [30] + 30 * [0]]))
+    assert long[1]['too_many_labels'] == (1, 3) and long[1]['loss'][1] == 3
+
+
 def test_only_rows_with_speech_count(params):
     alone = loss_of(CTC, params, {name: array[:1] for name, array in batch().items()})[0]
     among = batch(lengths=(16_000, 0, 320))  # no speech; too little for two tokens
@@ -105,10 +121,8 @@ def test_padding_changes_nothing(params):
 
 
 def test_the_gradient_is_the_adapters_and_no_language_model_is_in_the_loop(params):
-    without = {
-        **params,
-        'llm': {**params['llm'], 'decoder': jax.tree.map(lambda x: x * jnp.nan, params['llm']['decoder'])},
-    }
+    without = state.read(CTC, params)
+    assert without.keys() == params.keys() and without['llm'].keys() == {'token_embedder'}
     assert loss_of(CTC, without, batch())[0] == loss_of(CTC, params, batch())[0]
     of = jax.jit(jax.grad(lambda adapter: CTC.loss({**params, 'adapter': adapter}, batch(), None)[0]))(
         params['adapter']
@@ -117,11 +131,19 @@ def test_the_gradient_is_the_adapters_and_no_language_model_is_in_the_loop(param
     assert all(map(jnp.any, jax.tree.leaves(of)))
 
 
+def test_what_is_read_of_the_language_model():
+    both = dataclasses.replace(CTC, objective={'cross_entropy': 1.0, 'ctc': 1.0})
+    assert both.reads is None and state.read(both, {'any': {'tree': 1}}) == {'any': {'tree': 1}}
+    narrow = DecoderOnly(dataclasses.replace(LLM.config, embed_dim=24))
+    of_another = dataclasses.replace(CTC, llm=narrow).reads
+    assert set(of_another) > set(CTC.reads) and any('project_in' in pattern for pattern in of_another)
+
+
 def test_it_answers_with_what_ctc_writes(params):
     data = batch(lengths=(16_000, 9_000, 0))
     logits, lengths = label_logits(params, data)
     best = np.where(np.arange(logits.shape[1]) < lengths[:, None], np.argmax(logits, axis=-1), 0)
-    answers = np.asarray(jax.jit(CTC.predict, static_argnums=2)(params, data, DecodeConfig()))
+    answers = np.asarray(jax.jit(CTC.predict, static_argnums=2)(state.read(CTC, params), data, DecodeConfig()))
     for row, heard in zip(answers, best, strict=True):
         written = [TOKENS[label] for label, before in zip(heard, [0, *heard], strict=False) if label not in (0, before)]
         assert row[: len(written) + 1].tolist() == [*written, 1] and not row[len(written) + 1 :].any()
@@ -170,6 +192,27 @@ def test_where_its_ctc_hears_nothing_the_answer_is_empty(params):
     np.testing.assert_array_equal(found, np.where((surest == least)[:, None], [1, 0, 0, 0], usual))
     assert (np.asarray(usual)[:, 0] > 1).all()
     assert (answers(99.0) == [1, 0, 0, 0]).all()
+
+
+def test_the_language_model_and_ctc_write_a_transcript_together(params):
+    """With nearly all the weight CTC's tokens, in the rows that ask for a transcript; with none the LLM's alone."""
+    system, data = dataclasses.replace(CTC, objective='cross_entropy'), batch()
+    sure = {**params, 'adapter': {**params['adapter'], 'logit_scale': params['adapter']['logit_scale'] + 5}}
+
+    def written(weight, system=system, **given):
+        decode = DecodeConfig(max_decode_length=24, ctc_weight=weight)
+        return np.asarray(jax.jit(system.predict, static_argnums=2)(sure, data | given, decode))
+
+    alone, both, spelt = written(0.0), written(0.99), written(0.0, CTC)
+    for row, labels in zip(both, spelt, strict=True):
+        spelling = [token for token in labels if token > 1]
+        assert [token for token in row if token > 1] == spelling and set(spelling) & set(TOKENS)
+    some = written(0.99, transcribed=np.array([True, False, True]))
+    np.testing.assert_array_equal(some, np.where([[True], [False], [True]], both, alone))
+    other = SLM(SPEECH, SlmAdapter(SlmAdapterConfig(**SIZES)), LLM)
+    with pytest.raises(ValueError, match='needs an adapter with a CTC head .as in models/slm_base.gin'):
+        shapes = nn.unbox(jax.eval_shape(other.init, jax.random.key(0), data))
+        jax.eval_shape(functools.partial(other.predict, decode=DecodeConfig(ctc_weight=0.5)), shapes, data)
 
 
 def test_objectives_are_mixed_by_their_weights(params):

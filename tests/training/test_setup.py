@@ -47,6 +47,16 @@ def test_the_largest_shape_is_the_one_that_computes_most(layout):
     assert max(estimated) == estimated[1]
 
 
+def test_frozen_parameters_that_the_system_does_not_read_are_not_held(layout):
+    class Deaf(toy.ToySystem):
+        reads = ('adapter/.*',)
+
+    assert layout.held.keys() == {'speech_encoder'} and not layout.notes
+    deaf = setup.lay_out(Deaf(), ('adapter/.*',), layout.partitioner, layout.mesh)
+    assert deaf.held == {} and deaf.frozen.keys() == {'speech_encoder'}
+    assert deaf.notes == {'64 frozen parameters are not read, so not loaded: speech_encoder/kernel (1)'}
+
+
 def test_a_metric_that_no_evaluation_gives_is_refused(layout):
     setup.check_metric(layout, 'dev/loss', ['dev'])
     with pytest.raises(ValueError, match="best_metric is 'dev/wer'; evaluation gives dev/loss"):
