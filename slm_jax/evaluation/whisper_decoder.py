@@ -73,6 +73,7 @@ class Whisper:
         except Exception as error:  # CTranslate2 raises RuntimeError, tokenizers a bare Exception.
             raise ValueError(f'{path}: no Whisper of CTranslate2 ({error}).') from error
         self._beam_size = beam_size
+        self.versions = {name: importlib.metadata.version(name) for name in ('faster-whisper', 'ctranslate2')}
         self.languages = frozenset(self._model.supported_languages)
 
     def transcript(self, samples: np.ndarray, language: str) -> str:
@@ -182,8 +183,7 @@ def transcribe(args: argparse.Namespace, command: str = '') -> pathlib.Path:
         'decode': {'method': 'beam', 'beam_size': args.beam_size, 'compute_type': args.compute_type},
         'truncated': 0,
         'speed': {'seconds': round(seconds, 2), 'rtfx': round(audio / seconds, 2), 'device': 'cpu'},
-        'versions': report.versions()
-        | {name: importlib.metadata.version(name) for name in ('faster-whisper', 'ctranslate2')},
+        'versions': report.versions() | whisper.versions,
         **metrics.score(predictions),
     }
     written = report.write(paths.path(args.out), results, predictions, samples)

@@ -22,6 +22,7 @@ class Deaf:
     """Writes the language and the tenths of a second."""
 
     languages = frozenset({'en', 'fr'})
+    versions = {'faster-whisper': '1.2.3'}
 
     def __init__(self, path, compute_type, beam_size):
         assert (path.name, compute_type, beam_size) == ('whisper_base', 'float32', 5)
