@@ -12,12 +12,16 @@ from slm_jax.systems import Batch
 
 
 class SpeechEncoder(nn.Module):
-    """Parameters: `encoder` and, where `ctc_vocab_size` is given, `ctc`."""
+    """Parameters: `encoder` and, where `ctc_vocab_size` is given, `ctc`.
+
+    `augmentation` changes the features that are encoded, `frame_augmentation` the frames, stored ones as well.
+    """
 
     frontend: Any
     encoder: nn.Module
     ctc_vocab_size: int | None = None
     augmentation: SpecAugmentConfig | None = None
+    frame_augmentation: SpecAugmentConfig | None = None
 
     @property
     def max_seconds(self) -> float | None:
@@ -37,7 +41,7 @@ class SpeechEncoder(nn.Module):
     ) -> tuple[Float[Array, 'b t d'], Int[Array, ' b'], Float[Array, 'b t v'] | None]:
         """Frames, zero beyond each clip's own, their number, and CTC logits if there is a head.
 
-        Masks features and drops out only when not `deterministic`, with an rng named 'dropout'.
+        Augments and drops out only when not `deterministic`, with an rng named 'dropout'.
         `stored` frames and their number are taken as they are, see `stored`.
         """
         if stored is not None:
@@ -48,6 +52,10 @@ class SpeechEncoder(nn.Module):
             if not deterministic and self.augmentation is not None:
                 features, lengths = spec_augment(self.make_rng('dropout'), features, lengths, self.augmentation)
             frames, frame_lengths = self.encoder(features, lengths, deterministic)
+        if not deterministic and self.frame_augmentation is not None:
+            frames, frame_lengths = spec_augment(
+                self.make_rng('dropout'), frames, frame_lengths, self.frame_augmentation
+            )
         return frames, frame_lengths, self.ctc(frames) if self.ctc_vocab_size is not None else None
 
 

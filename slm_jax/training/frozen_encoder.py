@@ -95,7 +95,7 @@ def of(system: Any, foundations: Mapping[str, str]) -> FrozenEncoder:
     Raises:
         ValueError: it has none, or its foundation is not named, not to be found or damaged.
     """
-    speech = of_system(system).clone(ctc_vocab_size=None, augmentation=None)
+    speech = of_system(system).clone(ctc_vocab_size=None, augmentation=None, frame_augmentation=None)
     parts = {part: str(name) for part, name in foundations.items() if part.split('/')[0] == 'speech_encoder'}
     found = [origin for origin in origins.find(parts) if any(path.startswith(_PART) for path in origin.paths)]
     if not found:

@@ -99,7 +99,8 @@ def test_a_token_that_is_no_label_is_spelt_by_several(params):
     assert spelt[1]['loss'][1] == 8 and spelt[1]['not_labels'] == (0, 6)
     any_label = loss_of(system, params, batch([[13, 35, 1], [12, 31, 1], [30, 7, 1]]))
     assert any_label[1]['not_labels'] == (2, 6)
-    np.testing.assert_allclose(any_label[0], loss_of(CTC, params, batch([[5, 9, 1], [12, 31, 1], [30, 7, 1]]))[0])
+    expected = loss_of(CTC, params, batch([[5, 9, 1], [12, 31, 1], [30, 7, 1]]))[0]
+    np.testing.assert_allclose(any_label[0], expected, rtol=1e-6)
     long = loss_of(system, params, batch([[5] * 30 + [1], [12, 31] + 29 * [0], [30] + 30 * [0]]))
     assert long[1]['too_many_labels'] == (1, 3) and long[1]['loss'][1] == 3
 

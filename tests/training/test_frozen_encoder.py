@@ -102,6 +102,9 @@ def test_losses_are_those_from_samples_to_the_type_of_the_frames(encoder, params
     rounded = {**encoded, 'speech_frames': frames.astype(encoded['speech_frames'].dtype)}
     np.testing.assert_allclose(loss, loss_of(read, held, rounded, rng)[0], rtol=1e-5)
     assert metrics['speech_text_cosine'][1] == 3
+    changed = dataclasses.replace(read, speech_encoder=SPEECH.clone(frame_augmentation=SpecAugmentConfig()))
+    assert abs(loss_of(changed, held, encoded, rng)[0] - loss) > 1e-4  # stored frames can still be augmented
+    np.testing.assert_array_equal(loss_of(changed, held, encoded, None)[0], loss_of(read, held, encoded, None)[0])
 
 
 @pytest.mark.slow
@@ -130,6 +133,7 @@ def test_the_key_is_what_decides_the_frames(encoder, directory, params, tmp_path
     foundations.save(other, changed, {'name': 'encoder', 'kind': 'speech_encoder'})
     trained = dataclasses.replace(CONFIG, dropout_rate=0.1, remat_policy='full')
     alike = [of(), of(trained), of(foundation=str(copy)), of(ctc_vocab_size=20, augmentation=SpecAugmentConfig())]
+    alike.append(of(frame_augmentation=SpecAugmentConfig()))
     assert {each.key for each in alike} == {encoder.key}
     others = [
         of(dataclasses.replace(CONFIG, context_right=5)),
