@@ -42,7 +42,7 @@ from slm_jax.data import json_lines
 
 Samples = Float[np.ndarray, ' samples']
 # How often an engine reads a language, relatively. Kokoro takes a third of the time that its speech lasts, the others a
-# tenth or a hundredth.
+# tenth or less.
 SHARES = {
     'en': {'kokoro': 2, 'hibari': 2, 'piper': 2, 'pico': 3, 'debian': 1},
     'es': {'kokoro': 1, 'pico': 3},

@@ -110,6 +110,11 @@ def spellings(labels: str) -> tuple[tuple[int, ...], ...]:
     parts = getattr(vocabulary, 'parts', {})
     found: list[tuple[int, ...]] = [()] * vocabulary.vocab_size
     for label, (token, _) in enumerate(_counted(labels), 1):
+        if token >= len(found):
+            raise ValueError(
+                f'LABELS has the token {token} and the tokenizer of {names()["llm"]} has {len(found)}: they are of '
+                'another tokenizer (vocabularies.names.llm).'
+            )
         found[token] = (label,)
     for token, (left, right) in parts.items():  # which stand before what is merged of them
         if not found[token] and found[left] and found[right] and len(found[left] + found[right]) <= _LONGEST_SPELLING:

@@ -140,7 +140,7 @@ def whole(name: str) -> pathlib.Path:
         if out.is_dir():
             return out
         terminal.say(f'{name}, with its own decoder: licence {wanted.licence}', sys.stderr)
-        terminal.say(f'Asking the Hub for {wanted.whole_hub} ({named.megabytes(wanted.package_bytes)}).', sys.stderr)
+        terminal.say(f'Asking the Hub for {wanted.whole_hub}.', sys.stderr)
         try:
             return _complete(directory.download(wanted.whole_hub, None, WHOLE))
         except CheckpointError as error:

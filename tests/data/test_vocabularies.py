@@ -62,6 +62,8 @@ def test_a_token_that_is_no_label_is_spelt_by_what_bpe_merges_into_it(bpe):
     assert spellings[4] == (1, 2) and spellings[6] == (1, 2, 5) and spellings[8] == (1, 2, 1)
     assert spellings[7] == spellings[11] == () == spellings[0] and len(spellings) == bpe.vocab_size
     assert vocabularies.spellings('9:3,2:1,3:1')[6] == ()  # a letter is lacking
+    with pytest.raises(ValueError, match='LABELS has the token 99 and the tokenizer of .* has 12: they are of another'):
+        vocabularies.spellings('9:3,99:1')
 
 
 def test_what_is_met_seldom_is_counted_as_its_parts(bpe):
