@@ -16,6 +16,7 @@ Written are predictions.jsonl, results.json and report.html, and a line into the
     slm-jax evaluate runs/slm --manifest orders.jsonl --slots all
     slm-jax evaluate t5_tiny --manifest orders.jsonl --slots all --text_field text
     slm-jax evaluate runs/slm --manifest questions/test.jsonl --instruction "Answer briefly." --reference_field answers
+    slm-jax evaluate runs/slm --manifest endings.jsonl --instruction "Go on." --score_choices
 
 The third and fourth are a cascade: what CTC heard is put to the language model in writing.
 """
@@ -66,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
         help="the answer's field, as in slots.size; a list of all that is accepted is scored as SQuAD is",
     )
     ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")
+    ask.add_argument(
+        '--score_choices',
+        action='store_true',
+        help="write nothing; score each line's `choices` (or its reference alone) by their likelihood as the answer",
+    )
     change = result.add_argument_group('instead of the speech')
     change.add_argument('--shuffle_audio', action='store_true', help="another clip's audio")
     change.add_argument('--text_from', metavar='FILE', help='a text, looked up by id in a predictions.jsonl')
@@ -217,10 +223,8 @@ def label(args: argparse.Namespace) -> str:
     for flag in ('instruction', 'target_lang', 'slots', 'method'):
         if getattr(args, flag):
             parts.append(getattr(args, flag))
-    if args.text_from or args.text_field:
-        parts.append('text')
-    if args.shuffle_audio:
-        parts.append('shuffled')
+    read = bool(args.text_from or args.text_field)
+    parts += ['likelihood'] * args.score_choices + ['text'] * read + ['shuffled'] * args.shuffle_audio
     return re.sub(r'[^\w.-]+', '_', '-'.join(parts)).strip('_')[:120]
 
 
@@ -344,6 +348,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
                     slot,
                     args.reference_field,
                     '' if args.text_from else args.text_field,
+                    args.score_choices,
                 )
             )
         total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
@@ -379,11 +384,9 @@ def _decode(
     import tqdm
 
     from slm_jax.data import notices
-    from slm_jax.inference import queries
+    from slm_jax.inference import answering
 
     stream, total = _queries(args, model, skipped)
-    limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
-    batches = queries.batched(stream, args.batch_seconds, model.row_multiple, total > 2000, **limits)
     lines = pathlib.Path(os.devnull) if notices.silent else out / 'predictions.jsonl'
     lines.parent.mkdir(parents=True, exist_ok=True)
     answered: dict[int, dict[str, Any]] = {}
@@ -392,16 +395,15 @@ def _decode(
         tqdm.tqdm(total=total, unit='example', disable=notices.silent or None) as bar,
         lines.open('w', encoding='utf-8') as file,
     ):
-        for group, batch in batches:
-            for (position, query), (text, cut) in zip(group, model.answers(batch), strict=False):
-                answered[position] = {**query.info, 'prediction': text} | ({'truncated': True} if cut else {})
-                tally['with_ctc'] += query.transcribed and query.samples is not None
-                file.write(json.dumps(answered[position], ensure_ascii=False) + '\n')
-                if query.samples is not None and kept < _AUDIO_BYTES:
-                    samples[position] = query.samples
-                    kept += query.samples.nbytes
-            file.flush()
-            bar.update(len(group))
+        found = answering.said(model, stream, args.batch_seconds, total > 2000, args.score_choices)
+        for position, query, fields in found:
+            answered[position] = {**query.info, **fields}
+            tally['with_ctc'] += query.transcribed and query.samples is not None and not args.score_choices
+            print(json.dumps(answered[position], ensure_ascii=False), file=file, flush=True)
+            if query.samples is not None and kept < _AUDIO_BYTES:
+                samples[position] = query.samples
+                kept += query.samples.nbytes
+            bar.update()
     return [answered[position] for position in sorted(answered)]
 
 

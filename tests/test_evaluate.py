@@ -344,6 +344,45 @@ def test_the_share_of_another_run(world, manifest, tmp_path, capsys):
     assert f"no line for example '{manifest}:1'" in capsys.readouterr().err and not out.exists(), 'said before decoding'
 
 
+def test_how_likely_texts_are(world, manifest, tmp_path, capsys):
+    lines = [
+        {**line, 'choices': [line['text'], 'large oat milk'], 'id': str(n)} for n, line in enumerate(read(manifest)[:6])
+    ]
+    path = manifest.with_name('choices.jsonl')
+    path.write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    asked = ('--manifest', path, '--instruction', 'Go on.', '--reference_field', 'text', '--score_choices')
+    assert run(world / 'slm', *asked, '--out', tmp_path / 'out') == 0
+    assert 'choices (normaliser none)' in capsys.readouterr().out
+    found = read(tmp_path / 'out' / 'predictions.jsonl')
+    model = model_lib.load(world / 'slm')
+    question = [queries.Question('Go on.', reference_field='text')]
+    asked_alone = queries.from_manifest(path, question, model.text_vocabulary, 30, model.prompt)
+    for line, query in zip(found, asked_alone, strict=True):
+        assert line['prediction'] == line['choices'][int(np.argmax(line['log_likelihoods']))]
+        target = tuple(model.vocabulary.encode(line['reference']))
+        [(_, batch)] = queries.batched([query.with_target(target)])
+        loss, _ = model.system.loss(model.params, batch, None)
+        assert line['log_likelihoods'][0] == pytest.approx(-float(loss) * len(target), rel=1e-4)
+        assert line['tokens'][0] == len(target)
+    gin = f'--gin_file={world / "sizes.gin"}'
+    text = ('--manifest', manifest, '--text_field', 'text', '--score_choices', '--out', tmp_path / 'text')
+    assert run(world / 't5', gin, *text) == 0
+    results = json.loads((tmp_path / 'text' / 'results.json').read_text())
+    assert results['scores']['likelihood']['en']['perplexity'] > 1
+    assert 'bits a byte' in (tmp_path / 'text' / 'report.html').read_text()
+
+    assert run(world / 'usm', gin, '--manifest', path, '--instruction', 'Transcribe the speech.', *asked[4:]) == 1
+    assert 'usm has no language model, which alone says how likely' in capsys.readouterr().err
+    for choices, message in (
+        ('large', "choices.jsonl:1: choices is 'large'; it must be a list of two or more different texts."),
+        (['a', 'a'], 'two or more different texts'),
+        (['a', 'b'], 'choices.jsonl:1: none of the choices is the reference'),
+    ):
+        path.write_text(json.dumps({**lines[0], 'choices': choices}) + '\n')
+        assert run(world / 'slm', *asked, '--out', tmp_path / 'no') == 1
+        assert message in capsys.readouterr().err
+
+
 def test_an_older_step_and_a_missing_one(world, capsys):
     assert model_lib.load(world / 'slm', step=3).step == 3
     with pytest.raises(ValueError, match='no checkpoint of step 5; the newest is 7'):

@@ -134,12 +134,14 @@ def show(
     """One example as HTML: its name, score, audio, texts, and for a transcription the alignment."""
     identity = str(prediction.get('id'))
     kind = metrics.kind_of(prediction)
-    if kind == 'slots':
+    if kind in ('slots', 'choices'):
         verdict = 'right' if error == 0 else 'wrong'
     elif kind == 'answers':
         verdict = f'F1 {100 - error:.0f}' if error else 'right'
     elif kind == 'translation':
         verdict = f'chrF {100 - error:.0f}'
+    elif kind == 'likelihood':
+        verdict = f'{prediction["log_likelihoods"][0]:.1f} nats'
     else:
         verdict = f'{"CER" if metrics.is_unspaced(prediction.get("lang")) else "WER"} {error:.0f}%'
     seconds = f' · {prediction["duration"]:.1f} s' if prediction.get('duration') else ''

@@ -7,10 +7,12 @@ A prediction is a dictionary, one line of `predictions.jsonl`:
     slot                 name of the slot that was asked for; absent where none was
     reference, prediction, instruction
     answers              all that are accepted, the first of which is the reference; absent where one text is expected
+    log_likelihoods, tokens   of the `choices`, or of the reference alone, where texts were scored and none was written
 
-Four kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU,
-chrF), `slots` (micro F1, accuracy) and `answers` (whether one is contained, F1, exact match). Every score is taken
-over a whole group at once (corpus level), in percent, with its 95% bootstrap interval.
+Six kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU, chrF), `slots` (micro
+F1, accuracy), `answers` (whether one is contained, F1, exact match), `choices` (accuracy, and perplexity of the right
+one) and `likelihood` (perplexity). Every score is taken over a whole group at once (corpus level), in percent but for
+perplexity and bits, with its 95% bootstrap interval.
 """
 
 import importlib.metadata
@@ -23,9 +25,12 @@ from jaxtyping import Float
 from slm_jax.evaluation import normalizers, statistics
 from slm_jax.evaluation.statistics import ABSENT, MetricsError
 
-KINDS = ('transcription', 'translation', 'slots', 'answers')
+KINDS = ('transcription', 'translation', 'slots', 'answers', 'choices', 'likelihood')
 # Scores, of which all else that stands beside them is a count.
-RATES = ('wer', 'cer', 'bleu', 'chrf', 'contains', 'f1', 'precision', 'recall', 'accuracy')
+RATES = (
+    *('wer', 'cer', 'bleu', 'chrf', 'contains', 'f1', 'precision', 'recall', 'accuracy', 'accuracy_norm'),
+    *('perplexity', 'bits_per_byte'),
+)
 # Written without spaces between words: a word error rate would count whole sentences.
 UNSPACED = frozenset({'ja', 'zh', 'yue', 'cmn', 'wuu', 'th', 'lo', 'km', 'my', 'bo', 'dz'})
 
@@ -54,6 +59,8 @@ def bleu_tokenizer(target_lang: str | None) -> str:
 
 def kind_of(prediction: Prediction) -> str:
     """Returns one of `KINDS`."""
+    if prediction.get('log_likelihoods'):
+        return 'choices' if prediction.get('choices') else 'likelihood'
     if prediction.get('answers'):
         return 'answers'
     if prediction.get('slot'):
@@ -163,11 +170,14 @@ def normalizer_of(prediction: Prediction, normalizer: str) -> str:
     """Name of the normaliser of an example: what was asked for or, with `AUTO`, the customary one.
 
     That is Whisper's for transcripts in English, as on the public leaderboards, unless it leaves no word of the
-    reference ('Hmm.' becomes nothing, '...' a full stop); SQuAD's for answers; and `basic` for all else.
+    reference ('Hmm.' becomes nothing, '...' a full stop); SQuAD's for answers; and `basic` for all else. A text that
+    was scored is taken as it was.
     """
+    kind = kind_of(prediction)
+    if kind in ('choices', 'likelihood'):
+        return 'none'
     if normalizer != normalizers.AUTO:
         return normalizer
-    kind = kind_of(prediction)
     if kind == 'answers':
         return 'squad'
     english = kind == 'transcription' and base_language(prediction.get('lang')) == 'en'
@@ -195,9 +205,13 @@ def _names(normalizer: str, translation_normalizer: str) -> dict[str, str]:
 def error_rate(prediction: Prediction, normalizer: str = normalizers.AUTO) -> float:
     """How bad one example is, to sort by: WER, CER (no spaces), 100 - chrF, 0 and 100, or 100 - F1; in %.
 
-    0 for an answer that contains one that is accepted.
+    0 for an answer that contains one that is accepted. Of a scored text 100 times its bits per byte, at most 100.
     """
     kind = kind_of(prediction)
+    if kind == 'likelihood':
+        return min(100.0 * _likelihood([prediction]).scores()['bits_per_byte'], 100.0)
+    if kind == 'choices':
+        return 0.0 if prediction['prediction'] == prediction['reference'] else 100.0
     references, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
     if kind == 'answers':
         scores = statistics.answers([references], [answer]).scores()
@@ -323,6 +337,13 @@ def _statistics(
     signatures: dict[str, str],
 ) -> statistics.Statistics:
     """Of one group's examples."""
+    if kind in ('choices', 'likelihood'):
+        found = _likelihood(predictions)
+        if kind == 'likelihood':
+            return found
+        texts = [p['choices'] for p in predictions]
+        right = [each.index(p['reference']) for each, p in zip(texts, predictions, strict=True)]
+        return statistics.joined([statistics.choices(right, [p['log_likelihoods'] for p in predictions], texts), found])
     right, answers = map(list, zip(*pairs, strict=True))
     references = [first for first, *_ in right]
     if kind == 'answers':
@@ -350,6 +371,13 @@ def _statistics(
         parts.insert(0, found)
         signatures['bleu'] = _also(signatures.get('bleu'), signature)
     return statistics.joined(parts)
+
+
+def _likelihood(predictions: Sequence[Prediction]) -> statistics.Statistics:
+    """Of the reference, which is one of the texts that were scored."""
+    where = [p['choices'].index(p['reference']) if p.get('choices') else 0 for p in predictions]
+    values, tokens = ([p[f][i] for p, i in zip(predictions, where, strict=True)] for f in ('log_likelihoods', 'tokens'))
+    return statistics.likelihood(values, tokens, [p['reference'] for p in predictions])
 
 
 def _also(known: str | None, signature: str) -> str:

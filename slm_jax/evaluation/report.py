@@ -28,7 +28,15 @@ from slm_jax.data import json_lines
 from slm_jax.evaluation import examples, metrics, normalizers, page, plots
 
 SCHEMA = 1
-_TITLES = {'transcription': 'Transcription', 'translation': 'Translation', 'slots': 'Slots', 'answers': 'Answers'}
+_TITLES = {
+    'transcription': 'Transcription',
+    'translation': 'Translation',
+    'slots': 'Slots',
+    'answers': 'Answers',
+    'choices': 'Choices',
+    'likelihood': 'Likelihood',
+}
+_LIKELIHOOD = (('perplexity', 'perplexity', True), ('bits_per_byte', 'bits a byte', True))
 # Per kind: the columns of its table, as (metric, heading, is a rate).
 _COLUMNS = {
     'transcription': (
@@ -55,8 +63,15 @@ _COLUMNS = {
         ('f1', 'F1 %', True),
         ('accuracy', 'exact %', True),
     ),
+    'choices': (
+        ('examples', 'questions', False),
+        ('accuracy', 'right %', True),
+        ('accuracy_norm', 'right by likelihood a byte %', True),
+        *_LIKELIHOOD,
+    ),
+    'likelihood': (('examples', 'texts', False), *_LIKELIHOOD),
 }
-_FIRST_COLUMN = {'transcription': 'language', 'translation': 'direction', 'slots': 'slot', 'answers': 'language'}
+_FIRST_COLUMN = dict.fromkeys(_TITLES, 'language') | {'translation': 'direction', 'slots': 'slot'}
 _NAMES = {
     'wer': 'WER',
     'cer': 'CER',
@@ -65,6 +80,9 @@ _NAMES = {
     'contains': 'contains',
     'f1': 'F1',
     'accuracy': 'exact',
+    'accuracy_norm': 'by the byte',
+    'perplexity': 'perplexity',
+    'bits_per_byte': 'bits a byte',
 }
 
 
@@ -226,9 +244,11 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             ('chrf', 'chrF'),
             ('contains', 'answers right'),
             ('f1', 'slot F1' if kind == 'slots' else 'F1'),
+            *([('accuracy', 'right one chosen')] if kind == 'choices' else []),
+            ('perplexity', 'perplexity'),
         ):
             if metric in scores[group]:
-                percent = '' if metric in ('bleu', 'chrf') else '%'
+                percent = '' if metric in ('bleu', 'chrf', 'perplexity') else '%'
                 note = f'{group}{_interval(scores[group], metric)}'
                 tiles.append((f'{scores[group][metric]:.1f}{percent}', heading, note))
             elif metric == 'bleu' and 'bleu' in scores.get('average', {}):
@@ -271,6 +291,10 @@ def _scores(kind: str, scores: Mapping[str, Mapping[str, Any]]) -> str:
         svg = plots.bars(
             scores, 'contains', 'answers that contain an accepted one, %', caption := 'Answers by language'
         )
+    elif kind == 'choices':
+        svg = plots.bars(scores, 'accuracy', 'right one chosen, %', caption := 'Choices by language')
+    elif kind == 'likelihood':
+        svg = plots.bars(scores, 'perplexity', 'perplexity of a token', caption := 'Perplexity by language')
     else:
         svg = plots.bars(scores, 'f1', 'F1, %', caption := 'F1 by slot')
     table = _table(f'{title} by {first}', first, _COLUMNS[kind], scores)
@@ -307,7 +331,7 @@ def _by_length(predictions: Sequence[metrics.Prediction], errors: Sequence[float
     seconds, rates = zip(*timed, strict=True)
     title = 'Error rate by length of the clip'
     caption = 'A dot is an example, cut at 150%. Translation: 100 − chrF; slots: 0 right, 100 wrong; '
-    caption += 'answers: 0 if an accepted one is contained, else 100 − F1.'
+    caption += 'answers: 0 if an accepted one is contained, else 100 − F1; likelihood: 100 times bits a byte.'
     return page.section(title, page.plot(plots.error_by_length(seconds, rates, title), caption))
 
 

@@ -235,6 +235,50 @@ def answers(references: Sequence[Sequence[str]], predictions: Sequence[str]) -> 
     )
 
 
+def choices(
+    right: Sequence[int], log_likelihoods: Sequence[Sequence[float]], texts: Sequence[Sequence[str]]
+) -> Statistics:
+    """How often the right one of several texts is the likeliest, as EleutherAI's lm-evaluation-harness counts.
+
+    Args:
+        right: which one of each example's.
+        log_likelihoods: of the texts of each example.
+        texts: of each example.
+
+    Returns:
+        Of accuracy, and accuracy_norm by the likelihood per byte, in percent.
+    """
+    sizes = [np.array([len(text.encode()) for text in each]) for each in texts]
+    values = [np.array(each) for each in log_likelihoods]
+    return _mean(
+        accuracy=[np.argmax(value) == which for which, value in zip(right, values, strict=True)],
+        accuracy_norm=[np.argmax(v / size) == which for which, v, size in zip(right, values, sizes, strict=True)],
+    )
+
+
+def likelihood(log_likelihoods: Sequence[float], tokens: Sequence[int], texts: Sequence[str]) -> Statistics:
+    """How well texts were foreseen.
+
+    Args:
+        log_likelihoods: of each text, to base e.
+        tokens: in each.
+        texts: as many.
+
+    Returns:
+        Of perplexity (of a token, so only models of one tokenizer compare), and bits_per_byte.
+    """
+
+    def rates(sums):
+        return {
+            'perplexity': np.exp(sums[..., 0] / sums[..., 1]),
+            'bits_per_byte': sums[..., 0] / np.log(2) / sums[..., 2],
+        }
+
+    return Statistics(
+        np.array([(-v, n, len(t.encode())) for v, n, t in zip(log_likelihoods, tokens, texts, strict=True)]), rates
+    )
+
+
 def _overlap(reference: Sequence[str], prediction: Sequence[str]) -> float:
     """F1 of two bags of words, 0 to 1."""
     common = sum((collections.Counter(reference) & collections.Counter(prediction)).values())

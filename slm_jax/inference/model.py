@@ -142,6 +142,21 @@ class Model:
 
     def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape. Hosts ask alike, and each has all answers."""
+        tokens = self._run('predict', batch)
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in tokens]
+
+    def log_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[float]:
+        """How likely each row's `decoder_target_tokens` are as its answer, to base e; otherwise as `answers`.
+
+        Raises:
+            ValueError: the system has no language model.
+        """
+        if not hasattr(self.system, 'score_batch'):
+            raise ValueError(f'{self.directory.name} has no language model, which alone says how likely an answer is.')
+        return self._run('score_batch', batch).tolist()
+
+    def _run(self, method: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What a method of the system makes of a batch."""
         from slm_jax.training import hosts, partitioning
 
         if hosts.watch():
@@ -150,28 +165,32 @@ class Model:
         self._asked += 1
         rows = partitioning.host_rows(self.mesh, len(batch['speech_lengths']))
         given = partitioning.shard_batch({name: array[rows] for name, array in batch.items()}, self.mesh)
-        shapes = str({name: array.shape for name, array in given.items()})
-        if shapes not in self._programs:
-            self._programs[shapes] = self._program(given)
+        key = method, str({name: array.shape for name, array in given.items()})
+        if key not in self._programs:
+            self._programs[key] = self._program(method, given)
         started = time.perf_counter()
-        tokens = np.asarray(self._programs[shapes](self.params, given))
+        result = np.asarray(self._programs[key](self.params, given))
         self.seconds += time.perf_counter() - started
-        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in tokens]
+        return result
 
-    def _program(self, batch: Mapping[str, Any]) -> Callable:
-        """What generates for batches of these shapes, compiled."""
+    def _program(self, method: str, batch: Mapping[str, Any]) -> Callable:
+        """A method of the system for batches of these shapes, compiled."""
         import jax
 
         from slm_jax.training import partitioning
 
-        def predict(params, batch):
-            return self.system.predict(params, batch, self.decode)
+        generation = method == 'predict'
+        settings = [self.decode] if generation else []
+
+        def program(params, batch):
+            return getattr(self.system, method)(params, batch, *settings)
 
         if self.mesh.size == 1:
-            jitted = traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
+            name = [method, repr(self.system), *map(repr, settings)]
+            jitted = traces.program(program, name, self.params, batch)
         else:
-            jitted = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
-        with self._partitioner.tracing(self.mesh, generation=True):
+            jitted = jax.jit(program, out_shardings=partitioning.replicated(self.mesh))
+        with self._partitioner.tracing(self.mesh, generation=generation):
             return jitted.lower(self.params, batch).compile()
 
     def _cut(self, row: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from slm_jax.evaluation import metrics
 
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
+_TARGET_MULTIPLE = 16
 _MAX_ROWS = 64
 TOKENS_PER_SECOND = 40  # a text of so many tokens costs about what a second of audio does
 
@@ -29,12 +30,18 @@ class Query:
         samples: int16 at 16 kHz; None for text alone.
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
+        target: ids of an answer whose likelihood is asked for; () where one is to be written.
     """
 
     tokens: tuple[int, ...]
     samples: Int16[np.ndarray, ' n'] | None = None
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     transcribed: bool = False
+    target: tuple[int, ...] = ()
+
+    def with_target(self, target: tuple[int, ...]) -> 'Query':
+        """The same with a target."""
+        return dataclasses.replace(self, target=target)
 
 
 def seconds_bound(seconds: float, fine: bool = False) -> float:
@@ -72,20 +79,21 @@ def batched(
         (the batch's queries with their places in `queries`, the batch). A shape occurs with one
         number of rows, and for what is left in the end with at most one smaller number.
     """
-    waiting: dict[tuple[float, int], list[tuple[int, Query]]] = {}
+    waiting: dict[tuple[float, int, int], list[tuple[int, Query]]] = {}
     used = set()
 
     def rows_of(shape):
-        bound, tokens = shape
+        bound, tokens, targets = shape
         rows = seconds_per_batch / max(bound, computed) if bound else _MAX_ROWS
-        rows = min(rows, TOKENS_PER_SECOND * seconds_per_batch / max(tokens, 1), _MAX_ROWS)
+        rows = min(rows, TOKENS_PER_SECOND * seconds_per_batch / (tokens + targets), _MAX_ROWS)
         return max(int(rows) // row_multiple, 1) * row_multiple
 
     for position, query in enumerate(queries):
         samples = 0 if query.samples is None else len(query.samples)
         tokens = -(-max(len(query.tokens), 1) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE
         bound = seconds_bound(samples / SAMPLE_RATE, fine)
-        shape = bound if longest is None else min(bound, longest), tokens
+        targets = -(-len(query.target) // _TARGET_MULTIPLE) * _TARGET_MULTIPLE
+        shape = bound if longest is None else min(bound, longest), tokens, targets
         group = waiting.setdefault(shape, [])
         group.append((position, query))
         if len(group) == rows_of(shape):
@@ -99,16 +107,16 @@ def batched(
         yield group, _batch(group, shape, rows)
 
 
-def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: int) -> dict[str, np.ndarray]:
-    bound, tokens = shape
+def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int, int], rows: int) -> dict[str, np.ndarray]:
+    bound, tokens, targets = shape
+    targets = targets or 8  # Where one is to be written; the batch contract wants them all the same.
     batch: dict[str, np.ndarray] = {
         'speech_samples': np.zeros((rows, round(bound * SAMPLE_RATE)), np.int16),
         'speech_lengths': np.zeros(rows, np.int32),
         'encoder_input_tokens': np.zeros((rows, tokens), np.int32),
-        # Targets are what is asked for; the batch contract wants them all the same.
-        'decoder_input_tokens': np.zeros((rows, 8), np.int32),
-        'decoder_target_tokens': np.zeros((rows, 8), np.int32),
-        'decoder_loss_weights': np.zeros((rows, 8), np.float32),
+        'decoder_input_tokens': np.zeros((rows, targets), np.int32),
+        'decoder_target_tokens': np.zeros((rows, targets), np.int32),
+        'decoder_loss_weights': np.zeros((rows, targets), np.float32),
         'transcribed': np.zeros(rows, bool),
     }
     for row, (_, query) in enumerate(group):
@@ -116,6 +124,9 @@ def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: i
             batch['speech_samples'][row, : len(query.samples)] = query.samples
             batch['speech_lengths'][row] = len(query.samples)
         batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
+        batch['decoder_input_tokens'][row, 1 : len(query.target)] = query.target[:-1]
+        batch['decoder_target_tokens'][row, : len(query.target)] = query.target
+        batch['decoder_loss_weights'][row, : len(query.target)] = 1.0
         batch['transcribed'][row] = query.transcribed
     return batch
 
@@ -279,6 +290,7 @@ class Question:
         reference_field: field of the line that holds the reference ('slots.size' looks inside), or a list of accepted
             answers.
         text_field: field whose text stands in the place of speech; '' listens to the recording.
+        score_choices: whether the line's `choices`, one of which is the reference, are to be scored.
     """
 
     instruction: str = ''
@@ -286,6 +298,7 @@ class Question:
     slot: str = ''
     reference_field: str = ''
     text_field: str = ''
+    score_choices: bool = False
 
 
 def from_manifest(
@@ -388,7 +401,8 @@ def _ask(
             target_lang=target_lang,
             slot=question.slot or raw.get('slot'),
             instruction=instruction,
-            **_references(question, raw, line, target_lang),
+            **(references := _references(question, raw, line, target_lang)),
+            choices=_choices(raw, line, references['reference']) if question.score_choices else None,
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
@@ -424,6 +438,22 @@ def _references(
     if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f'{line["origin"]}: no reference: {field} is missing or empty.')
     return {'reference': reference, 'answers': answers}
+
+
+def _choices(raw: Mapping[str, Any], line: Mapping[str, str], reference: str) -> list[str] | None:
+    """The texts that a line gives to choose from; None where it has none."""
+    choices = raw.get('choices')
+    if choices is None:
+        return None
+    texts = isinstance(choices, list) and all(isinstance(text, str) and text.strip() for text in choices)
+    if not texts or len({*choices}) != len(choices) or len(choices) < 2:
+        raise ValueError(f'{line["origin"]}: choices is {choices!r}; it must be a list of two or more different texts.')
+    if reference not in choices:
+        raise ValueError(
+            f'{line["origin"]}: none of the choices is the reference {reference!r}; --reference_field names the field '
+            'that holds the right one.'
+        )
+    return choices
 
 
 def _field(raw: Mapping[str, Any], path: str) -> Any:

@@ -24,7 +24,7 @@ from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.speech_encoder import stored
-from slm_jax.systems.text_to_text import generate, token_loss, without_speech
+from slm_jax.systems.text_to_text import generate, log_likelihood, token_loss, without_speech
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
@@ -324,6 +324,20 @@ class SLM:
                     'token_labels': self._checked(ctc_logits, token_labels, decode.ctc_weight),
                 }
         return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
+
+    def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
+        """Log-likelihood of each row's target as the answer; see `log_likelihood`. CTC takes no part in it.
+
+        Raises:
+            ValueError: answers are what the adapter's CTC head writes, whatever is asked.
+        """
+        if self._answers_by_ctc:
+            raise ValueError(
+                'SLM.ctc_answers: this model answers by its CTC head and has no likelihoods of other answers; '
+                '--gin.SLM.ctc_answers=False lets the language model speak.'
+            )
+        prompt, mask, _ = self._prompt(params, batch, None)
+        return log_likelihood(self._logits(params, batch, prompt, mask, None), batch)
 
     def _spelling(
         self, params: Params, batch: Batch, parts: Mapping[str, Any]

@@ -41,10 +41,25 @@ class TextToText:
             others = jax.random.permutation(which, before, axis=1, independent=True)
             noisy = jax.random.bernoulli(where, self.decoder_noise, before.shape) & (before > 0) & (others > 0)
             before = jnp.where(noisy, others, before)
-        prompt = self.llm.apply({'params': params['llm']}, inputs, method='embed')
-        logits = self.llm.apply(
+        return token_loss(self._logits(params, inputs, before, targets, rng), batch, self.label_smoothing)
+
+    def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
+        """Log-likelihood of each row's target; see `log_likelihood`."""
+        inputs = without_speech(batch['encoder_input_tokens'])
+        before, targets = batch['decoder_input_tokens'], batch['decoder_target_tokens']
+        return log_likelihood(self._logits(params, inputs, before, targets, None), batch)
+
+    def _logits(
+        self,
+        params: Params,
+        inputs: Int[Array, 'b l'],
+        before: Int[Array, 'b t'],
+        targets: Int[Array, 'b t'],
+        rng: Key[Array, ''] | None,
+    ) -> Float[Array, 'b t v']:
+        return self.llm.apply(
             {'params': params['llm']},
-            prompt,
+            self.llm.apply({'params': params['llm']}, inputs, method='embed'),
             inputs > 0,
             before,
             targets,
@@ -52,7 +67,6 @@ class TextToText:
             rngs=None if rng is None else {'dropout': rng},
             method='logits',
         )
-        return token_loss(logits, batch, self.label_smoothing)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
@@ -100,6 +114,13 @@ def generate(
     place = jnp.arange(tokens.shape[1])
     tokens = jnp.where((tokens == _EOS) & (place >= lengths[:, None] - 1), 0, tokens)  # `limited` put it there
     return jnp.where(active[:, None], tokens, jnp.where(place == 0, _EOS, 0))
+
+
+def log_likelihood(logits: Float[Array, 'b l v'], batch: Batch) -> Float[Array, ' b']:
+    """Of each row's weighted target tokens, summed, to base e: T5X's score of a text."""
+    targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+    return -jnp.sum(cross_entropy * weights, axis=1)
 
 
 def token_loss(

@@ -1,5 +1,7 @@
 """Metrics against values computed by hand and against the libraries' own calls."""
 
+import math
+
 import pytest
 
 from slm_jax.evaluation import metrics
@@ -79,6 +81,20 @@ def test_every_rate_has_an_interval_and_counts_have_none():
     assert metrics.score(rows)['scores'] == result['scores'], 'of the same examples the same'
     alone = metrics.score(rows[:1])['scores']['transcription']['en']
     assert alone['intervals'] == {} and alone['wer'] == 0.0, 'of one example nothing is known'
+
+
+def test_scored_texts_have_an_accuracy_and_a_perplexity():
+    values = {'log_likelihoods': [-1.0, -3.0], 'tokens': [2, 2]}
+    rows = [
+        example('b', 'a', id=1, choices=['a', 'b'], **values),
+        example('c', 'c', id=2, choices=['c', 'd'], **values),
+    ]
+    result = metrics.score([*rows, example('e', 'e', id=3, log_likelihoods=[-2.0], tokens=[2])])
+    chosen, alone = result['scores']['choices']['en'], result['scores']['likelihood']['en']
+    assert chosen['accuracy'] == chosen['accuracy_norm'] == 50.0
+    assert chosen['perplexity'] == alone['perplexity'] == pytest.approx(math.e), 'of the reference: 4 nats in 4 tokens'
+    assert result['normalizers'] == {'choices': 'none', 'likelihood': 'none'}
+    assert [metrics.error_rate(row) for row in rows] == [100.0, 0.0]
 
 
 def test_questions_about_one_clip_are_drawn_together():

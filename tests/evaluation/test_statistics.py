@@ -89,6 +89,19 @@ def test_answers_by_hand(accepted, answer, contains, f1, exact):
     assert scores == {'contains': contains, 'f1': pytest.approx(f1), 'accuracy': exact}
 
 
+def test_the_likeliest_of_several_texts():
+    # The second is the likelier text, the first the likelier one by the byte ('é' has two).
+    both = [[-4.0, -3.0], [-2.0, -2.5]]
+    scores = statistics.choices([0, 1], both, [['abcdé', 'ab'], ['ab', 'abcd']]).scores()
+    assert scores == {'accuracy': 0.0, 'accuracy_norm': 100.0}
+    assert statistics.choices([1, 1], both, [['abcdé', 'ab'], ['ab', 'a']]).scores()['accuracy'] == 50.0
+
+
+def test_perplexity_is_of_all_tokens_together():
+    scores = statistics.likelihood([-2.0, -4.0], [1, 3], ['ab', 'é']).scores()
+    assert scores == pytest.approx({'perplexity': np.exp(6 / 4), 'bits_per_byte': 6 / np.log(2) / 4})
+
+
 def test_scores_of_resamples_are_those_of_the_examples_drawn():
     rng = np.random.default_rng(0)
     references = [' '.join(rng.choice(list('abcdefg'), 6)) for _ in range(7)]
