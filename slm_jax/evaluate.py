@@ -6,6 +6,7 @@ one (slm_base, slm_tiny), or a foundation: a speech encoder is read out by CTC, 
     --task NAME --split test           a registered task or mixture
     --manifest FILE.jsonl              recordings of one's own, or an earlier predictions.jsonl
     --predictions FILE.jsonl           nothing is decoded; an earlier run is scored anew
+    --suite zero_shot                  several sets, each beside its controls; see `slm_jax.suite`
 
 Written are predictions.jsonl, results.json and report.html, and a line into the model's card.
 
@@ -53,6 +54,8 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument('--split', default='test', help='of the task (default: test)')
     data.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
     data.add_argument('--predictions', metavar='FILE', help='score this file; decode nothing')
+    data.add_argument('--suite', metavar='NAME', help='several sets with their controls: gin/tasks/NAME.gin, or a file')
+    data.add_argument('--suite_data', metavar='DIR', help="where the suite's manifests are")
     data.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
     data.add_argument('--max_seconds', type=float, help='longest audio let through')
     data.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise')
@@ -127,6 +130,8 @@ def load_model(name: str, args: argparse.Namespace) -> Any:
     """The model that the arguments of `add_model_arguments` ask for; public foundations are imported on first use."""
     from slm_jax.inference import model
 
+    if not name:
+        raise ValueError('MODEL is missing: give the directory of a trained model.')
     fields = 'method beam_size alpha ctc_weight temperature top_k top_p seed max_decode_length'.split()
     decode = {field: value for field in fields if (value := getattr(args, field)) is not None}
     import_.ensure_for(name, given := pairs('--foundation', args.foundation))
@@ -156,8 +161,8 @@ def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
     return result
 
 
-def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
-    """Does what the command line says; returns the results.
+def evaluate(args: argparse.Namespace, command: str = '', model: Any = None) -> dict[str, Any]:
+    """Does what the command line says, with `model` if that is loaded already; returns the results.
 
     Raises:
         ValueError: wrong arguments, a model that cannot be loaded, bad data.
@@ -180,14 +185,12 @@ def evaluate(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     tally: collections.Counter[str] = collections.Counter()
     others = oracle.read(args.oracle) if args.oracle else None
     if args.predictions:
-        model, out = None, paths.path(args.out or paths.path(args.predictions).parent)
+        out = paths.path(args.out or paths.path(args.predictions).parent)
         lines = (queries.Query((), info=line) for line in queries.read_lines(args.predictions))
         predictions = [dict(query.info) for query in queries.checked(lines, _check(args), _on_bad(args, skipped))]
     else:
-        if not args.model:
-            raise ValueError('MODEL is missing: give the directory of a trained model.')
-        model = load_model(args.model, args)
-        out = _out(args, model)
+        model = model or load_model(args.model, args)
+        out = paths.path(args.out or place(model, label(args)))
         predictions = _decode(args, model, out, samples, skipped, tally)
     if notices.silent:
         return {}
@@ -228,14 +231,13 @@ def label(args: argparse.Namespace) -> str:
     return re.sub(r'[^\w.-]+', '_', '-'.join(parts)).strip('_')[:120]
 
 
-def _out(args: argparse.Namespace, model: Any) -> pathlib.Path:
+def place(model: Any, name: str) -> pathlib.Path:
+    """Where an evaluation of a model goes that is told no other place."""
     from slm_jax import foundations
 
-    if args.out:
-        return paths.path(args.out)
     if model.step is None or foundations.installed(model.directory):
-        return pathlib.Path('evaluations', model.directory.name, label(args))
-    return model.directory / 'evaluations' / label(args)
+        return pathlib.Path('evaluations', model.directory.name, name)
+    return model.directory / 'evaluations' / name
 
 
 def _on_bad(args: argparse.Namespace, skipped: list[str]) -> Callable[[str], None] | None:
@@ -488,9 +490,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(arguments)
     fail = functools.partial(cli.fail, 'evaluate')
+    from slm_jax import suite  # which asks this
+
     try:
         with cli.together(args.multihost, fail, ValueError, OSError, TypeError):
-            evaluate(args, 'slm-jax evaluate ' + shlex.join(arguments))
+            command = 'slm-jax evaluate ' + shlex.join(arguments)
+            suite.run(args, command) if args.suite else evaluate(args, command)
     except (ValueError, OSError, TypeError) as error:
         return fail(error)
     return 0

@@ -11,26 +11,29 @@ from slm_jax.data import json_lines
 from slm_jax.evaluation import metrics
 
 Key = tuple[str, ...]
+_ANSWER = ('prediction', 'log_likelihoods', 'tokens')
 
 
-def read(path: str | os.PathLike) -> dict[Key, str]:
-    """The predictions of a predictions.jsonl, by what they answer.
+def read(path: str | os.PathLike) -> dict[Key, dict[str, Any]]:
+    """The answers of a predictions.jsonl, by what they answer.
 
     Raises:
         ValueError: it cannot be read, a line has no prediction, or those of two lines of one example differ.
     """
-    found: dict[Key, str] = {}
+    found: dict[Key, dict[str, Any]] = {}
     for row in json_lines.read(path):
-        text = row.get('prediction')
-        if not isinstance(text, str):
+        if not isinstance(row.get('prediction'), str):
             raise ValueError(f'{path}: example {row.get("id")!r} has no text in its field "prediction".')
-        if found.setdefault(_key(row), text) != text:
+        answer = {field: row[field] for field in _ANSWER if field in row}
+        if found.setdefault(_key(row), answer) != answer:
             raise ValueError(f'{path}: two lines of id {row.get("id")!r} have different predictions.')
     return found
 
 
-def answered(path: str | os.PathLike, predictions: Mapping[Key, str], example: metrics.Prediction) -> dict[str, Any]:
-    """The example with the prediction that the other run has for it.
+def answered(
+    path: str | os.PathLike, predictions: Mapping[Key, Mapping[str, Any]], example: metrics.Prediction
+) -> dict[str, Any]:
+    """The example with the answer that the other run has to it.
 
     Raises:
         ValueError: it has none.
@@ -40,7 +43,7 @@ def answered(path: str | os.PathLike, predictions: Mapping[Key, str], example: m
             f'{path}: no line for example {example.get("id")!r} with the reference {example.get("reference")!r}. '
             'Evaluate both runs on the same data, and ask the same.'
         )
-    return {**example, 'prediction': predictions[_key(example)]}
+    return {**example, **predictions[_key(example)]}
 
 
 def _key(row: metrics.Prediction) -> Key:
