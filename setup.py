@@ -18,7 +18,7 @@ setuptools.setup(
     package_dir={'slm_jax.tasks': 'tasks', 'slm_jax.gin': 'gin'},
     package_data={
         'slm_jax.gin': ['**/*.gin'],
-        'slm_jax.corpora': ['questions.jsonl'],
+        'slm_jax.corpora': ['questions.jsonl', 'zero_shot/*.jsonl'],
         'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
     },
     install_requires=[
