@@ -19,7 +19,7 @@ setuptools.setup(
     package_data={
         'slm_jax.gin': ['**/*.gin'],
         'slm_jax.corpora': ['questions.jsonl', 'zero_shot/*.jsonl'],
-        'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
+        'slm_jax.foundations': ['*/card.json', '*/seen.npz', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
     },
     install_requires=[
         'jax>=0.10',

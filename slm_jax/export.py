@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from slm_jax import cli, paths
+from slm_jax.data import seen
 
 _PART = 'llm/'
 
@@ -64,6 +65,8 @@ def export(model_dir: str, out: str, step: int | None = None, model: bool = Fals
             card = {**_portable(card), 'name': path.name}
             card['evaluations'] = foundations.card(directory).get('evaluations') or {}
             checkpoints.write_for_inference(temporary, trained, card, 'bfloat16')
+            if (texts := seen.read(directory)) is not None:
+                seen.write(temporary, texts)
         elif all(name.startswith(_PART) for name in leaves):
             _write_llm(temporary, directory, leaves, card)
         else:

@@ -19,7 +19,8 @@ Each part is asked four times, and so are its other wordings, the controls of wh
     wrong_audio    another clip's recordings: what can be guessed
 
 DIR/PART.jsonl are manifests with `text`; OUT gets PART/CONTROL/ with what `evaluate` writes, results.json (schema 1:
-model, command, parts {name: {metric, controls {control: scores}, kept, wordings}}, training) and report.html.
+model, command, parts {name: {metric, controls {control: scores}, kept, seen, follows, wordings}}) and report.html.
+`seen` says how much of a part the training of the model met, by the hashes that it left (`slm_jax.data.seen`).
 """
 
 import argparse
@@ -29,6 +30,8 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 import gin
 from slm_jax import configuration, evaluate, paths
@@ -147,6 +150,7 @@ def _part(
         runs[control] = scores(control, control, part.instruction, **options)
     result = _summed(runs)
     result['instruction'] = part.instruction
+    result['seen'] = _seen(model, out / 'speech', manifest)
     result['follows'] = {control: _follows(out / control, manifest) for control in CONTROLS}
     result['wordings'] = {}
     for name, instruction in part.wordings.items():
@@ -199,6 +203,25 @@ def _summed(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
                 limits = share['intervals'].get(metric)
                 result['kept'][control] = {'share': share[metric], 'interval': limits}
     return result
+
+
+def _seen(model: Any, run: pathlib.Path, manifest: pathlib.Path) -> dict[str, float] | None:
+    """Percent of the instructions, answers and spoken sentences that training met; None where that is not known."""
+    from slm_jax.data import json_lines, seen
+
+    met = seen.read(model.directory)
+    if met is None:
+        return None
+
+    def percent(texts, kind):
+        return 100.0 * float(np.isin(np.unique(seen.hashes(texts)), met[kind]).mean())
+
+    rows = json_lines.read(run / 'predictions.jsonl')
+    return {
+        'instructions': percent([row['instruction'] for row in rows], 'instructions'),
+        'answers': percent([row['reference'] for row in rows], 'targets'),
+        'sentences': percent([row['text'] for row in json_lines.read(manifest)], 'targets'),
+    }
 
 
 def _follows(run: pathlib.Path, manifest: pathlib.Path) -> float | None:

@@ -121,6 +121,8 @@ def train(
         if start is not None and start >= train_steps:
             return {'step': start, 'evaluation': card['evaluation'], 'terminated': False}
         loader, eval_loaders = _read(plan, card, old_card, loader, eval_loaders or {}, needs)
+        if hasattr(loader, 'seen'):  # others than ours may not tell
+            checkpoints.write_seen(loader.seen, card['initialised_from'])
         state, frozen, rng, steps = _compiled(plan, card, checkpoints, start, seed, loader, decode)
         return run.Run(
             state, frozen, rng, mesh, steps, loader, eval_loaders, checkpoints, card, periods, eval_batches,

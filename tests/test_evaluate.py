@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from slm_jax import configuration, evaluate, foundations, infer
-from slm_jax.data import loader
+from slm_jax.data import loader, seen
+from slm_jax.evaluation import suite_report
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries, traces
 
@@ -473,6 +474,8 @@ b/suite.Part:
 suite.Suite.parts = [@a/suite.Part(), @b/suite.Part()]
 """)
     out = tmp_path / 'out'
+    met = {'instructions': seen.hashes(['answer']), 'targets': seen.hashes([lines[0]['text'].upper() + '!'])}
+    seen.write(world / 'slm', met)
     assert run(world / 'slm', '--suite', suite_file, '--suite_data', data, '--out', out) == 0
     said = capsys.readouterr().out
     assert 'true transcript' in said and f'report: {out}/report.html' in said
@@ -488,8 +491,12 @@ suite.Suite.parts = [@a/suite.Part(), @b/suite.Part()]
         assert set(texts) == {line['id'] for line in lines}
     assert set(parts['questions']['wordings']) == {'loud'} and parts['chosen']['follows']['speech'] is None
     assert 0 <= parts['questions']['follows']['speech'] <= 100
+    assert parts['questions']['seen'] == {'instructions': 100.0, 'answers': 0.0, 'sentences': 25.0}
     page = (out / 'report.html').read_text()
-    assert 'ANSWER.' in page and '<svg' in page
+    assert 'ANSWER.' in page and '<svg' in page and 'no <code>seen.npz</code>' not in page
+    results = json.loads((out / 'results.json').read_text())
+    results['parts'] = {name: {**part, 'seen': None} for name, part in parts.items()}
+    assert 'no <code>seen.npz</code>' in suite_report.render(results), 'what is not known is said not to be'
 
     for change, message in (
         (('--suite_data', tmp_path), "asked.jsonl: the recordings of 'questions' are not there. --suite_data names"),

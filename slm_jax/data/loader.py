@@ -18,7 +18,7 @@ import numpy as np
 import seqio
 
 import gin
-from slm_jax.data import cache, feature_converter, frames, measure, notices, preprocessors
+from slm_jax.data import cache, feature_converter, frames, measure, notices, preprocessors, seen
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
@@ -128,6 +128,7 @@ class SpeechTextLoader:
                 frames.check(task, store, self._encoder)
             self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
         self._unknown: list[dict[str, np.ndarray]] = []
+        self._seen: list[dict[str, np.ndarray]] = []
         self._teacher, self._teacher_inputs = teacher, []
         self._planned = [
             self._measure(task, store, rate, on_bad_example)
@@ -156,6 +157,11 @@ class SpeechTextLoader:
         self._waited = self._elapsed = 0.0
         self._report(num_buckets)
 
+    @property
+    def seen(self) -> dict[str, np.ndarray]:
+        """Hashes of the texts; see `slm_jax.data.seen`."""
+        return seen.joined(self._seen)
+
     def _report(self, num_buckets: int) -> None:
         """Says what there is, and what a person should know of it."""
         hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
@@ -182,6 +188,7 @@ class SpeechTextLoader:
     def _measure(self, task: seqio.Task, store: cache.Store, rate: float, on_bad_example: str) -> plan_lib.TaskLengths:
         """The lengths of the examples that can be used; the others are skipped, or stop it all."""
         measured = measure.measure(task, store, self._teacher)
+        self._seen.append({kind: measured[f'seen_{kind}'] for kind in seen.KINDS})
         good = measured['used'].copy()
         lengths = {
             'speech': store.samples,

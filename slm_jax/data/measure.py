@@ -14,9 +14,9 @@ import numpy as np
 import seqio
 
 from slm_jax import paths
-from slm_jax.data import cache, preprocessors, prompts, shards
+from slm_jax.data import cache, preprocessors, prompts, seen, shards
 
-_FORMAT = 3  # of the file: raise it when what is measured changes
+_FORMAT = 4  # of the file: raise it when what is measured changes
 _SHOWN = 3  # targets with unknown characters
 
 
@@ -29,7 +29,8 @@ def measure(task: seqio.Task, store: cache.Store, teacher: bool = False) -> dict
     Returns:
         Arrays [n]: `used` (by the task), `inputs` and `targets` (the longest, in tokens; also `teacher_inputs`),
         `letters` (of the targets) and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`:
-        which examples cannot be used, and why; and `shown`: some targets of which letters are lost.
+        which examples cannot be used, and why; `shown`: some targets of which letters are lost; and `seen_…`, hashes of all
+        `seen.KINDS`.
     """
     path = path_of(task, store, teacher)
     if not path.exists():
@@ -94,6 +95,7 @@ def _measure(task: seqio.Task, store: cache.Store, examples: range, teacher: boo
     result = {name: np.zeros(n, np.int32) for name in (*lengths, 'letters', 'lost')}
     result['used'] = np.zeros(n, bool)
     bad, shown = {}, []
+    texts: dict[str, set[str]] = {kind: set() for kind in seen.KINDS}
     empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
     steps = postcache(task, store.spec, teacher)
     vocabulary = task.output_features['targets'].vocabulary
@@ -112,8 +114,10 @@ def _measure(task: seqio.Task, store: cache.Store, examples: range, teacher: boo
             if example.get('error'):
                 bad[index] = example['error'].decode()
                 break
+            said = example.get('targets_pretokenized', b'').decode()
+            texts['targets'].add(said)
+            texts['instructions'].add(example.get('inputs_pretokenized', b'').decode())
             if seed == 0:
-                said = example.get('targets_pretokenized', b'').decode()
                 letters, lost, written = unknown(example['targets'], said, vocabulary)
                 result['letters'][i], result['lost'][i] = letters, lost
                 if lost and len(shown) < _SHOWN:
@@ -121,7 +125,7 @@ def _measure(task: seqio.Task, store: cache.Store, examples: range, teacher: boo
     result['bad'] = np.array(list(bad), np.int64)
     result['errors'] = np.array(list(bad.values()), np.str_)
     result['shown'] = np.array(shown, np.str_)
-    return result
+    return result | {f'seen_{kind}': np.unique(seen.hashes(found - {''})) for kind, found in texts.items()}
 
 
 def _narrow(numbers: np.ndarray) -> np.ndarray:

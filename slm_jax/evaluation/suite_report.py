@@ -75,6 +75,7 @@ def render(results: Mapping[str, Any]) -> str:
         page.section(
             'Wordings', page.card(page.table('The same asked in other words', heading, wordings)) if wordings else ''
         ),
+        page.section('What training met', page.card(_seen(parts))),
         page.section(
             'How this was measured', page.card(page.facts({'Command': results['command'], **results['model']}))
         ),
@@ -82,6 +83,18 @@ def render(results: Mapping[str, Any]) -> str:
         f'{page.escape(results["created"])}. Each part has a report of its own beside this page.</p></footer>',
     ]
     return page.document(title, '\n'.join(body))
+
+
+def _seen(parts: Mapping[str, Any]) -> str:
+    kinds = ('instructions', 'answers', 'sentences')
+    rows = [[name, *(f'{part["seen"][kind]:.0f}' for kind in kinds)] for name, part in parts.items() if part['seen']]
+    if not rows:
+        return (
+            '<p>It is not known which texts this model was trained on: its directory has no <code>seen.npz</code>, '
+            'which training leaves.</p>'
+        )
+    caption = 'Percent of the instructions, answers (as whole targets) and spoken sentences that training met'
+    return page.table(caption, ('part', *kinds), rows)
 
 
 def _row(name: str, part: Mapping[str, Any]) -> list[str]:

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from slm_jax import foundations as foundations_lib
 from slm_jax import paths
+from slm_jax.data import seen
 from slm_jax.foundations import flatten, s3
 from slm_jax.training import lock
 from slm_jax.training.state import TrainState
@@ -36,7 +37,7 @@ _FILES = 'files.json'
 _COMMITTED = 'commit_success.txt'  # Orbax's, written last where nothing can be renamed; it changes
 _OURS = re.compile(
     r'card\.json|\.card\.json\.\d+|checkpoints|losses(-\d+)*\.jsonl|events\.out\..*|bad_batch_\d+\.npz'
-    r'|\.lock\.json|\.hosts-.*|profile'
+    r'|\.lock\.json|\.hosts-.*|profile|seen\.npz|skipped\.jsonl'
 )
 
 
@@ -344,6 +345,18 @@ class Checkpoints:
                 old = json.loads(path.read_text(encoding='utf-8'))
                 card = {**card, **{key: old[key] for key in ('evaluations',) if key in old}}
             paths.write(path, json.dumps(card, indent=2, ensure_ascii=False) + '\n')
+
+    def write_seen(self, texts: Mapping[str, Any], first: Mapping[str, Any]) -> None:
+        """Notes what texts this training meets, and those that what it begins at has met; see `data.seen`.
+
+        Args:
+            texts: hashes of the loader's.
+            first: `initialised_from` of the card.
+        """
+        if not self._writes:
+            return
+        earlier = [seen.read(foundations_lib.find(entry['name'])) for entry in first.values()]
+        seen.write(self.model_dir, seen.joined([texts, *filter(None, earlier)]))
 
     def read_card(self, step: int) -> dict[str, Any]:
         """The card of one checkpoint."""

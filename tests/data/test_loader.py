@@ -9,8 +9,8 @@ import seqio
 import soundfile
 
 from slm_jax import tasks  # noqa: F401  registers tasks
+from slm_jax.data import instructions, notices, preprocessors, prompts, seen
 from slm_jax.data import loader as loader_lib
-from slm_jax.data import notices, preprocessors, prompts
 from slm_jax.data.tensorflow_cpu import tf
 from slm_jax.tasks import registry
 
@@ -73,6 +73,20 @@ def test_batches_keep_the_contract(make, vocabulary, manifest):
             assert asked in [
                 t.format(language={'en': 'English', 'fr': 'French'}[line['lang']]) for t in registry.TEMPLATES['asr']
             ]
+
+
+def test_what_was_met_can_be_asked_without_the_data(make, manifest, tmp_path):
+    loader = make()
+    texts = [json.loads(line)['text'] for line in manifest.read_text().splitlines()]
+    seen.write(tmp_path, loader.seen)
+    met = seen.read(tmp_path)
+    assert np.isin(seen.hashes([text.upper() + ' !' for text in texts]), met['targets']).all()
+    assert not np.isin(seen.hashes(['never said']), met['targets']).any()
+    asked = [text.format(language='English') for text in instructions.TEMPLATES['asr_language']]
+    assert np.isin(seen.hashes(asked), met['instructions']).all(), 'in every wording'
+    both = seen.joined([met, {kind: seen.hashes(['more']) for kind in seen.KINDS}])
+    assert [len(both[kind]) - len(met[kind]) for kind in seen.KINDS] == [1, 1]
+    assert seen.read(tmp_path / 'absent') is None
 
 
 def test_a_resume_gives_what_would_have_come(make):

@@ -18,6 +18,7 @@ import toy
 from jax.experimental.compilation_cache import compilation_cache
 
 from slm_jax import foundations
+from slm_jax.data import seen
 from slm_jax.training import checkpoints, loop
 from slm_jax.training.logs import read_losses
 from slm_jax.training.state import merge, split
@@ -90,6 +91,20 @@ def test_skipped_examples_are_listed_at_the_end_and_kept(model_dir, capsys):
     toy.train(model_dir, 1, loader=loader, eval_loaders={}, num_samples=0)
     assert capsys.readouterr().err.rstrip().endswith('train: 1 bad examples skipped:\n    a.wav: the file is empty')
     assert '"a.wav: the file is empty"' in (model_dir / 'skipped.jsonl').read_text()
+
+
+def test_texts_that_were_met_are_noted_with_those_of_before(model_dir):
+    loader = toy.ToyLoader()
+    loader.seen = {'instructions': np.uint64([1]), 'targets': np.uint64([2, 3])}
+    toy.train(model_dir, 1, loader=loader, eval_loaders={}, num_samples=0)
+    other = model_dir.with_name('other')
+    loader.seen = {'instructions': np.uint64([4]), 'targets': np.uint64([2])}
+    more = {'speech_encoder': str(model_dir.with_name('frozen')), 'adapter': str(model_dir)}
+    toy.train(other, 1, loader=loader, eval_loaders={}, num_samples=0, foundations=more)
+    assert {kind: hashes.tolist() for kind, hashes in seen.read(other).items()} == {
+        'instructions': [1, 4],
+        'targets': [2, 3],
+    }
 
 
 def test_resumed_losses_are_those_of_an_unbroken_run(model_dir, tmp_path):
