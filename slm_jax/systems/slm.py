@@ -302,7 +302,8 @@ class SLM:
         nothing (`heard_from`); and of any other model that goes by what CTC writes (`label_tokens`, or `token_labels`
         and `ctc_weight`), in those in which blank is likelier than all else at every frame. In less than a second CTC
         has to be all but sure. With `usm_tiny`, of 5,752 recordings of speech (voice prompts in 5 languages, Common
-        Voice in 19, orders, digits) none counts as nothing; of 356 noises, hums and tones 336 do.
+        Voice in 19, orders, digits) none counts as nothing; of 356 noises, hums and tones 336 do. With `slm_base`, of 775
+        (prompts, Common Voice in 16, orders, digits, questions) 4 count as nothing, of 165 noises, hums and tones all.
         """
         if self._answers_by_ctc:
             labels = self._written(params, batch, self._hear(params, batch, None))
