@@ -102,7 +102,8 @@ class Model:
     seconds: float = 0.0
 
     def __post_init__(self):
-        self._programs, self._asked = {}, 0
+        self._programs: dict[Any, Callable] = {}
+        self._asked = 0
 
     @property
     def text_vocabulary(self) -> Any:
@@ -148,33 +149,49 @@ class Model:
             digest = hashlib.sha256(b''.join(array.tobytes() for array in batch.values()))
             hosts.compare({f'the recordings or texts of batch {self._asked}': digest.hexdigest()})
         self._asked += 1
-        rows = partitioning.host_rows(self.mesh, len(batch['speech_lengths']))
-        given = partitioning.shard_batch({name: array[rows] for name, array in batch.items()}, self.mesh)
-        shapes = str({name: array.shape for name, array in given.items()})
-        if shapes not in self._programs:
-            self._programs[shapes] = self._program(given)
+        given = self.placed(batch)
+        function = lambda params, batch: self.system.predict(params, batch, self.decode)
+        predict = self.program('answers', function, given, out=partitioning.replicated(self.mesh))
         started = time.perf_counter()
-        tokens = np.asarray(self._programs[shapes](self.params, given))
+        tokens = np.asarray(predict(self.params, given))
         self.seconds += time.perf_counter() - started
-        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in tokens]
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in tokens]
 
-    def _program(self, batch: Mapping[str, Any]) -> Callable:
-        """What generates for batches of these shapes, compiled."""
-        import jax
-
+    def placed(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """A batch on the devices."""
         from slm_jax.training import partitioning
 
-        def predict(params, batch):
-            return self.system.predict(params, batch, self.decode)
+        rows = partitioning.host_rows(self.mesh, len(batch['speech_lengths']))
+        return partitioning.shard_batch({name: array[rows] for name, array in batch.items()}, self.mesh)
 
-        if self.mesh.size == 1:
-            jitted = traces.program(predict, ['answers', repr(self.system), repr(self.decode)], self.params, batch)
-        else:
-            jitted = jax.jit(predict, out_shardings=partitioning.replicated(self.mesh))
-        with self._partitioner.tracing(self.mesh, generation=True):
-            return jitted.lower(self.params, batch).compile()
+    def program(
+        self, name: str, function: Callable, *arguments: Any, donated: tuple[int, ...] = (), out: Any = None
+    ) -> Callable:
+        """A function of the parameters and `arguments` for arguments of these shapes; compiled once.
 
-    def _cut(self, row: np.ndarray) -> str:
+        Args:
+            name: of the function.
+            function: what it does is decided by its name, the system and `decode`.
+            arguments: without the parameters.
+            donated: places of arguments, the parameters being the first, whose memory the results may take.
+            out: shardings of the results; None: as the compiler likes.
+        """
+        import jax
+
+        leaves, tree = jax.tree.flatten(arguments)
+        key = name, str(tree), tuple(leaf.shape for leaf in leaves)
+        if key not in self._programs:
+            if self.mesh.size == 1:
+                of = [name, repr(self.system), repr(self.decode)]
+                jitted = traces.program(function, of, self.params, *arguments, donated=donated)
+            else:
+                jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
+            with self._partitioner.tracing(self.mesh, generation=True):
+                self._programs[key] = jitted.lower(self.params, *arguments).compile()
+        return self._programs[key]
+
+    def cut(self, row: np.ndarray) -> str:
+        """The field of `DecodeConfig` that did not let these tokens end, '' if they did."""
         if self.text_vocabulary is None or _EOS in row:  # CTC writes no end
             return ''
         return 'max_length_ratio' if self.decode.max_length_ratio and row[-1] == 0 else 'max_decode_length'

@@ -22,6 +22,8 @@ class System(Protocol):
     One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.
+    One that can write its answers some tokens at a time says so, `in_steps`, and has `begin(params, batch, decode)` and
+    `proceed(params, state, decode, steps, gone)`, see `text_to_text`; what they write is what `predict` does.
     """
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
