@@ -312,19 +312,17 @@ def infer(args: argparse.Namespace) -> int:
 def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
     """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
     from slm_jax.data import notices
+    from slm_jax.inference import asking
 
-    if not model.hears:
-        raise ValueError(
-            f'{model.directory}: a language model alone hears nothing. Give --model a trained model (`slm-jax train`); '
-            f'texts are put to this one by `slm-jax evaluate {model.directory.name} --manifest FILE --text_field text`.'
-        )
+    asking.check_hears(model)
     reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
     for recording in recordings:
-        if not (reads or recording.transcribed or recording.error):
-            error = f'instruction {recording.instruction!r}: {model.directory.name} reads none; by CTC it writes what'
-            error += ' is said. Leave the instruction out, or give --model a model with a language model.'
+        try:
+            if not recording.error:
+                asking.check_reads(model, recording.instruction)
+        except ValueError as error:
             if args.instruction:
-                raise ValueError(f'--{error}')
+                raise ValueError(f'--{error}') from None
             recording.error = f'{recording.name}: {error}'
         recording.transcribed |= args.ctc_weight is not None
         recording.without_ctc = bool(reads and weight and not recording.transcribed)

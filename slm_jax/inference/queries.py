@@ -50,6 +50,15 @@ def seconds_bound(seconds: float, fine: bool = False) -> float:
     return bound * 0.75 if fine and bound > 1 and seconds <= bound * 0.75 else bound
 
 
+def shape_of(query: Query, longest: float | None = None) -> tuple[float, int]:
+    """The shape that a query falls into where few shapes are to do for all; `longest` as in `batched`."""
+    seconds = seconds_bound(0 if query.samples is None else len(query.samples) / SAMPLE_RATE)
+    tokens = _TOKEN_MULTIPLE
+    while tokens < len(query.tokens):
+        tokens *= 2
+    return seconds if longest is None else min(seconds, longest), tokens
+
+
 def batched(
     queries: Iterable[Query],
     seconds_per_batch: float = 60.0,
@@ -89,17 +98,18 @@ def batched(
         group = waiting.setdefault(shape, [])
         group.append((position, query))
         if len(group) == rows_of(shape):
-            yield group, _batch(group, shape, len(group))
+            yield group, batch_of([query for _, query in group], shape, len(group))
             used.add(shape)
             del waiting[shape]
     for shape, group in waiting.items():
         rows = rows_of(shape)
         if shape not in used:  # A shape that is compiled already costs less than a smaller new one.
             rows = min(rows, -(-(1 << (len(group) - 1).bit_length()) // row_multiple) * row_multiple)
-        yield group, _batch(group, shape, rows)
+        yield group, batch_of([query for _, query in group], shape, rows)
 
 
-def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: int) -> dict[str, np.ndarray]:
+def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int) -> dict[str, np.ndarray]:
+    """The batch of a group of queries, filled up to `rows`, and each to a shape: (seconds, tokens of the prompt)."""
     bound, tokens = shape
     batch: dict[str, np.ndarray] = {
         'speech_samples': np.zeros((rows, round(bound * SAMPLE_RATE)), np.int16),
@@ -111,7 +121,7 @@ def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int], rows: i
         'decoder_loss_weights': np.zeros((rows, 8), np.float32),
         'transcribed': np.zeros(rows, bool),
     }
-    for row, (_, query) in enumerate(group):
+    for row, query in enumerate(group):
         if query.samples is not None:
             batch['speech_samples'][row, : len(query.samples)] = query.samples
             batch['speech_lengths'][row] = len(query.samples)
