@@ -336,12 +336,9 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
 
 
 def _say_cut(name: str, cut: str, decode: Any) -> None:
-    flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='
-    limit = getattr(decode, cut)
-    print(
-        f'slm-jax infer: {name}: the answer is cut, it reached {cut} {limit:g}; {flag}{2 * limit:g} lets it go on.',
-        file=sys.stderr,
-    )
+    from slm_jax.inference import asking
+
+    print(f'slm-jax infer: {name}: {asking.cut_note(cut, decode)}', file=sys.stderr)
 
 
 def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool, decode: Any) -> int:

@@ -50,6 +50,13 @@ def check_reads(model: Any, instruction: str) -> None:
         )
 
 
+def cut_note(cut: str, decode: Any) -> str:
+    """What to say of an answer that a limit cut, see `slm_jax.inference.model.Answer`."""
+    flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='
+    limit = getattr(decode, cut)
+    return f'the answer is cut, it reached {cut} {limit:g}; {flag}{2 * limit:g} lets it go on.'
+
+
 def query(
     model: Any, messages: Sequence[Message], samples: Int16[np.ndarray, ' n'] | None, with_ctc: bool = False
 ) -> queries.Query:

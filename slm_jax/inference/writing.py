@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+_EOS = 1
 _UNFINISHED = '\ufffd'  # what the first bytes of a character are read as
 
 
@@ -13,7 +14,7 @@ class Part(NamedTuple):
 
     Attributes:
         text: all that is sure, from the beginning.
-        tokens: ids of it, the end included.
+        tokens: ids of it, without the end.
         over: whether nothing follows.
         cut: of an answer that is over, as `slm_jax.inference.model.Answer` has it.
     """
@@ -82,8 +83,8 @@ class Writing:
 
     def _part(self, tokens: np.ndarray, sure: np.integer, over: np.bool_) -> Part:
         model = self._model
+        ids = [token for token in (tokens if over else tokens[:sure]).tolist() if token not in (0, _EOS)]
+        text = model.vocabulary.decode(ids)
         if over:
-            ids = tokens[tokens != 0].tolist()
-            return Part(model.vocabulary.decode(ids), tuple(ids), True, model.cut(tokens))
-        ids = tokens[:sure].tolist()
-        return Part(model.vocabulary.decode(ids).rstrip(_UNFINISHED), tuple(ids), False)
+            return Part(text, tuple(ids), True, model.cut(tokens))
+        return Part(text.rstrip(_UNFINISHED), tuple(ids), False)

@@ -152,8 +152,8 @@ async def _form(request: fastapi.Request, content: bytes) -> tuple[dict[str, Any
         form = await starlette.requests.Request(scope, replay).form(max_files=1, max_fields=_FIELDS)
     except Exception as error:  # The parser fails at malformed bodies in ways that it does not list.
         raise ApiError(400, f'The body is no form that can be read ({error}).') from None
-    async with contextlib.aclosing(form):
-        file, fields = form.get('file'), {}
+    file, fields = form.get('file'), {}
+    try:
         if not isinstance(file, UploadFile):
             raise ApiError(400, 'file: there is none; send the recording in this field.', 'file')
         for name in form:
@@ -162,6 +162,8 @@ async def _form(request: fastapi.Request, content: bytes) -> tuple[dict[str, Any
             if name != 'file':
                 fields[key] = values if key == 'timestamp_granularities' else values[-1]
         return fields, file.filename or 'file', await file.read()
+    finally:
+        await form.close()
 
 
 @router.post('/v1/audio/transcriptions')

@@ -158,7 +158,7 @@ class Engine:
 
     def _within(self, part: Part, most: int | None) -> Part:
         """A part of at most so many tokens."""
-        ids = [token for token in part.tokens if token != self._model.vocabulary.eos_id]
+        ids = part.tokens
         if most is None or len(ids) < most or (part.over and len(ids) == most):
             return part
-        return Part(self._model.vocabulary.decode(ids[:most]), tuple(ids[:most]), True, 'max_tokens')
+        return Part(self._model.vocabulary.decode(ids[:most]), ids[:most], True, 'max_tokens')

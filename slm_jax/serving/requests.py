@@ -143,7 +143,10 @@ def transcription(fields: Mapping[str, Any]) -> Transcription:
 
 def _refused(error: pydantic.ValidationError) -> ApiError:
     """The first thing that is wrong."""
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+    # Of a union's members the one that goes furthest was meant.
+    first = max(
+        error.errors(include_url=False, include_context=False, include_input=False), key=lambda e: len(e['loc'])
+    )
     # The names of a union's members stand among the fields.
     names = [place for place in first['loc'] if isinstance(place, int) or not place.startswith(('list[', '_'))]
     names = [name for name in names if name not in ('str', 'text', 'input_audio') or names.count(name) > 1]
