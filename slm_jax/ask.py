@@ -1,4 +1,4 @@
-"""Questions to recordings, one after another: `slm-jax ask [FILE]`.
+r"""Questions to recordings, one after another: `slm-jax ask [FILE]`.
 
     slm-jax ask call.wav
     > What does the caller want?
@@ -24,7 +24,7 @@ import argparse
 import contextlib
 import functools
 import glob
-import pathlib
+import os
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -86,7 +86,7 @@ class Terminal:
         command, _, rest = line.partition(' ')
         if not line:
             pass
-        elif command not in _COMMANDS and pathlib.Path(line).is_file():
+        elif command not in _COMMANDS and os.path.isfile(line):
             self.load(line)
         elif not line.startswith('/'):
             self._answer(line)
@@ -108,14 +108,10 @@ class Terminal:
         return False
 
     def _answer(self, instruction: str) -> None:
-        try:
-            with contextlib.closing(self._session.answer(instruction)) as pieces:
-                for piece in pieces:
-                    print(piece, end='', flush=True)
-        except ValueError:
-            raise
-        else:
-            print(flush=True)
+        with contextlib.closing(self._session.answer(instruction)) as pieces:
+            for piece in pieces:
+                print(piece, end='', flush=True)
+        print(flush=True)
         if self._session.cut:
             from slm_jax.inference import asking
 
@@ -172,7 +168,7 @@ def _typed() -> Iterator[str]:
     import readline
 
     def complete(text, state):
-        names = [name + '/' * pathlib.Path(name).is_dir() for name in sorted(glob.glob(glob.escape(text) + '*'))]
+        names = [name + '/' * os.path.isdir(name) for name in sorted(glob.glob(glob.escape(text) + '*'))]
         names += [command for command in _COMMANDS if command.startswith(text)]
         return names[state] if state < len(names) else None
 
