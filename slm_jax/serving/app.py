@@ -157,10 +157,12 @@ async def _form(request: fastapi.Request, content: bytes) -> tuple[dict[str, Any
         if not isinstance(file, UploadFile):
             raise ApiError(400, 'file: there is none; send the recording in this field.', 'file')
         for name in form:
-            key = name.removesuffix('[]')
-            values = form.getlist(name)
+            key, values = name.removesuffix('[]'), form.getlist(name)
+            many = key == 'timestamp_granularities'
+            if len(values) > 1 and not many:
+                raise ApiError(400, f'{name}: given {len(values)} times; give it once.', name)
             if name != 'file':
-                fields[key] = values if key == 'timestamp_granularities' else values[-1]
+                fields[key] = values if many else values[0]
         return fields, file.filename or 'file', await file.read()
     finally:
         await form.close()

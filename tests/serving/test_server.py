@@ -110,7 +110,7 @@ FIELDS = {
     'messages': (None, 1, 'x', [], {}, [1], [None], [{}], [{'role': 'user'}], [{'role': 'user', 'content': []}]),
     'stream': ('yes', 1.5, [], {}, 'true', 2),
     'stream_options': (1, 'x', [], {'other': 1}, {'include_usage': 'x'}),
-    'max_tokens': (0, -1, 1.5, '5', [], 10**400, True),
+    'max_tokens': (0, -1, 1.5, '5', [], True),
     'max_completion_tokens': (0, -1, 1.5, '5', {}),
     'temperature': ('hot', -1, 3, 0.5, [], True),
     'top_p': (0, 2, 'x', 0.5, []),
@@ -168,7 +168,7 @@ def malformed(seed):
                 CHAT,
                 {'json': {'model': 'seconds', 'messages': [{'role': role, 'content': content}]}},
             )
-    for _ in range(250):
+    for _ in range(300):
         end = rng.randrange(len(good))
         yield f'{end} bytes', CHAT, {'content': good[:end]}
     sound = wav(0.2)
@@ -178,7 +178,7 @@ def malformed(seed):
         noise = rng.randbytes(rng.randrange(1, 2000))
         yield 'noise', TRANSCRIPTIONS, form(noise)
     whole = form(sound)
-    for _ in range(150):
+    for _ in range(200):
         at = rng.randrange(len(whole['content']) - len(sound))
         yield f'{at} bytes of a form', TRANSCRIPTIONS, whole | {'content': whole['content'][:at]}
     for fields in (
