@@ -188,7 +188,7 @@ def malformed(seed):
     ):  # fmt: skip
         yield fields, TRANSCRIPTIONS, form(sound, **fields)
     multipart = 'multipart/form-data'
-    boundaries = ('', '; boundary=other', f'; boundary={"x" * 300}', '; charset=none; boundary=b')
+    boundaries = ('', '; boundary=other', f'; boundary={"x" * 300}', '; boundary="')
     for kind in ('', 'text/plain', 'application/json', *(multipart + boundary for boundary in boundaries)):
         yield kind, TRANSCRIPTIONS, whole | {'headers': {'content-type': kind}}
     yield 'no file', TRANSCRIPTIONS, {'data': {'model': 'seconds'}}
