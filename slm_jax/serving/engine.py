@@ -1,7 +1,7 @@
 """Many clients' queries put to one model: batches of few compiled shapes, by one thread that has the devices to itself.
 
 Whatever waits when the devices are free becomes a batch: the oldest query, and those that fit beside it. So batches
-grow with the load and nobody waits for company. Rows do not know of each other; each answer goes to its own query.
+grow with the load, and nobody waits long for company. Rows do not know of each other; each answer goes to its own query.
 """
 
 import logging
@@ -14,8 +14,8 @@ from slm_jax.inference import queries
 from slm_jax.inference.writing import Part, Writing
 
 _STEPS = 8  # tokens between two looks at who has left; streamed answers come token by token
-_TOGETHER = 0.005  # seconds in which those who ask at once are all there
-_LADDER = 4  # rows of batches: 1, 4, 16 …
+# Seconds in which those who ask at once, as after a batch, are all there; and the share of the last batch's time.
+_TOGETHER, _MOST_TOGETHER, _SHARE = 0.005, 0.1, 0.1
 _logger = logging.getLogger(__name__)
 
 
@@ -58,7 +58,7 @@ class Engine:
         unit = model.row_multiple
         self._ladder = [unit]
         while self._ladder[-1] < max_rows:
-            self._ladder.append(min(self._ladder[-1] * _LADDER, -(-max_rows // unit) * unit))
+            self._ladder.append(min(self._ladder[-1] * 2, -(-max_rows // unit) * unit))
         self._waiting: list[Job] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -103,16 +103,20 @@ class Engine:
                 Writing(self._model, queries.batch_of([query], shape, rows)).more()
 
     def _run(self) -> None:
+        took = 0.0
         while True:
             with self._changed:
-                while not self._waiting and not self._closing:
-                    self._changed.wait()
+                self._changed.wait_for(lambda: self._waiting or self._closing)
                 if not self._waiting:
                     return
-            time.sleep(_TOGETHER)
+                together = max(_TOGETHER, min(_SHARE * took, _MOST_TOGETHER))
+                self._changed.wait_for(lambda: len(self._waiting) >= self._ladder[-1], together)
             jobs, shape, rows = self._take()
             if jobs:
+                started = time.perf_counter()
                 self._answer(jobs, shape, rows)
+                took = time.perf_counter() - started
+                self._note(len(jobs), rows, took)
 
     def _take(self) -> tuple[list[Job], tuple[float, int], int]:
         """The next batch: of the shape of the oldest query, and smaller ones in rows that would be empty."""
@@ -136,7 +140,6 @@ class Engine:
             return jobs, shape, rows
 
     def _answer(self, jobs: Sequence[Job], shape: tuple[float, int], rows: int) -> None:
-        started = time.perf_counter()
         left = dict(enumerate(jobs))
         try:
             writing = Writing(self._model, queries.batch_of([job.query for job in jobs], shape, rows))
@@ -154,7 +157,6 @@ class Engine:
             _logger.exception('a batch of %d queries failed', len(jobs))
             for job in left.values():
                 job.deliver(error)
-        self._note(len(jobs), rows, time.perf_counter() - started)
 
     def _within(self, part: Part, most: int | None) -> Part:
         """A part of at most so many tokens."""
