@@ -1,7 +1,7 @@
 """Many clients' queries put to one model: batches of few compiled shapes, by one thread that has the devices to itself.
 
 Whatever waits when the devices are free becomes a batch: the oldest query, and those that fit beside it. So batches
-grow with the load, and nobody waits long for company. Rows do not know of each other; each answer goes to its own query.
+grow with the load, and nobody waits long for company. Rows do not know of each other; an answer goes to its own query.
 """
 
 import logging
