@@ -17,6 +17,7 @@ have to give a token, which stands in the variable SLM_JAX_TOKEN or in --token_f
 
 import argparse
 import functools
+import math
 import os
 import signal
 import socket
@@ -59,10 +60,10 @@ def serve(args: argparse.Namespace) -> None:
         OSError: the address cannot be listened on.
     """
     for name in ('max_rows', 'max_requests', 'max_megabytes', 'max_audio_seconds', 'max_request_seconds'):
-        if not getattr(args, name) > 0:
+        if not 0 < getattr(args, name) < math.inf:
             raise ValueError(f'--{name} {getattr(args, name):g}: give a number above 0.')
-    if args.chunk_seconds is not None and not args.chunk_seconds > 0:
-        raise ValueError(f'--chunk_seconds {args.chunk_seconds:g}: give a number above 0.')
+    if args.chunk_seconds is not None and not args.chunk_seconds >= 1:
+        raise ValueError(f'--chunk_seconds {args.chunk_seconds:g}: give 1 or more.')
     try:
         import uvicorn
 
@@ -91,12 +92,12 @@ def serve(args: argparse.Namespace) -> None:
         )
         host, port = listener.getsockname()[:2]
         address = f'http://{f"[{host}]" if ":" in host else host}:{port}'
-        print(f'slm-jax serve: {name} answers at {address}', flush=True)
         if not (token or _is_loopback(host)):
             print(
                 f'slm-jax serve: {host} can be reached from other machines, and no token is asked for: set {_TOKEN}.',
                 file=sys.stderr,
             )
+        print(f'slm-jax serve: {name} answers at {address}', flush=True)
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -114,7 +115,7 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=1024)
     except (OSError, OverflowError) as error:
-        why = getattr(error, 'strerror', None) or error
+        why = str(getattr(error, 'strerror', None) or error).partition(' (while')[0]
         raise ValueError(f'--host {host} --port {port}: cannot be listened on ({why}). Give another.') from None
 
 

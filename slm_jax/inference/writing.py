@@ -37,6 +37,7 @@ class Writing:
     def __init__(self, model: Any, batch: Mapping[str, np.ndarray]):
         self._model, self._batch = model, batch
         self._gone = np.zeros(len(batch['speech_lengths']), bool)
+        self._proceed: Any = None  # compiled by the first step
         self.over = False
         self._in_steps = getattr(model.system, 'in_steps', False)
         if self._in_steps:
@@ -54,32 +55,26 @@ class Writing:
             self.over = True
             answers = self._model.answers(self._batch)
             return [Part(text, (), True, cut) for text, cut in answers]
-        tokens, sure, over = self._proceed(steps)
+        tokens, sure, over = self._written(steps)
         self.over = bool(over.all())
         return [self._part(*row) for row in zip(tokens, sure, over, strict=True)]
 
-    def _proceed(self, steps: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _written(self, steps: int) -> tuple[np.ndarray, ...]:
         import jax
 
         from slm_jax.training import partitioning
 
-        model, mesh = self._model, self._model.mesh
+        model, everywhere = self._model, partitioning.replicated(self._model.mesh)
+        arguments = self._state, *jax.device_put((np.int32(steps), self._gone), everywhere)
+        if self._proceed is None:
 
-        def proceed(params, state, steps, gone):
-            return model.system.proceed(params, state, model.decode, steps, gone)
+            def proceed(params, state, steps, gone):
+                return model.system.proceed(params, state, model.decode, steps, gone)
 
-        arguments = self._state, jax.device_put(np.int32(steps), partitioning.replicated(mesh)), self._given_gone()
-        out = jax.tree.map(lambda x: x.sharding, self._state), partitioning.replicated(mesh)
-        program = model.program('proceed', proceed, *arguments, donated=(1,), out=out)
-        self._state, written = program(model.params, *arguments)
+            out = jax.tree.map(lambda x: x.sharding, self._state), everywhere
+            self._proceed = model.program('proceed', proceed, *arguments, donated=(1,), out=out)
+        self._state, written = self._proceed(model.params, *arguments)
         return tuple(map(np.asarray, written))
-
-    def _given_gone(self) -> Any:
-        import jax
-
-        from slm_jax.training import partitioning
-
-        return jax.device_put(self._gone, partitioning.replicated(self._model.mesh))
 
     def _part(self, tokens: np.ndarray, sure: np.integer, over: np.bool_) -> Part:
         model = self._model

@@ -70,9 +70,9 @@ class _Door:
             await _drain(receive, service.limits.bytes)
             await _refused(None, error)(scope, receive, sending)
         except (Gone, starlette.requests.ClientDisconnect):
-            service.metrics.cancelled.inc()
+            pass
         finally:
-            visit.leave()
+            service.metrics.cancelled.inc(visit.leave())
             self._inside -= answers
             service.metrics.inside.set(self._inside)
             path = scope['path'] if scope['path'] in _KNOWN else 'other'
@@ -205,6 +205,8 @@ async def _transcript_events(request: fastapi.Request, queues: Any, bounds: Any)
         yield formats.event({'type': 'transcript.text.done', **result}) + formats.DONE
     except ApiError as error:
         yield formats.event(error.body)
+    except Gone:
+        return
 
 
 @router.post('/v1/chat/completions')
@@ -238,6 +240,8 @@ async def _completion_events(
         yield completion.last(part, usage)
     except ApiError as error:
         yield formats.event(error.body)
+    except Gone:
+        return
 
 
 @router.get('/v1/models')

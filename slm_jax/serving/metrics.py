@@ -18,7 +18,9 @@ class Metrics:
             'slm_jax_request_seconds', 'From the first byte asked to the last answered', ['path'],
             buckets=_SECONDS, registry=registry,
         )  # fmt: skip
-        self.cancelled = prometheus.Counter('slm_jax_cancelled', 'Requests whose client left', registry=registry)
+        self.cancelled = prometheus.Counter(
+            'slm_jax_requests_cancelled', 'Requests whose client left, or whose time was over', registry=registry
+        )
         self.audio = prometheus.Counter('slm_jax_audio_seconds', 'Seconds of audio heard', registry=registry)
         self.tokens = prometheus.Counter('slm_jax_tokens', 'Tokens written', registry=registry)
         self.inside = prometheus.Gauge('slm_jax_requests_inside', 'Requests being answered', registry=registry)

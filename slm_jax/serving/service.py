@@ -121,8 +121,11 @@ class Service:
                 'at once. Ask about a part of it; /v1/audio/transcriptions takes it whole.',
                 'messages',
             )
+        *before, last = messages
+        if not last.text:  # a recording alone
+            last = last._replace(text=queries.wording('', '', ''))
         try:
-            query = asking.query(self.model, messages, samples, self._with_ctc)
+            query = asking.query(self.model, [*before, last], samples, self._with_ctc)
         except ValueError as error:
             raise ApiError(400, str(error), 'messages') from None
         if len(query.tokens) > _PROMPT_TOKENS:
@@ -159,6 +162,7 @@ class Visit:
         self._service = service
         self.deadline = asyncio.get_running_loop().time() + service.limits.seconds
         self._jobs: list[Job] = []
+        self._answered = 0
 
     def ask(self, query: queries.Query, streamed: bool = False, most: int | None = None) -> asyncio.Queue:
         """Puts a query to the engine; what it delivers comes out of the queue."""
@@ -193,6 +197,7 @@ class Visit:
                 if await request.is_disconnected():
                     raise Gone from None
                 continue
+            self._answered += isinstance(part, Exception) or part.over
             if isinstance(part, ValueError):
                 raise ApiError(400, str(part))
             if isinstance(part, Exception):
@@ -210,7 +215,8 @@ class Visit:
                 return part
         raise AssertionError('parts end with one that is over')
 
-    def leave(self) -> None:
-        """Cancels what is not answered."""
+    def leave(self) -> bool:
+        """Cancels what is not answered; whether there was such a thing."""
         for job in self._jobs:
             job.cancel()
+        return self._answered < len(self._jobs)

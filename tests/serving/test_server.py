@@ -49,6 +49,11 @@ def refused(answer, status, said):
     return error
 
 
+def inside(served):
+    """How many requests are being answered."""
+    return served.metrics.registry.get_sample_value('slm_jax_requests_inside')
+
+
 def until(condition):
     end = time.monotonic() + 20
     while not condition():
@@ -60,6 +65,9 @@ def test_lengths_and_texts(server):
     assert transcribe(server, wav(1.3)).json()['text'] == 'heard 13'
     assert transcribe(server, wav(12.0), response_format='text').text.count('heard') == 3, 'pieces of 5 s'
     assert server.post(CHAT, json=chat(wav(0.7, 8000))).json()['choices'][0]['message']['content'] == 'heard 7'
+    alone = chat(wav(0.4))
+    del alone['messages'][0]['content'][0]
+    assert server.post(CHAT, json=alone).json()['choices'][0]['message']['content'] == 'heard 4'
     text = {'model': 'seconds', 'messages': [{'role': 'user', 'content': 'abc'}]}
     assert server.post(CHAT, json=text).json()['choices'][0]['message']['content'] == 'read 4', 'with the end'
     lines = server.post(CHAT, json=chat(wav(0.7), stream=True)).text.split('\n\n')
@@ -261,7 +269,7 @@ def test_the_queue_is_bounded_and_batches_grow():
         model.may.clear()
         with concurrent.futures.ThreadPoolExecutor(6) as pool:
             first = pool.submit(transcribe, client, wav(0.1))
-            until(lambda: served.engine.waiting == 0 and served.metrics.inside._value.get() == 1)
+            until(lambda: served.engine.waiting == 0 and inside(served) == 1)
             time.sleep(0.1)
             others = [pool.submit(transcribe, client, wav(length / 10)) for length in (2, 3, 4, 5, 30)]
             until(lambda: served.engine.waiting == 5)
@@ -293,7 +301,7 @@ def test_a_request_has_its_time():
             streamed = client.post(CHAT, json=chat(wav(0.5), stream=True)).text
             assert 'No answer in 0.4 s' in streamed and '[DONE]' not in streamed
             model.may.set()
-            until(lambda: served.metrics.inside._value.get() == 0)
+            until(lambda: inside(served) == 0)
             assert transcribe(client, wav(0.5)).json()['text'] == 'heard 5'
         assert model.rows == [(1, 1)] * 2, 'the second was cancelled before its turn'
 
@@ -303,16 +311,17 @@ def test_who_leaves_is_not_answered():
         model.may.clear()
         with httpx.Client(base_url=address, timeout=60) as stays, concurrent.futures.ThreadPoolExecutor(1) as pool:
             first = pool.submit(transcribe, stays, wav(0.5))
-            until(lambda: served.metrics.inside._value.get() == 1)
+            until(lambda: inside(served) == 1)
             time.sleep(0.1)
             for stream in (False, True):
                 with httpx.Client(base_url=address, timeout=0.5) as leaves, contextlib.suppress(httpx.TimeoutException):
                     leaves.post(CHAT, json=chat(wav(1.0), stream=stream))
-            until(lambda: served.metrics.inside._value.get() == 1)
+            until(lambda: inside(served) == 1)
             model.may.set()
             assert first.result().json()['text'] == 'heard 5'
             assert transcribe(stays, wav(0.6)).json()['text'] == 'heard 6'
         assert model.rows == [(1, 1)] * 2
+        assert served.metrics.registry.get_sample_value('slm_jax_requests_cancelled_total') == 2
 
 
 def test_a_model_that_fails_is_no_end(monkeypatch):
@@ -337,7 +346,7 @@ def test_what_was_begun_is_answered_when_the_server_ends():
             target=lambda: found.append(transcribe(httpx.Client(base_url=address, timeout=60), wav(0.5)))
         )
         asking.start()
-        until(lambda: served.metrics.inside._value.get() == 1)
+        until(lambda: inside(served) == 1)
         time.sleep(0.1)
         threading.Timer(0.5, model.may.set).start()
     asking.join()
