@@ -145,7 +145,12 @@ def search(
             tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
             config.max_decode_length, eos_id, cache_batch_axis, active,
         )  # fmt: skip
-        return beams._replace(result=lambda state: tuple(x[:, -1] for x in beams.result(state)))
+
+        def best(state):
+            tokens, scores = beams.result(state)
+            return tokens[:, -1], scores[:, -1]
+
+        return beams._replace(result=best)
     if config.method == 'greedy':
         choose = lambda log_probs, position: jnp.argmax(log_probs, axis=-1)
     else:

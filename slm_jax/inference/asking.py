@@ -5,7 +5,7 @@ learnt to read one request and no more.
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -103,6 +103,8 @@ def _conversation(model: Any, messages: Sequence[Message]) -> tuple[int, ...]:
     assert render is not None
     turns = [{'role': each.role, 'content': _turn(model.prompt, each)} for each in messages]
     before, *after = render(turns).split(_SPEECH)
+    if len(after) != sum(each.speech for each in messages):
+        raise ValueError(f'the chat template of {model.directory.name} leaves the turn with the recording out.')
     encode = model.text_vocabulary.encode
     return (*encode(before), *(token for text in after for token in (prompts.SPEECH, *encode(text))))
 
@@ -124,17 +126,17 @@ def _chat(prompt: prompts.Prompt, llm: str) -> Any:
     from slm_jax.importers import CheckpointError, chat
 
     try:
-        template = foundations.card(llm).get('chat_template')
+        template = foundations.card(llm).get('chat_template') or ''
     except foundations.FoundationError:
         return None
 
-    def rendered(turns: Sequence[Mapping[str, str]]) -> str:
-        return chat.render(template, f'{llm}/card.json', list(turns), True)
+    def rendered(turns: list[dict[str, str]]) -> str:
+        return chat.render(template, f'{llm}/{foundations.CARD}', turns, True)
 
     assert prompt.chat is not None
     whole = prompt.chat.replace('{user}', _QUESTION)
     try:
-        one = rendered([{'role': 'user', 'content': _QUESTION}]) if template else ''
+        one = rendered([{'role': 'user', 'content': _QUESTION}])
     except CheckpointError:
         return None
     if not one or not whole.endswith(one):

@@ -102,8 +102,7 @@ class Model:
     seconds: float = 0.0
 
     def __post_init__(self):
-        self._programs: dict[Any, Callable] = {}
-        self._asked = 0
+        self._programs, self._asked = {}, 0
 
     @property
     def text_vocabulary(self) -> Any:

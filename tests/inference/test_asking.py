@@ -92,6 +92,13 @@ def test_others_read_one_request(model, options, said):
         asking.query(chat, messages(('user', 'What?'), ('assistant', 'A dog.'), ('user', 'Which?')), b'samples')
 
 
+def test_a_template_that_forgets_the_recording(model):
+    forgetful = TEMPLATE.replace('{% for m in messages %}', '{% for m in messages[-1:] %}')
+    turns = messages(('user', 'What?'), ('assistant', 'A dog.'), ('user', 'Which?'))
+    with pytest.raises(ValueError, match='the chat template of slm leaves the turn with the recording out'):
+        asking.query(model(forgetful), turns, b'samples')
+
+
 def test_what_cannot_be_asked(model):
     chat = model()
     with pytest.raises(ValueError, match="'SpeechOfTheUser' stands for the recording"):
