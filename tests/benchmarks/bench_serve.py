@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_serve.py tests/testdata/speech/*.ogg
     python tests/benchmarks/bench_serve.py *.wav --clients 1,4,16,64 --requests 256 --serve "--model runs/slm --warm"
 
-The server is a process of its own. One client alone asks for each clip first: these answers are what all others are
+The server is a process of its own; --warm has it compile for all lengths up to --chunk_seconds first. One client alone asks for each clip first: these answers are what all others are
 compared with, and its pace is one at a time. Times are from a request to its whole answer; RSS is the server's.
 """
 
@@ -35,7 +35,9 @@ def main() -> None:
     parser.add_argument(
         '--stream', action='store_true', help='answers as they are written, and the time to their start'
     )
-    parser.add_argument('--serve', default='--model slm_tiny', help='arguments of slm-jax serve')
+    parser.add_argument(
+        '--serve', default='--model slm_tiny --chunk_seconds 2 --warm', help='arguments of slm-jax serve'
+    )
     args = parser.parse_args()
     command = [sys.executable, '-m', 'slm_jax.serve', '--port', '0', '--max_requests', '1000', *shlex.split(args.serve)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {'PYTHONUNBUFFERED': '1'})
@@ -53,8 +55,6 @@ async def measured(args: argparse.Namespace, address: str, pid: int) -> None:
         name = (await client.get('/v1/models')).json()['data'][0]['id']
         bodies = [body(name, pathlib.Path(file), args) for file in args.files]
         seconds = [len(waveforms.read_waveform(file)) / 16_000 for file in args.files]
-        for number in map(int, args.clients.split(',')):  # every shape is compiled before anything is measured
-            await asyncio.gather(*(asked(client, each) for each in itertools.islice(itertools.cycle(bodies), number)))
         wanted = [(await asked(client, each))[0] for each in bodies]
         print(f'{len(bodies)} clips of {min(seconds):.1f} to {max(seconds):.1f} s, {name}; RSS {rss(pid)} MB\n')
         print('| clients | p50, s | p95 | p99 | start, p50 | requests/s | of one | audio s/s | wrong | RSS, MB |')
