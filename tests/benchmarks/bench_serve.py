@@ -3,8 +3,9 @@
     python tests/benchmarks/bench_serve.py tests/testdata/speech/*.ogg
     python tests/benchmarks/bench_serve.py *.wav --clients 1,4,16,64 --requests 256 --serve "--model runs/slm --warm"
 
-The server is a process of its own; --warm has it compile for all lengths up to --chunk_seconds first. One client alone asks for each clip first: these answers are what all others are
-compared with, and its pace is one at a time. Times are from a request to its whole answer; RSS is the server's.
+The server is a process of its own; --warm has it compile for all lengths up to --chunk_seconds first. One client alone
+asks for each clip before all else: these answers are what all others are compared with, and its pace is one at a time.
+Times are from a request to its whole answer, and to its first text with --stream; RSS is the server's.
 """
 
 import argparse
