@@ -53,7 +53,7 @@ class _Door:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope['type'] != 'http':
             return await self._app(scope, receive, send)
-        service, answers, status, started = self._service, scope['path'] in _ANSWERING, 0, time.perf_counter()
+        service, status, inside, started = self._service, 0, False, time.perf_counter()
         visit = scope['visit'] = Visit(service)
 
         async def sending(message: Any) -> None:
@@ -61,10 +61,10 @@ class _Door:
             status = message.get('status', status)
             await send(message)
 
-        self._inside += answers
-        service.metrics.inside.set(self._inside)
         try:
-            self._check(scope, answers)
+            self._check(scope)
+            inside = scope['path'] in _ANSWERING
+            self._count(inside)
             await self._app(scope, receive, sending)
         except ApiError as error:
             await _drain(receive, service.limits.bytes)
@@ -73,13 +73,16 @@ class _Door:
             pass
         finally:
             service.metrics.cancelled.inc(visit.leave())
-            self._inside -= answers
-            service.metrics.inside.set(self._inside)
+            self._count(-inside)
             path = scope['path'] if scope['path'] in _KNOWN else 'other'
             service.metrics.requests.labels(path, status).inc()
             service.metrics.seconds.labels(path).observe(time.perf_counter() - started)
 
-    def _check(self, scope: Any, answers: bool) -> None:
+    def _count(self, more: int) -> None:
+        self._inside += more
+        self._service.metrics.inside.set(self._inside)
+
+    def _check(self, scope: Any) -> None:
         """Refuses who has no token, and those for whom there is no room."""
         token, given = self._service.token, Headers(scope=scope).get('authorization', '')
         if token and scope['path'] not in _OPEN:
@@ -88,7 +91,7 @@ class _Door:
                     401, 'The token is missing or wrong: send it as "Authorization: Bearer TOKEN".', None,
                     'invalid_api_key', {'WWW-Authenticate': 'Bearer'},
                 )  # fmt: skip
-        if answers and self._inside > self._service.limits.requests:
+        if scope['path'] in _ANSWERING and self._inside >= self._service.limits.requests:
             raise ApiError(
                 429, f'{self._service.limits.requests} requests are being answered; come again.', None,
                 'rate_limit_exceeded', {'Retry-After': '1'},
