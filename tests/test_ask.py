@@ -167,7 +167,8 @@ def test_a_person_types(tmp_path, write_wav):
     """In a terminal: a prompt, what is heard is said, Tab completes, Ctrl-C ends an answer and Ctrl-D the session."""
     write_wav(tmp_path / 'a_long_name.wav', 1.0)
     script = f"""
-import sys, time
+import fcntl, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # Ctrl-C in it is for this process
 sys.path[:0] = {[str(pathlib.Path(__file__).parent)]!r}
 import test_ask, pytest
 patch = pytest.MonkeyPatch()
@@ -182,7 +183,6 @@ sys.exit(test_ask.ask.main([]))
     main, side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, '-c', script], stdin=side, stdout=side, stderr=side, cwd=tmp_path, start_new_session=True,
-        preexec_fn=lambda: __import__('fcntl').ioctl(0, __import__('termios').TIOCSCTTY, 0),
         env=os.environ | {'TERM': 'dumb'},
     )  # fmt: skip
     os.close(side)
