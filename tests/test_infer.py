@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax import decoding, evaluate, infer
+from slm_jax import decoding, infer
 from slm_jax.data import prompts
 from slm_jax.inference import model as model_lib
 
@@ -61,7 +61,7 @@ def model(monkeypatch):
         None,
         None,
     )
-    monkeypatch.setattr(evaluate, 'load_model', lambda name, args: model)
+    monkeypatch.setattr(model_arguments, 'load', lambda name, args: model)
     return model
 
 

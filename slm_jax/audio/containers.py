@@ -55,6 +55,8 @@ _BEGINS = re.compile(rb'\xff|ID3')
 # Bytes of an AMR frame by its mode, 0 for modes that do not exist: narrow band, wide band.
 _AMR_SIZES = (13, 14, 16, 18, 20, 21, 27, 32, 6, 0, 0, 0, 0, 0, 0, 1), (18, 24, 33, 37, 41, 47, 51, 59, 61, 6, *6 * [1])
 
+_DENSEST = 384_000  # values in a second: 192 kHz, stereo
+
 
 class AudioError(ValueError):
     """A recording that cannot be used: `str()` names the file, the fault and the remedy."""
@@ -141,6 +143,12 @@ def checked(name: str, kind: str | None, content: bytes) -> Checked:
 def truncated(name: str, evidence: str) -> AudioError:
     """The error for a file of which a part is missing."""
     return AudioError(f'{name}: the file is truncated ({evidence}). Fetch it again, or remove it.')
+
+
+def check_seconds(name: str, samples: int, channels: int, rate: int, most: float) -> None:
+    """Refuses what is longer than `most` seconds, or holds more than that much of the densest sound."""
+    if samples / max(rate, 1) > most or samples * channels > most * _DENSEST:
+        raise AudioError(f'{name}: is longer than the {most:g} s that are taken. Give a part of it.')
 
 
 # WAV and its kin: chunks with an id and a size, one of which holds the samples.

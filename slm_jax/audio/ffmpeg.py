@@ -1,6 +1,7 @@
 """Decoding by PyAV, whose wheels bring FFmpeg: what phones and browsers record and libsndfile does not read."""
 
 import io
+import math
 
 import numpy as np
 from jaxtyping import Float32
@@ -8,13 +9,16 @@ from jaxtyping import Float32
 from slm_jax.audio import containers
 
 
-def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
+def decode(
+    name: str, content: bytes, demuxer: str, most: float = math.inf
+) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
     """Decodes the first sound track of a file.
 
     Args:
         name: of the file, for messages.
         content: all of the file.
         demuxer: FFmpeg's name of the kind of file.
+        most: seconds; more is an AudioError.
 
     Returns:
         Samples on a scale of 1, and how many there are in a second.
@@ -54,6 +58,7 @@ def decode(name: str, content: bytes, demuxer: str) -> tuple[Float32[np.ndarray,
                 rate = frame.sample_rate
                 blocks.append(block)
                 length += len(block)
+                containers.check_seconds(name, length, block.shape[1], rate, most)
         counts_packets = demuxer == 'mov' and track.codec_context.name in ('aac', 'alac')
         if counts_packets and packets < track.frames:
             raise containers.truncated(name, f'{packets} of {track.frames} packets are there')

@@ -6,6 +6,7 @@ somebody should know of warns with an `AudioWarning`.
 """
 
 import io
+import math
 import os
 import warnings
 
@@ -32,12 +33,14 @@ _LOUDEST = 1e9
 _CANCELLED = 0.1
 
 
-def read_waveform(source) -> Int16[np.ndarray, ' samples']:
+def read_waveform(source, max_seconds: float | None = None) -> Int16[np.ndarray, ' samples']:
     """Reads a whole recording as 16 kHz mono samples.
 
     Args:
         source: a path, or an open binary file object, whose `name` is used in messages. libsndfile
             reads WAV, FLAC, MP3, OGG, Opus and what else it knows; PyAV M4A, MP4, WebM, AMR, AAC and WMA.
+
+        max_seconds: a longer one is refused before it is in memory, however few bytes it has been compressed to.
 
     Returns:
         Samples at 16 kHz; channels are averaged, see `to_int16`. A 16-bit mono file at 16 kHz is
@@ -60,7 +63,7 @@ def read_waveform(source) -> Int16[np.ndarray, ' samples']:
     if not content:
         raise AudioError(f'{name}: the file is empty (0 bytes). Fetch or record it again, or remove it.')
     try:
-        return to_int16(*_decode(name, content), name)
+        return to_int16(*_decode(name, content, max_seconds or math.inf), name)
     except AudioError:
         raise
     except Exception as error:  # Decoders fail in ways that nobody lists; to a caller all are one bad file.
@@ -70,35 +73,41 @@ def read_waveform(source) -> Int16[np.ndarray, ' samples']:
         ) from error
 
 
-def _decode(name: str, content: bytes) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
+def _decode(name: str, content: bytes, most: float) -> tuple[Float32[np.ndarray, 'samples channels'], int]:
     """Samples on a scale of 1, and how many there are in a second."""
     kind = containers.sniff(content)
     if kind == 'ogg' and len(links := containers.links(content)) > 1:
-        parts = [_decode(name, link) for link in links]
+        parts = []
+        for link in links:
+            parts.append(_decode(name, link, most))
+            length = sum(len(samples) for samples, _ in parts)
+            containers.check_seconds(name, length, parts[-1][0].shape[1], parts[-1][1], most)
         if len({(rate, samples.shape[1]) for samples, rate in parts}) > 1:
             raise AudioError(f'{name}: its sample rate or number of channels changes midway. Write it again as WAV.')
         return np.concatenate([samples for samples, _ in parts]), parts[0][1]
     content, demuxer, length = containers.checked(name, kind, content)
     if demuxer:
-        return ffmpeg.decode(name, content, demuxer)
+        return ffmpeg.decode(name, content, demuxer, most)
     try:
         file = soundfile.SoundFile(io.BytesIO(content))
     except soundfile.LibsndfileError as error:
         if kind in ('wav', 'ogg', 'caf'):  # They may hold what libsndfile has no decoder for.
-            return ffmpeg.decode(name, content, kind)
+            return ffmpeg.decode(name, content, kind, most)
         raise AudioError(
             f'{name}: not audio that can be read ({error.error_string.rstrip(".")}). '
             'Convert it to WAV, FLAC, MP3, OGG or Opus.'
         ) from error
     with file:
         if file.frames >= _UNKNOWN_LENGTH or (kind == 'wav' and 'MPEG' in file.subtype):  # an estimate
-            return ffmpeg.decode(name, content, file.format.lower())
+            return ffmpeg.decode(name, content, file.format.lower(), most)
         if length > file.frames:  # an estimate too, and libsndfile would read no more than that
-            return ffmpeg.decode(name, content, 'mp3')
+            return ffmpeg.decode(name, content, 'mp3', most)
         blocks = [file.read(_BLOCK // file.channels, dtype='float32', always_2d=True)]
         while len(blocks[-1]) == _BLOCK // file.channels:
+            containers.check_seconds(name, sum(map(len, blocks)), file.channels, file.samplerate, most)
             blocks.append(file.read(_BLOCK // file.channels, dtype='float32', always_2d=True))
         samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+        containers.check_seconds(name, len(samples), file.channels, file.samplerate, most)
         slack = 1152 * containers.FRAMES_SLACK if file.format == 'MP3' else 0
         if len(samples) < (length or file.frames) - slack:
             raise containers.truncated(name, f'{len(samples)} of {length or file.frames} samples are there')

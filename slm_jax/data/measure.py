@@ -29,8 +29,8 @@ def measure(task: seqio.Task, store: cache.Store, teacher: bool = False) -> dict
     Returns:
         Arrays [n]: `used` (by the task), `inputs` and `targets` (the longest, in tokens; also `teacher_inputs`),
         `letters` (of the targets) and `lost` (those that the tokenizer writes as unknown). Also `bad` and `errors`:
-        which examples cannot be used, and why; `shown`: some targets of which letters are lost; and `seen_…`, hashes of all
-        `seen.KINDS`.
+        which examples cannot be used, and why; `shown`: some targets of which letters are lost; and `seen_…`, the
+        hashes of all `seen.KINDS`.
     """
     path = path_of(task, store, teacher)
     if not path.exists():

@@ -9,10 +9,21 @@ from jaxtyping import Array, Float, Int
 from slm_jax.decoding.search import Cache, TokensToLogProbs
 
 
+def frame_log_probs(ctc_logits: Float[Array, 'b f l'], frame_lengths: Int[Array, ' b']) -> Float[Array, 'b f l']:
+    """What `with_ctc` reads of the logits of a CTC head, whose label 0 is blank: all but blank is over at the end."""
+    frames, num_labels = ctc_logits.shape[1:]
+    # Sums over frames stay exact enough in float32 if no frame counts for more than this.
+    log_probs = jnp.maximum(jax.nn.log_softmax(ctc_logits.astype(jnp.float32)), -30.0)
+    silence = jnp.where(jnp.arange(num_labels) == 0, 0.0, -1e4)
+    log_probs = jnp.where((jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence)
+    # Labels are few, and each step looks some up: whole on every device. Tokens are many.
+    return nn.with_logical_constraint(log_probs, ('batch', 'length', 'labels'))
+
+
 def with_ctc(
     tokens_to_log_probs: TokensToLogProbs,
     cache: Cache,
-    ctc_logits: Float[Array, 'b f l'],
+    log_probs: Float[Array, 'b f l'],
     frame_lengths: Int[Array, ' b'],
     token_labels: Int[Array, ' v'],
     weight: float,
@@ -27,19 +38,14 @@ def with_ctc(
     keeps a model that writes characters from losing its place in the audio, from skipping and repeating.
 
     Args:
-        ctc_logits: label 0 is blank; rows of no `frame_lengths` are the model's alone.
+        log_probs: of the frames, see `frame_log_probs`.
+        frame_lengths: rows of none are the model's alone.
         token_labels: the label of each token; 0 for those that are not heard, such as a comma; the negative label for
             what stands between words and is not heard before the first. CTC's part of a token that is not heard is
             minus the number of such tokens right before it: one costs nothing, and a loop of them does not pay.
     """
-    batch, frames, num_labels = ctc_logits.shape
+    batch, _, num_labels = log_probs.shape
     never = jnp.float32(-1e9)
-    # Sums over frames stay exact enough in float32 if no frame counts for more than this.
-    log_probs = jnp.maximum(jax.nn.log_softmax(ctc_logits.astype(jnp.float32)), -30.0)
-    silence = jnp.where(jnp.arange(num_labels) == 0, 0.0, -1e4)
-    log_probs = jnp.where((jnp.arange(frames) < frame_lengths[:, None])[:, :, None], log_probs, silence)
-    # Labels are few, and each step looks some up: whole on every device. Tokens are many.
-    log_probs = nn.with_logical_constraint(log_probs, ('batch', 'length', 'labels'))
     blank = log_probs[:, None, :, 0]
     token_labels, between = jnp.abs(token_labels), token_labels < 0
 

@@ -11,7 +11,7 @@ length, v vocabulary, f frames, l CTC labels.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -81,7 +81,35 @@ class DecodeConfig:
                 raise ValueError(f'DecodeConfig.{field} is {getattr(self, field)!r}; it must be {remedy}.')
 
 
-def decode(
+class Search(NamedTuple):
+    """A search as a loop, which may be left and gone on with.
+
+    Attributes:
+        state: before the first step; arrays, the first of which is how many steps were taken.
+        going: of a state, whether another step may change anything.
+        step: from state to state.
+        result: of a state, the sequences and their scores.
+        settled: of a state, tokens [b, m], how many of them [b] stay as they are whatever follows, and which rows [b]
+            stay so in whole.
+    """
+
+    state: Any
+    going: Callable[[Any], Bool[Array, '']]
+    step: Callable[[Any], Any]
+    result: Callable[[Any], tuple[Array, Array]]
+    settled: Callable[[Any], tuple[Int32[Array, 'b m'], Int[Array, ' b'], Bool[Array, ' b']]]
+
+    def run(self) -> tuple[Array, Array]:
+        """The result when nothing changes any more."""
+        return self.result(lax.while_loop(self.going, self.step, self.state))
+
+
+def decode(*args: Any, **kwargs: Any) -> tuple[Int32[Array, 'b m'], Float[Array, ' b']]:
+    """Generates one sequence per row, see `search`: tokens, 0 after the end token, and scores."""
+    return search(*args, **kwargs).run()
+
+
+def search(
     tokens_to_log_probs: TokensToLogProbs,
     cache: Cache,
     batch_size: int,
@@ -91,14 +119,14 @@ def decode(
     cache_batch_axis: int = 0,
     active: Bool[Array, ' b'] | None = None,
     example_ids: Int[Array, ' b'] | None = None,
-) -> tuple[Int32[Array, 'b m'], Float[Array, ' b']]:
-    """Generates one sequence per row; the first input token is 0, as in T5.
+) -> Search:
+    """What generates one sequence per row; the first input token is 0, as in T5.
 
     Args:
         tokens_to_log_probs: one step, (tokens [n, 1], cache) to (log-probabilities [n, v] in float32, cache).
         cache: arrays with a batch axis of size `batch_size` at `cache_batch_axis`, and scalars. Those called
             `cached_key` and `cached_value` have room for all beams of a sequence, and a search leaves them as they are
-            (`T5`'s `written_by` says which beam wrote what).
+            (`T5`'s `written_by` says which beam wrote what). None, where a search goes on from a state.
         batch_size: b.
         config: how to generate.
         eos_id: the token that ends a sequence.
@@ -108,16 +136,21 @@ def decode(
             stands in. Row numbers if None.
 
     Returns:
-        tokens, 0 after the end token; and scores: the log-probability of the sequence under the
+        Its result is tokens, 0 after the end token; and scores: the log-probability of the sequence under the
         model (before temperature and truncation), for 'beam' divided by the brevity penalty where
         the sequence ended.
     """
     if config.method == 'beam':
-        tokens, scores = beam_search(
+        beams = _beams(
             tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
-            config.max_decode_length, eos_id, cache_batch_axis=cache_batch_axis, active=active,
+            config.max_decode_length, eos_id, cache_batch_axis, active,
         )  # fmt: skip
-        return tokens[:, -1], scores[:, -1]
+
+        def best(state):
+            tokens, scores = beams.result(state)
+            return tokens[:, -1], scores[:, -1]
+
+        return beams._replace(result=best)
     if config.method == 'greedy':
         choose = lambda log_probs, position: jnp.argmax(log_probs, axis=-1)
     else:
@@ -141,13 +174,14 @@ def decode(
 
     # Column 0 holds the first input token.
     tokens = jnp.zeros((batch_size, config.max_decode_length + 1), jnp.int32)
-    done = jnp.zeros(batch_size, bool) if active is None else ~active
-    _, tokens, scores, _, _ = lax.while_loop(
-        lambda state: (state[0] < config.max_decode_length) & ~jnp.all(state[3]),
+    passive = jnp.zeros(batch_size, bool) if active is None else ~active
+    return Search(
+        (jnp.int32(0), tokens, jnp.zeros(batch_size), passive, cache),
+        lambda state: (state[0] < config.max_decode_length) & ~jnp.all(state[3] | passive),
         step,
-        (jnp.int32(0), tokens, jnp.zeros(batch_size), done, cache),
+        lambda state: (state[1][:, 1:], state[2]),
+        lambda state: (state[1][:, 1:], jnp.broadcast_to(state[0], batch_size), state[3]),
     )
-    return tokens[:, 1:], scores
 
 
 def limited(
@@ -196,10 +230,26 @@ def beam_search(
 ) -> tuple[Int32[Array, 'b k m'], Float[Array, 'b k']]:
     """Beam search, token for token and score for score that of `t5x.decoding.beam_search`.
 
-    Arguments are those of `decode`. Beams are in ascending order of score: the best is the last.
+    Arguments are those of `search`. Beams are in ascending order of score: the best is the last.
     Where no beam of a sequence ended, all are unfinished ones with scores that no penalty divides;
     where only some ended, the others are empty with scores near -1e7.
     """
+    return _beams(
+        tokens_to_log_probs, cache, batch_size, beam_size, alpha, max_decode_length, eos_id, cache_batch_axis, active
+    ).run()
+
+
+def _beams(
+    tokens_to_log_probs: TokensToLogProbs,
+    cache: Cache,
+    batch_size: int,
+    beam_size: int,
+    alpha: float,
+    max_decode_length: int,
+    eos_id: int,
+    cache_batch_axis: int,
+    active: Bool[Array, ' b'] | None,
+) -> Search:
     candidates = 2 * beam_size  # Even if half of them end now, enough stay alive.
 
     def penalty(length):
@@ -210,18 +260,21 @@ def beam_search(
         indices = lax.top_k(scores, beam_size)[1][:, ::-1]
         return [_gather(x, indices) for x in (scores, *others)]
 
-    def searching(state):
-        position, live_scores, _, ended_scores, _, ended, _ = state
+    def decided(state):
+        """Rows whose result no live beam can change any more, and those where none is possible."""
+        _, live_scores, _, ended_scores, _, ended, _ = state
         # A score only falls and the longest sequence has the largest penalty: no live beam of
         # this sequence can ever do better than this.
         bound = live_scores[:, -1:] / penalty(max_decode_length + 1)
         worst = jnp.where(ended, jnp.min(ended_scores, axis=1, keepdims=True), _IMPOSSIBLE)
-        decided = jnp.all(worst > bound, axis=1)
+        known = jnp.all(worst > bound, axis=1)
         hopeless = bound[:, 0] < _IMPOSSIBLE / penalty(max_decode_length + 1)
-        if active is not None:
-            decided, hopeless = decided | ~active, hopeless | ~active
-        stop = jnp.all(decided) | (jnp.all(hopeless) & (position > 0))
-        return (position < max_decode_length) & ~stop
+        return (known, hopeless) if active is None else (known | ~active, hopeless | ~active)
+
+    def searching(state):
+        known, hopeless = decided(state)
+        stop = jnp.all(known) | (jnp.all(hopeless) & (state[0] > 0))
+        return (state[0] < max_decode_length) & ~stop
 
     def step(state):
         position, live_scores, live, ended_scores, ended_tokens, ended, cache = state
@@ -257,10 +310,23 @@ def beam_search(
         jnp.int32(0), first, empty, jnp.full(shape, _IMPOSSIBLE), empty,
         jnp.zeros(shape, bool), cache,
     )  # fmt: skip
-    _, live_scores, live, ended_scores, ended_tokens, ended, _ = lax.while_loop(searching, step, state)
-    any_ended = jnp.any(ended, axis=1, keepdims=True)
-    tokens = jnp.where(any_ended[:, :, None], ended_tokens, live)
-    return tokens[:, :, 1:], jnp.where(any_ended, ended_scores, live_scores)
+
+    def result(state):
+        _, live_scores, live, ended_scores, ended_tokens, ended, _ = state
+        any_ended = jnp.any(ended, axis=1, keepdims=True)
+        tokens = jnp.where(any_ended[:, :, None], ended_tokens, live)
+        return tokens[:, :, 1:], jnp.where(any_ended, ended_scores, live_scores)
+
+    def settled(state):
+        """What all beams begin with that may still be the best."""
+        position, _, live, _, ended_tokens, ended, _ = state
+        best_of_each = result(state)[0][:, -1]
+        alike = [best_of_each[:, None] == beams[:, :, 1:] for beams in (live, ended_tokens)]
+        common = jnp.all(alike[0], axis=1) & jnp.all(alike[1] | ~ended[:, :, None], axis=1)
+        lengths = jnp.minimum(jnp.sum(jnp.cumprod(common, axis=1), axis=1), position)
+        return best_of_each, lengths, decided(state)[0]
+
+    return Search(state, searching, step, result, settled)
 
 
 def best_of_all(scores: Float[Array, 'b k v'], count: int) -> tuple[Float[Array, 'b c'], Int32[Array, 'b c']]:

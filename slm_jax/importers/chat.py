@@ -179,7 +179,28 @@ def _pad(
 
 
 def _render(said: Said, messages: list[dict[str, str]], generation_prompt: bool) -> str:
-    """What the template writes, as transformers runs it."""
+    return render(said.template or '', said.template_file, messages, generation_prompt, **said.tokens)
+
+
+def render(
+    template: str,
+    file: str | pathlib.Path,
+    messages: list[dict[str, str]],
+    generation_prompt: bool,
+    **tokens: str,
+) -> str:
+    """What a chat template writes, as transformers runs it.
+
+    Args:
+        template: the chat template.
+        file: where it is, for messages.
+        messages: `role` and `content` of each turn.
+        generation_prompt: whether the assistant's turn begins at the end.
+        tokens: texts of special tokens by their names.
+
+    Raises:
+        CheckpointError: it does not run.
+    """
     import jinja2.sandbox
 
     def raise_exception(message):
@@ -190,14 +211,14 @@ def _render(said: Said, messages: list[dict[str, str]], generation_prompt: bool)
     )
     environment.filters['tojson'] = lambda value, **options: json.dumps(value, **{'ensure_ascii': False} | options)
     environment.globals['raise_exception'] = raise_exception
-    source = _GENERATION.sub(lambda tag: tag[1] + ('endif' if tag[2] else 'if true') + tag[3], said.template or '')
+    source = _GENERATION.sub(lambda tag: tag[1] + ('endif' if tag[2] else 'if true') + tag[3], template)
     broken = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
     try:
         return environment.from_string(source).render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=generation_prompt, **said.tokens
+            messages=messages, tools=None, documents=None, add_generation_prompt=generation_prompt, **tokens
         )
     except broken as error:
         raise CheckpointError(
-            f'{said.template_file}: the chat template does not run for {" and ".join(m["role"] for m in messages)} '
+            f'{file}: the chat template does not run for {" and ".join(m["role"] for m in messages)} '
             f'({type(error).__name__}: {error}). Mend it, or delete it to have a prompt that is the text alone.'
         ) from error

@@ -142,8 +142,8 @@ class Model:
 
     def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape. Hosts ask alike, and each has all answers."""
-        tokens = self._run('predict', batch)
-        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self._cut(row)) for row in tokens]
+        tokens = self._run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in tokens]
 
     def log_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[float]:
         """How likely each row's `decoder_target_tokens` are as its answer, to base e; otherwise as `answers`.
@@ -153,47 +153,58 @@ class Model:
         """
         if not hasattr(self.system, 'score_batch'):
             raise ValueError(f'{self.directory.name} has no language model, which alone says how likely an answer is.')
-        return self._run('score_batch', batch).tolist()
+        return self._run('likelihoods', self.system.score_batch, batch).tolist()
 
-    def _run(self, method: str, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What a method of the system makes of a batch."""
+    def _run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What a function makes of the parameters and a batch; `name` as `program` has it."""
         from slm_jax.training import hosts, partitioning
 
         if hosts.watch():
             digest = hashlib.sha256(b''.join(array.tobytes() for array in batch.values()))
             hosts.compare({f'the recordings or texts of batch {self._asked}': digest.hexdigest()})
         self._asked += 1
-        rows = partitioning.host_rows(self.mesh, len(batch['speech_lengths']))
-        given = partitioning.shard_batch({name: array[rows] for name, array in batch.items()}, self.mesh)
-        key = method, str({name: array.shape for name, array in given.items()})
-        if key not in self._programs:
-            self._programs[key] = self._program(method, given)
+        given = self.placed(batch)
+        compiled = self.program(name, function, given, out=partitioning.replicated(self.mesh))
         started = time.perf_counter()
-        result = np.asarray(self._programs[key](self.params, given))
+        result = np.asarray(compiled(self.params, given))
         self.seconds += time.perf_counter() - started
         return result
 
-    def _program(self, method: str, batch: Mapping[str, Any]) -> Callable:
-        """A method of the system for batches of these shapes, compiled."""
-        import jax
-
+    def placed(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """A batch on the devices."""
         from slm_jax.training import partitioning
 
-        generation = method == 'predict'
-        settings = [self.decode] if generation else []
+        rows = partitioning.host_rows(self.mesh, len(batch['speech_lengths']))
+        return partitioning.shard_batch({name: array[rows] for name, array in batch.items()}, self.mesh)
 
-        def program(params, batch):
-            return getattr(self.system, method)(params, batch, *settings)
+    def program(
+        self, name: str, function: Callable, *arguments: Any, donated: tuple[int, ...] = (), out: Any = None
+    ) -> Callable:
+        """A function of the parameters and `arguments` for arguments of these shapes; compiled once.
 
-        if self.mesh.size == 1:
-            name = [method, repr(self.system), *map(repr, settings)]
-            jitted = traces.program(program, name, self.params, batch)
-        else:
-            jitted = jax.jit(program, out_shardings=partitioning.replicated(self.mesh))
-        with self._partitioner.tracing(self.mesh, generation=generation):
-            return jitted.lower(self.params, batch).compile()
+        Args:
+            name: of the function.
+            function: what it does is decided by its name, the system and `decode`.
+            arguments: without the parameters.
+            donated: places of arguments, the parameters being the first, whose memory the results may take.
+            out: shardings of the results; None: as the compiler likes.
+        """
+        import jax
 
-    def _cut(self, row: np.ndarray) -> str:
+        leaves, tree = jax.tree.flatten(arguments)
+        key = name, str(tree), tuple(leaf.shape for leaf in leaves)
+        if key not in self._programs:
+            if self.mesh.size == 1:
+                of = [name, repr(self.system), repr(self.decode)]
+                jitted = traces.program(function, of, self.params, *arguments, donated=donated)
+            else:
+                jitted = jax.jit(function, donate_argnums=donated, out_shardings=out)
+            with self._partitioner.tracing(self.mesh, generation=True):
+                self._programs[key] = jitted.lower(self.params, *arguments).compile()
+        return self._programs[key]
+
+    def cut(self, row: np.ndarray) -> str:
+        """The field of `DecodeConfig` that did not let these tokens end, '' if they did."""
         if self.text_vocabulary is None or _EOS in row:  # CTC writes no end
             return ''
         return 'max_length_ratio' if self.decode.max_length_ratio and row[-1] == 0 else 'max_decode_length'

@@ -57,6 +57,15 @@ def seconds_bound(seconds: float, fine: bool = False) -> float:
     return bound * 0.75 if fine and bound > 1 and seconds <= bound * 0.75 else bound
 
 
+def shape_of(query: Query, longest: float | None = None) -> tuple[float, int]:
+    """The shape that a query falls into where few shapes are to do for all; `longest` as in `batched`."""
+    seconds = seconds_bound(0 if query.samples is None else len(query.samples) / SAMPLE_RATE)
+    tokens = _TOKEN_MULTIPLE
+    while tokens < len(query.tokens):
+        tokens *= 2
+    return seconds if longest is None else min(seconds, longest), tokens
+
+
 def batched(
     queries: Iterable[Query],
     seconds_per_batch: float = 60.0,
@@ -97,19 +106,23 @@ def batched(
         group = waiting.setdefault(shape, [])
         group.append((position, query))
         if len(group) == rows_of(shape):
-            yield group, _batch(group, shape, len(group))
+            yield group, batch_of([query for _, query in group], shape[:2], len(group), shape[2])
             used.add(shape)
             del waiting[shape]
     for shape, group in waiting.items():
         rows = rows_of(shape)
         if shape not in used:  # A shape that is compiled already costs less than a smaller new one.
             rows = min(rows, -(-(1 << (len(group) - 1).bit_length()) // row_multiple) * row_multiple)
-        yield group, _batch(group, shape, rows)
+        yield group, batch_of([query for _, query in group], shape[:2], rows, shape[2])
 
 
-def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int, int], rows: int) -> dict[str, np.ndarray]:
-    bound, tokens, targets = shape
-    targets = targets or 8  # Where one is to be written; the batch contract wants them all the same.
+def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, targets: int = 0) -> dict[str, np.ndarray]:
+    """The batch of a group of queries, filled up to `rows`, and each to a shape: (seconds, tokens of the prompt).
+
+    `targets` is the same of theirs, 0 where answers are to be written.
+    """
+    bound, tokens = shape
+    targets = targets or 8  # the batch contract wants some
     batch: dict[str, np.ndarray] = {
         'speech_samples': np.zeros((rows, round(bound * SAMPLE_RATE)), np.int16),
         'speech_lengths': np.zeros(rows, np.int32),
@@ -119,7 +132,7 @@ def _batch(group: Sequence[tuple[int, Query]], shape: tuple[float, int, int], ro
         'decoder_loss_weights': np.zeros((rows, targets), np.float32),
         'transcribed': np.zeros(rows, bool),
     }
-    for row, (_, query) in enumerate(group):
+    for row, query in enumerate(group):
         if query.samples is not None:
             batch['speech_samples'][row, : len(query.samples)] = query.samples
             batch['speech_lengths'][row] = len(query.samples)
@@ -144,33 +157,6 @@ def checked(
             on_bad(str(error))
         else:
             yield query
-
-
-def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
-    """Gives each query the audio of another clip: that of the last different one before it.
-
-    Queries on the first clip come as soon as a second is there, with the audio of that one.
-
-    Raises:
-        ValueError: there are no two different clips.
-    """
-    now: np.ndarray | None = None
-    before: np.ndarray | None = None
-    held: list[Query] = []
-    for query in queries:
-        if query.samples is None:
-            raise ValueError('shuffle_audio: the data has examples without audio; leave them out.')
-        if now is None or not np.array_equal(now, query.samples):
-            before, now = now, query.samples
-        if before is None:
-            held.append(query)
-            continue
-        for early in held:
-            yield dataclasses.replace(early, samples=now)
-        held = []
-        yield dataclasses.replace(query, samples=before)
-    if held:
-        raise ValueError('shuffle_audio: at least two different clips are needed; give more data.')
 
 
 def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
@@ -205,77 +191,6 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                 ),
                 transcribed=instructions.transcribes(info.instruction),
             )
-
-
-def with_texts(
-    queries: Iterable[Query], texts: Mapping[str, str], vocabulary: Any, prompt: prompts.Prompt
-) -> Iterator[Query]:
-    """Puts a text in the place of each query's speech: the second half of a cascade.
-
-    Args:
-        queries: their `info['id']` is looked up.
-        texts: from id to text.
-        vocabulary: of the inputs.
-        prompt: of the model.
-
-    Raises:
-        ValueError: an id has no text, or a task keeps none of its instructions.
-    """
-    for query in queries:
-        text, instruction = text_of(query, texts), query.info.get('instruction')
-        if instruction is None:
-            raise ValueError(
-                f'text_from: example {query.info.get("id")!r} has no instruction; its task must keep the text of its '
-                'inputs as `inputs_pretokenized`, as slm_jax.data.preprocessors.tokenize does.'
-            )
-        tokens = prompt.tokens(vocabulary, instruction, text)
-        yield dataclasses.replace(query, tokens=tokens, samples=None)
-
-
-def text_of(query: Query, texts: Mapping[str, str]) -> str:
-    """The text that `texts` has for a query; a ValueError where there is none."""
-    identity = query.info.get('id', '')
-    if identity not in texts:
-        raise ValueError(
-            f'text_from: no text for example {identity!r}. Evaluate the first half of the cascade on the same data.'
-        )
-    return texts[identity]
-
-
-def read_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of a predictions.jsonl, `duration` as a number.
-
-    Raises:
-        ValueError: unreadable, empty, or a line is no JSON object; names file and line.
-    """
-    from slm_jax.data import json_lines, manifests
-
-    rows = []
-    for number, line in json_lines.lines(path):
-        try:
-            row = json_lines.parse(line)
-            if 'duration' in row:
-                row['duration'] = manifests.seconds(row, 'duration')
-        except ValueError as error:
-            raise ValueError(f'{path}:{number}: {error}') from None
-        rows.append(row)
-    return rows
-
-
-def texts_by_id(path: str | os.PathLike, field: str = 'prediction') -> dict[str, str]:
-    """{id: text} of a predictions.jsonl.
-
-    Raises:
-        ValueError: a line lacks the field, or two lines of one id differ in it.
-    """
-    texts: dict[str, str] = {}
-    for row in read_lines(path):
-        identity, text = str(row.get('id')), row.get(field)
-        if not isinstance(text, str):
-            raise ValueError(f'{path}: example {identity!r} has no text in its field {field!r}.')
-        if texts.setdefault(identity, text) != text:
-            raise ValueError(f'{path}: two lines of id {identity!r} have different {field!r}.')
-    return texts
 
 
 @dataclasses.dataclass(frozen=True)

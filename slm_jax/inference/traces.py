@@ -70,12 +70,14 @@ def abstract_params(system: Any) -> dict[str, Any]:
     return foundations.unflatten(params)
 
 
-def program(function: Callable, of: Any, *arguments: Any) -> Any:
+def program(function: Callable, of: Any, *arguments: Any, donated: tuple[int, ...] = ()) -> Any:
     """`function` for arguments of these shapes on one device, jitted from what tracing it gave.
 
     Args:
         function: of trees of arrays.
         of: text or numbers: what decides what `function` does, besides the shapes of its arguments.
+        arguments: of these shapes.
+        donated: places of those whose memory the results may take.
     """
     import jax
     from jax import export
@@ -88,4 +90,4 @@ def program(function: Callable, of: Any, *arguments: Any) -> Any:
         return export.export(flat)(*(jax.ShapeDtypeStruct(*shape) for shape in shapes)).serialize()
 
     exported = export.deserialize(bytearray(_kept([of, str(tree), shapes, jax.default_backend()], traced)))
-    return jax.jit(lambda *arguments: exported.call(*jax.tree.leaves(arguments)))
+    return jax.jit(lambda *arguments: exported.call(*jax.tree.leaves(arguments)), donate_argnums=donated)

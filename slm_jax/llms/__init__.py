@@ -76,16 +76,34 @@ def cached_step(
         (tokens_to_log_probs, cache): tokens_to_log_probs maps (tokens [n, 1], cache) to
         (log-probabilities [n, v], cache). The cache's batch axis is `config.cache_batch_axis`.
     """
+    cache, cross = started(llm, params, prompt, mask, max_decode_length, beams)
+    return continued(llm, params, cross), cache
+
+
+def started(
+    llm: LanguageModel,
+    params: Any,
+    prompt: Float[Array, 'b p e'],
+    mask: Bool[Array, 'b p'],
+    max_decode_length: int,
+    beams: int = 1,
+) -> tuple[Any, Any]:
+    """What is kept of a prompt: the cache, which every step changes, and 'cross', which none does."""
     _, state = llm.apply(
         {'params': params}, prompt, mask, max_decode_length, beams, method='start', mutable=['cache', 'cross']
     )
+    return state['cache'], state['cross']
+
+
+def continued(llm: LanguageModel, params: Any, cross: Any) -> Callable[[Any, Any], tuple[Any, Any]]:
+    """The step of `cached_step` after what `started` kept."""
 
     def tokens_to_log_probs(tokens, cache):
-        variables = {'params': params, 'cache': cache, 'cross': state['cross']}
+        variables = {'params': params, 'cache': cache, 'cross': cross}
         logits, updated = llm.apply(variables, tokens, method='step', mutable=['cache'])
         return jax.nn.log_softmax(logits), updated['cache']
 
-    return tokens_to_log_probs, state['cache']
+    return tokens_to_log_probs
 
 
 def embedding_params(llm: LanguageModel) -> Any:

@@ -24,7 +24,7 @@ from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.speech_encoder import stored
-from slm_jax.systems.text_to_text import generate, log_likelihood, token_loss, without_speech
+from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
@@ -310,6 +310,23 @@ class SLM:
             labels = self._written(params, batch, self._hear(params, batch, None))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
+        return generate(self.llm, params['llm'], *self._asked(params, batch, decode))
+
+    @property
+    def in_steps(self) -> bool:
+        """See `System`."""
+        return not self._answers_by_ctc
+
+    def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
+        """See `System`."""
+        return begin(self.llm, params['llm'], *self._asked(params, batch, decode))
+
+    def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
+        """See `System`."""
+        return proceed(self.llm, params['llm'], state, decode, *more)
+
+    def _asked(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> tuple[Any, ...]:
+        """What `generate` wants besides the language model."""
         prompt, mask, parts = self._prompt(params, batch, None)
         ctc = None
         if parts:
@@ -321,11 +338,11 @@ class SLM:
             mask = mask & ~_unheard(batch, *said)[:, None]
             if decode.ctc_weight:
                 ctc = {
-                    'ctc_logits': ctc_logits,
+                    'log_probs': ctc_logits,
                     'frame_lengths': jnp.where(batch.get('transcribed', True), lengths, 0),
                     'token_labels': self._checked(ctc_logits, token_labels, decode.ctc_weight),
                 }
-        return generate(self.llm, params['llm'], prompt, mask, decode, ctc)
+        return prompt, mask, decode, ctc
 
     def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
         """Log-likelihood of each row's target as the answer; see `log_likelihood`. CTC takes no part in it.

@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.llms import LanguageModel, cached_step, initial_params
+from slm_jax.llms import LanguageModel, continued, initial_params, started
 from slm_jax.systems import Batch, Metrics, Params
 
 _EOS = 1
@@ -27,6 +28,7 @@ class TextToText:
     llm: LanguageModel
     label_smoothing: float = 0.0
     decoder_noise: float = 0.0
+    in_steps = True  # see `System`
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters; see `System`."""
@@ -70,9 +72,19 @@ class TextToText:
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
+        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode)
+
+    def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
+        """See `System`."""
+        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode)
+
+    def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
+        """See `System`."""
+        return proceed(self.llm, params['llm'], state, decode, *more)
+
+    def _prompt(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p']]:
         tokens = without_speech(batch['encoder_input_tokens'])
-        prompt = self.llm.apply({'params': params['llm']}, tokens, method='embed')
-        return generate(self.llm, params['llm'], prompt, tokens > 0, decode)
+        return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0
 
 
 def without_speech(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:
@@ -92,28 +104,89 @@ def generate(
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
-    `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0.
+    `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
+    `log_probs`, the head's logits.
     """
-    step, cache = cached_step(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
-    axis = llm.config.cache_batch_axis
-    if ctc is not None:
-        step, cache = decoding.with_ctc(step, cache, **ctc, weight=decode.ctc_weight, cache_batch_axis=axis)
-    active = jnp.any(mask, axis=1)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    return _finished(search.run()[0], state)
+
+
+def begin(
+    llm: LanguageModel,
+    params: Params,
+    prompt: Float[Array, 'b p e'],
+    mask: Bool[Array, 'b p'],
+    decode: decoding.DecodeConfig,
+    ctc: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What `generate` knows before the first token: arrays, with which `proceed` goes on."""
+    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    return {**state, 'search': search.state}
+
+
+def proceed(
+    llm: LanguageModel,
+    params: Params,
+    state: Mapping[str, Any],
+    decode: decoding.DecodeConfig,
+    steps: Int[Array, ''],
+    gone: Bool[Array, ' b'],
+) -> tuple[dict[str, Any], tuple[Int[Array, 'b l'], Int[Array, ' b'], Bool[Array, ' b']]]:
+    """Writes some tokens more; together they are what `generate` writes.
+
+    Args:
+        llm, params, decode: as at `begin`.
+        state: of `begin`, or of the call before.
+        steps: how many at most.
+        gone: rows that are no longer wanted; for them alone nothing is computed.
+
+    Returns:
+        The state; and tokens, how many of each row's are sure, and which rows are finished.
+    """
+    state = {**state, 'active': state['active'] & ~gone}
+    search = _search(llm, params, None, state, decode)
+    last = state['search'][0] + steps
+    after = lax.while_loop(lambda now: (now[0] < last) & search.going(now), search.step, state['search'])
+    tokens, sure, over = search.settled(after)
+    return {**state, 'search': after}, (_finished(tokens, state), sure, over | ~state['active'] | ~search.going(after))
+
+
+def _begun(
+    llm: LanguageModel,
+    params: Params,
+    prompt: Float[Array, 'b p e'],
+    mask: Bool[Array, 'b p'],
+    decode: decoding.DecodeConfig,
+    ctc: Mapping[str, Any] | None,
+) -> tuple[dict[str, Any], decoding.Search]:
+    """What stays as it is while a text is written, and the search that writes it."""
+    cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
     lengths = jnp.full(len(mask), decode.max_decode_length + 1)
     if decode.max_length_ratio is not None:
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
-        step, cache = decoding.limited(step, cache, lengths)
-    tokens, _ = decoding.decode(
-        step,
-        cache,
-        prompt.shape[0],
-        decode,
-        cache_batch_axis=axis,
-        active=active,
-    )
+    if ctc is not None:
+        ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
+    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
+    return state, _search(llm, params, cache, state, decode)
+
+
+def _search(
+    llm: LanguageModel, params: Params, cache: Any, state: Mapping[str, Any], decode: decoding.DecodeConfig
+) -> decoding.Search:
+    axis, step = llm.config.cache_batch_axis, continued(llm, params, state['cross'])
+    if state['ctc'] is not None:
+        step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
+    if decode.max_length_ratio is not None:
+        step, cache = decoding.limited(step, cache, state['lengths'])
+    rows = len(state['active'])
+    return decoding.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
+
+
+def _finished(tokens: Int[Array, 'b l'], state: Mapping[str, Any]) -> Int[Array, 'b l']:
     place = jnp.arange(tokens.shape[1])
-    tokens = jnp.where((tokens == _EOS) & (place >= lengths[:, None] - 1), 0, tokens)  # `limited` put it there
-    return jnp.where(active[:, None], tokens, jnp.where(place == 0, _EOS, 0))
+    cut = place >= state['lengths'][:, None] - 1
+    tokens = jnp.where((tokens == _EOS) & cut, 0, tokens)  # `limited` put it there
+    return jnp.where(state['active'][:, None], tokens, jnp.where(place == 0, _EOS, 0))
 
 
 def log_likelihood(logits: Float[Array, 'b l v'], batch: Batch) -> Float[Array, ' b']:

@@ -321,6 +321,14 @@ def test_chained_ogg_streams_are_read_to_their_end(write):
     assert len(waveforms.read_waveform(write(content + content))) >= 32000
 
 
+def test_what_is_longer_than_wanted_is_refused(write, recorded):
+    twice = encoded(tone(16000), 16000, ('OGG', 'OPUS')) * 2
+    for content in (encoded(tone(8000, 2), 8000), twice, recorded(tone(48000, 2), 48000, 'webm', 'libopus')):
+        assert len(waveforms.read_waveform(write(content), 2.1)) == pytest.approx(32000, abs=400)
+        with pytest.raises(waveforms.AudioError, match=r'clip\.wav: is longer than the 1\.5 s that are taken'):
+            waveforms.read_waveform(write(content), 1.5)
+
+
 # What libsndfile does not read.
 
 PHONES = {  # container, codec, rate

@@ -31,8 +31,8 @@ import slm_step
 from slm_jax import decoding
 from slm_jax.audio import waveforms
 from slm_jax.data import feature_converter
+from slm_jax.inference import controls
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import state as state_lib
 
@@ -113,7 +113,7 @@ def batch_of(args: argparse.Namespace, model: Any) -> dict[str, np.ndarray]:
     window, prompt = model.system.speech_encoder.encoder.config.window, model.prompt
     inputs = prompt.tokens(model.vocabulary, _INSTRUCTION)
     examples: list[dict[str, Any]] = []
-    for line in queries.read_lines(args.manifest):
+    for line in controls.read_lines(args.manifest):
         samples = waveforms.read_waveform(pathlib.Path(args.manifest).parent / line['audio'])
         if window(-(-len(samples) // 320)) == args.window * 50 and len(examples) < args.rows:
             examples.append(
@@ -268,7 +268,7 @@ def run(command: Sequence[str]) -> None:
 
 def start(args: argparse.Namespace) -> tuple:
     """From the command to the first character of the answer, once all is compiled."""
-    line = queries.read_lines(args.manifest)[0]
+    line = controls.read_lines(args.manifest)[0]
     file = pathlib.Path(args.manifest).parent / line['audio']
     command = [sys.executable, '-m', 'slm_jax.infer', str(file), '--model', args.model, '--instruction', _INSTRUCTION]
 

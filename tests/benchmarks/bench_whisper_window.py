@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from slm_jax import configuration, foundations
 from slm_jax.audio import waveforms
-from slm_jax.inference import queries
+from slm_jax.inference import controls
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 _WINDOWS = (None, 0.02, 1.0, 2.0, 5.0, 10.0)
@@ -40,7 +40,7 @@ def main() -> None:
         return jax.jit(lambda samples, length: windowed.apply({'params': params}, samples, length)[:2])
 
     programs = {window: program(window) for window in _WINDOWS}
-    lines = [line for line in queries.read_lines(args.manifest) if args.lang in (None, line.get('lang'))][: args.clips]
+    lines = [line for line in controls.read_lines(args.manifest) if args.lang in (None, line.get('lang'))][: args.clips]
     found = {window: ([], []) for window in _WINDOWS[1:]}
     for line in tqdm(lines, unit='clip', disable=None):
         samples = waveforms.read_waveform(pathlib.Path(args.manifest).parent / line['audio'])

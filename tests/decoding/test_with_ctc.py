@@ -36,8 +36,9 @@ def test_ctc_scores_every_beginning_by_its_probability(axis):
         [[0, 6, 3, 5, 2, 6], [0, 4, 3, 6, 2, 5], [0, 5, 2, 2, 2, 3], [0, 6, 2, 3, 6, 4]],
     )
     noise = jnp.where(jnp.arange(5)[:, None] < jnp.array(lengths)[:, None, None], jnp.asarray(logits), 7.0)
+    log_probs = decoding.frame_log_probs(noise, jnp.array(lengths))
     step, cache = decoding.with_ctc(
-        uniform_step, {}, noise, jnp.array(lengths), TOKEN_LABELS, 1.0, cache_batch_axis=axis
+        uniform_step, {}, log_probs, jnp.array(lengths), TOKEN_LABELS, 1.0, cache_batch_axis=axis
     )
     cache = jax.tree.map(lambda x: jnp.repeat(x, 2, axis), cache)
     steps = []
@@ -84,7 +85,9 @@ def test_ctc_leads_a_model_that_knows_nothing(method):
         log_probs, cache = uniform_step(tokens, cache)
         return log_probs + jnp.array([-9, 0, -9, 0, 0, 0, -1]), cache
 
-    step, cache = decoding.with_ctc(letters, {}, logits, jnp.array([10, 0]), TOKEN_LABELS, 0.5)
+    lengths = jnp.array([10, 0])
+    log_probs = decoding.frame_log_probs(logits, lengths)
+    step, cache = decoding.with_ctc(letters, {}, log_probs, lengths, TOKEN_LABELS, 0.5)
     config = decoding.DecodeConfig(method, 12, alpha=0.0)
     tokens, _ = decoding.decode(step, cache, 2, config, active=jnp.array([True, False]))
     heard = [abs(int(TOKEN_LABELS[token])) for token in tokens[0] if TOKEN_LABELS[token]]
@@ -102,7 +105,9 @@ def test_ctc_ends_a_loop_of_what_is_not_heard():
         other = jnp.log(jnp.array([1e-3, 0.1, 0.3, 0.3, 0.1, 0.1, 0.099]))
         return jnp.where(tokens == 2, after_comma, other), cache
 
-    step, cache = decoding.with_ctc(commas, {}, logits, jnp.array([5]), TOKEN_LABELS, 0.3)
+    lengths = jnp.array([5])
+    log_probs = decoding.frame_log_probs(logits, lengths)
+    step, cache = decoding.with_ctc(commas, {}, log_probs, lengths, TOKEN_LABELS, 0.3)
     step, cache = decoding.limited(step, cache, jnp.array([20]))
     tokens, _ = decoding.decode(step, cache, 1, decoding.DecodeConfig('beam', 40))
     heard = [abs(int(TOKEN_LABELS[token])) for token in tokens[0] if TOKEN_LABELS[token]]

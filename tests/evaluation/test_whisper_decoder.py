@@ -15,7 +15,6 @@ from slm_jax import evaluate
 from slm_jax.data import json_lines
 from slm_jax.evaluation import whisper_decoder
 from slm_jax.importers import fetch
-from slm_jax.inference import queries
 
 
 class Deaf:
@@ -60,7 +59,7 @@ def test_a_manifest_is_transcribed_and_scored(manifest, tmp_path, capsys):
     results = json.loads((out / 'results.json').read_text())
     assert set(results['scores']) == {'transcription'} and len(results['data']['skipped']) == 1
     assert results['decode']['beam_size'] == 5 and results['speed']['rtfx'] > 0
-    assert set(queries.texts_by_id(out / 'predictions.jsonl')) == {f'{manifest}:{n}' for n in range(1, 25)}
+    assert set(controls.texts_by_id(out / 'predictions.jsonl')) == {f'{manifest}:{n}' for n in range(1, 25)}
     assert evaluate.main(['--predictions', str(out / 'predictions.jsonl'), '--out', str(tmp_path / 'again')]) == 0
     assert json.loads((tmp_path / 'again' / 'results.json').read_text())['scores'] == results['scores']
 

@@ -125,7 +125,7 @@ def test_a_batch_has_the_contract():
 
 
 def test_only_transcripts_are_marked_as_such(manifest):
-    line = queries.read_lines(manifest)[1]
+    line = controls.read_lines(manifest)[1]
     asked = ['Transcribe the speech.', 'Transcribe the {language} speech.', 'Which size was ordered?']
     questions = [queries.Question(words) for words in asked]
     questions.append(queries.Question('Translate this speech to French.', target_lang='fr'))
@@ -138,27 +138,27 @@ def test_only_transcripts_are_marked_as_such(manifest):
 
 def test_shuffled_audio_is_always_another_clip():
     clips = [spoken(1 + i / 10, i, id=i) for i in (1, 1, 1, 2, 3, 3, 1)]
-    shuffled = list(queries.shuffle_audio(iter(clips)))
+    shuffled = list(controls.shuffle_audio(iter(clips)))
     assert [q.info['id'] for q in shuffled] == [q.info['id'] for q in clips]
     for before, after in zip(clips, shuffled, strict=True):
         assert not np.array_equal(before.samples, after.samples)
         assert before.tokens == after.tokens
     with pytest.raises(ValueError, match='two different clips'):
-        list(queries.shuffle_audio([spoken(1), spoken(1)]))
+        list(controls.shuffle_audio([spoken(1), spoken(1)]))
     with pytest.raises(ValueError, match='without audio'):
-        list(queries.shuffle_audio([queries.Query((1,))]))
+        list(controls.shuffle_audio([queries.Query((1,))]))
 
 
 def test_a_text_takes_the_place_of_the_speech():
     asked = [spoken(1, id='a', instruction='Repeat!')]
-    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), PROMPT)
+    [text] = controls.with_texts(asked, {'a': 'one three'}, Words(), PROMPT)
     assert text.samples is None and text.tokens == (4, 6, 8, 1)
-    [text] = queries.with_texts(asked, {'a': 'one three'}, Words(), BEHIND)
+    [text] = controls.with_texts(asked, {'a': 'one three'}, Words(), BEHIND)
     assert text.tokens == (8, 4, 6, 1)
     with pytest.raises(ValueError, match="no text for example 'a'"):
-        list(queries.with_texts(asked, {}, Words(), PROMPT))
+        list(controls.with_texts(asked, {}, Words(), PROMPT))
     with pytest.raises(ValueError, match="example 'a' has no instruction; its task must keep .* `inputs_pretokenized`"):
-        list(queries.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
+        list(controls.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
 
 
 def write(path, *rows):
@@ -168,20 +168,20 @@ def write(path, *rows):
 
 def test_texts_by_id(tmp_path):
     path = write(tmp_path / 'p.jsonl', {'id': 'a', 'prediction': 'x', 'reference': 'y'})
-    assert queries.texts_by_id(path) == {'a': 'x'}
-    assert queries.texts_by_id(path, 'reference') == {'a': 'y'}
+    assert controls.texts_by_id(path) == {'a': 'x'}
+    assert controls.texts_by_id(path, 'reference') == {'a': 'y'}
     with pytest.raises(ValueError, match="example 'a' has no text in its field 'nothing'"):
-        queries.texts_by_id(path, 'nothing')
+        controls.texts_by_id(path, 'nothing')
     path = write(path, {'id': 'a', 'prediction': 'x'}, {'id': 'a', 'prediction': 'y'})
     with pytest.raises(ValueError, match="two lines of id 'a'"):
-        queries.texts_by_id(path)
+        controls.texts_by_id(path)
 
 
 def test_lines_that_other_programs_write(tmp_path):
     path = tmp_path / 'p.jsonl'
     path.write_text('{"id": 7, "prediction": "a\u2028b", "duration": "1.5"}\n', encoding='utf-8')
-    assert queries.texts_by_id(path) == {'7': 'a\u2028b'}
-    assert queries.read_lines(path)[0]['duration'] == 1.5
+    assert controls.texts_by_id(path) == {'7': 'a\u2028b'}
+    assert controls.read_lines(path)[0]['duration'] == 1.5
 
 
 def test_segments_of_a_manifest_and_of_what_became_of_it(tmp_path, write_wav):
@@ -200,13 +200,13 @@ def test_segments_of_a_manifest_and_of_what_became_of_it(tmp_path, write_wav):
 def test_unreadable_lines_are_named(tmp_path):
     path = tmp_path / 'p.jsonl'
     with pytest.raises(ValueError, match='cannot be read'):
-        queries.read_lines(path)
+        controls.read_lines(path)
     path.write_text('{"a": 1}\n{', encoding='utf-8')
     with pytest.raises(ValueError, match='p.jsonl:2: not JSON'):
-        queries.read_lines(path)
+        controls.read_lines(path)
     path.write_text('[]', encoding='utf-8')
     with pytest.raises(ValueError, match='p.jsonl:1: a JSON object'):
-        queries.read_lines(path)
+        controls.read_lines(path)
 
 
 def test_a_manifest(manifest):
@@ -221,7 +221,7 @@ def test_a_manifest(manifest):
 
 def test_translations_and_wordings_of_a_manifest(manifest):
     question = queries.Question('Say in {target_language} this {language}.', target_lang='fr')
-    lines = [line for line in queries.read_lines(manifest) if line['lang'] == 'en']
+    lines = [line for line in controls.read_lines(manifest) if line['lang'] == 'en']
     path = write(manifest.with_name('en.jsonl'), *lines)
     for query in queries.from_manifest(path, [question], Words(), 30, PROMPT):
         assert query.info['instruction'] == 'Say in French this English.'
@@ -231,7 +231,7 @@ def test_translations_and_wordings_of_a_manifest(manifest):
 
 
 def test_slots_are_asked_one_by_one_and_absent_ones_are_none(manifest):
-    line = dict(queries.read_lines(manifest)[1], slots={'size': 'large'})
+    line = dict(controls.read_lines(manifest)[1], slots={'size': 'large'})
     path = write(manifest.with_name('slots.jsonl'), line)
     asked = [queries.Question('Which size?', slot='size'), queries.Question('Milk?', slot='milk')]
     size, milk = queries.from_manifest(path, asked, Words(), 30, PROMPT)
@@ -286,7 +286,7 @@ def test_predictions_are_a_manifest_whose_text_stands_for_speech(tmp_path):
 
 
 def test_bad_lines_stop_or_are_left_out(manifest):
-    lines = queries.read_lines(manifest)
+    lines = controls.read_lines(manifest)
     manifest.with_name('bad.wav').write_bytes(b'')
     bad = [{'audio': 'bad.wav', 'text': 'x', 'lang': 'en'}, {'text': 'x', 'lang': 'en'}]
     path = write(manifest.with_name('some.jsonl'), lines[0], *bad, lines[1])

@@ -14,8 +14,12 @@ from slm_jax.inference import traces
 
 _ANSWER = """
 import sys
-from slm_jax import evaluate, infer
+import io
+from slm_jax import ask, evaluate, infer
+from slm_jax.serving import app, service  # all of `slm-jax serve` but the model, which is infer's
 assert infer.main(['noise.wav', '--model', 'slm_tiny', '--decode', 'greedy', '--max_decode_length', '8']) == 0
+sys.stdin = io.StringIO('/load noise.wav\\nTranscribe the speech.\\n')
+assert ask.main(['--model', 'slm_tiny', '--decode', 'greedy', '--max_decode_length', '8']) == 0
 assert evaluate.main(['--predictions', 'predictions.jsonl', '--out', 'report']) == 0
 print('imported:', *({'tensorflow', 'tensorflow_datasets', 'seqio', 'clu', 't5x'} & set(sys.modules)))
 """

@@ -1,0 +1,1 @@
+"""What answers over HTTP: batches of many clients' queries, and OpenAI's formats around them."""
