@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from slm_jax import cli, decoding
+from slm_jax import cli, decoding, model_arguments
 from slm_jax.data import instructions, languages, manifests, prompts
 from slm_jax.inference import model as model_lib
 

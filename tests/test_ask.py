@@ -14,7 +14,7 @@ import types
 import numpy as np
 import pytest
 
-from slm_jax import ask, decoding
+from slm_jax import ask, decoding, model_arguments
 from slm_jax.audio import recorder, waveforms
 from slm_jax.inference import session
 from slm_jax.inference.writing import Part

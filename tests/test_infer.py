@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax import decoding, infer
+from slm_jax import decoding, infer, model_arguments
 from slm_jax.data import prompts
 from slm_jax.inference import model as model_lib
 

@@ -18,7 +18,7 @@ PROGRAM = f"""
 import sys, time
 sys.path.insert(0, {str(SERVING)!r})
 import served
-from slm_jax import evaluate, serve
+from slm_jax import model_arguments, serve
 class Slow(served.Seconds):
     def answers(self, batch):
         time.sleep(1.5)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from slm_jax import configuration, foundations
 from slm_jax.audio import waveforms
-from slm_jax.inference import controls
+from slm_jax.inference import controls, queries
 from slm_jax.systems.speech_encoder import SpeechEncoder
 
 _WINDOWS = (None, 0.02, 1.0, 2.0, 5.0, 10.0)

@@ -15,6 +15,7 @@ from slm_jax import evaluate
 from slm_jax.data import json_lines
 from slm_jax.evaluation import whisper_decoder
 from slm_jax.importers import fetch
+from slm_jax.inference import controls
 
 
 class Deaf:

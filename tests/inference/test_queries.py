@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from slm_jax.data import prompts
-from slm_jax.inference import queries
+from slm_jax.inference import controls, queries
 
 RATE = queries.SAMPLE_RATE
 PROMPT, BEHIND = prompts.Prompt(), prompts.Prompt('{instruction}{speech}')
