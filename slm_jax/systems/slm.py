@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
+from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
@@ -28,6 +29,17 @@ from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
+
+
+def _with_lora(method: Callable) -> Callable:
+    """The same method of a system, whose parts are run with what the parameters have of LoRA."""
+
+    @functools.wraps(method)
+    def run(self: 'SLM', params: Params, *args: Any) -> Any:
+        with lora_lib.applied(self.lora, params) as params:
+            return method(self, params, *args)
+
+    return run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,12 +58,15 @@ class SLM:
     `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
         'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
-            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
+            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them. LoRA is
+            no part of the teacher.
         'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
             gives its embeddings and is not run.
 
     `ctc_answers` says whether answers, to whatever is asked, are what this head writes; None: where it is all that
     is learnt by. `heard_from` is the probability that it must give to some label, or nothing is heard.
+
+    `lora` updates linear maps of any of the three; see `LoraConfig`. Its parameters are the part 'lora'.
     """
 
     speech_encoder: nn.Module
@@ -65,6 +80,7 @@ class SLM:
     distil_temperature: float = 1.0
     ctc_answers: bool | None = None
     heard_from: float = 0.0
+    lora: lora_lib.LoraConfig | None = None
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -108,7 +124,7 @@ class SLM:
         if not (self._by_ctc_alone and self._answers_by_ctc):
             return None
         embeddings = flax.traverse_util.flatten_dict(nn.unbox(embedding_params(self.llm)), sep='/')
-        return '(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
+        return '(lora/)?(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
 
     @property
     def max_seconds(self) -> float | None:
@@ -116,19 +132,20 @@ class SLM:
         return self.speech_encoder.max_seconds
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
-        """Fresh parameters of the three parts; see `System`."""
+        """Fresh parameters of the three parts, and of LoRA; see `System`."""
         speech_rng, adapter_rng, llm_rng = jax.random.split(rng, 3)
         samples, lengths = batch['speech_samples'], batch['speech_lengths']
         if samples.shape[1] == 0:  # a text-only batch says nothing of the speech parts
             samples = jnp.zeros((samples.shape[0], 16_000), samples.dtype)
-        heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
-        llm = initial_params(self.llm, llm_rng)
+        fresh = lora_lib.Fresh(self.lora)
+        with fresh.part('speech_encoder'):
+            heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
+        with fresh.part('llm'):
+            llm = initial_params(self.llm, llm_rng)
         labels = self._label_embeddings(llm)
-        return {
-            'speech_encoder': speech['params'],
-            'adapter': self.adapter.init(adapter_rng, *heard, label_embeddings=labels)['params'],
-            'llm': llm,
-        }
+        with fresh.part('adapter'):
+            adapter = self.adapter.init(adapter_rng, *heard, label_embeddings=labels)['params']
+        return fresh.apart({'speech_encoder': speech['params'], 'adapter': adapter, 'llm': llm})
 
     def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
         if self.label_tokens is None:
@@ -212,6 +229,7 @@ class SLM:
         unheard = _unheard(batch, None, jnp.where(sure, lengths, 0))
         return jnp.where(unheard[:, None], 0, ctc_greedy(logits, lengths))
 
+    @_with_lora
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
 
@@ -273,7 +291,7 @@ class SLM:
         tokens = batch['teacher_input_tokens']
         if tokens.shape[1] == 0:  # texts alone
             return jnp.float32(0.0), {}
-        llm = jax.lax.stop_gradient(params['llm'])
+        llm = jax.lax.stop_gradient(lora_lib.apart({'llm': params['llm']})['llm'])
         prompt = self.llm.apply({'params': llm}, tokens, method='embed')
         taught = jax.lax.stop_gradient(self._logits({'llm': llm}, batch, prompt, tokens > 0, None))
         weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
@@ -293,6 +311,7 @@ class SLM:
         metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
 
+    @_with_lora
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`.
 
