@@ -16,9 +16,8 @@ from typing import Any
 
 import flax
 import flax.linen as nn
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 Params = dict[str, Any]
 
@@ -159,7 +158,7 @@ def applied(config: LoraConfig | None, params: Params) -> Iterator[Params]:
 
 
 def apart(params: Params) -> Params:
-    """The parameters of parts, and what they have of updates in a part of its own; the inverse of how they are applied."""
+    """The same parameters, with all updates in a part of their own, as a system holds them."""
     leaves = _flatten(params)
     return _unflatten({(PART, *path) if path[-1] in (DOWN, UP) else path: leaf for path, leaf in leaves.items()})
 
@@ -170,8 +169,8 @@ def merged(
     up: Float[Array, '*layers r o'],
     scale: float,
     layers: int | None,
-) -> Float[np.ndarray, '...']:
-    """The kernel with its update, in the kernel's type; `layers` is their axis of it, if it has one."""
+) -> Float32[np.ndarray, '...']:
+    """The kernel with its update, in float32; `layers` is the axis that its layers have, if it is of several."""
     arrays = (np.asarray(array, np.float32) for array in (down, up))
     down, up = (array if layers is None else np.moveaxis(array, layers, 0) for array in arrays)
     own = kernel.shape if layers is None else np.delete(kernel.shape, layers)
@@ -179,7 +178,7 @@ def merged(
     update = update.reshape(*update.shape[:-2], *own)
     if layers is not None:
         update = np.moveaxis(update, 0, layers)
-    return (np.asarray(kernel, np.float32) + update).astype(kernel.dtype)
+    return np.asarray(kernel, np.float32) + update
 
 
 def _flatten(params: Params) -> dict[tuple[str, ...], Any]:
