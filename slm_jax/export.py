@@ -193,13 +193,11 @@ def _write_merged(
     vocabulary = foundations.find(vocabularies.names()['llm'])
     said = {key: value for key, value in foundations.card(vocabulary).items() if key not in ('fingerprint', 'files')}
     said |= {'name': place.name, 'source': f'{said.get("source") or said["name"]}, with LoRA of {card["name"]}'}
-    described = foundations.unflatten(blocks), said['source'], place
+    tree, cfg = foundations.unflatten(blocks), system.llm.config
     if isinstance(system.llm, T5):
-        text = t5.model_file(system.llm.config, *described)
+        text = t5.model_file(cfg, tree, said['source'], place)
     else:
-        text = decoder_only.model_file(
-            system.llm.config, described[0], prompts.Prompt().chat or '{user}', *described[1:]
-        )
+        text = decoder_only.model_file(cfg, tree, prompts.Prompt().chat or '{user}', said['source'], place)
     files = [vocabulary / name for name in (foundations.TOKENIZER, foundations.TOKENIZER_JSON)]
     with tempfile.TemporaryDirectory() as folder:
         model_file = pathlib.Path(folder, foundations.MODEL_FILE)

@@ -188,8 +188,8 @@ def left_out(layout: setup.Layout) -> setup.Layout:
         )
     if any(path.startswith(f'{lora.PART}/{_PART}') for path in state.flatten(layout.boxed)):
         raise ValueError(
-            'ENCODED: LoRA updates the speech encoder (LoraConfig.modules), and stored frames are those without it. Set '
-            'ENCODED to False, or leave speech_encoder/encoder out of LoraConfig.modules.'
+            'ENCODED: LoRA updates the speech encoder (LoraConfig.modules), and stored frames are those without it. '
+            'Set ENCODED to False, or leave speech_encoder/encoder out of LoraConfig.modules.'
         )
     held = {path: leaf for path, leaf in state.flatten(layout.held).items() if not path.startswith(_PART)}
     return dataclasses.replace(layout, held=state.unflatten(held))
