@@ -1,15 +1,15 @@
-"""What a language model forgets while a model learns to listen: the adapter alone, LoRA of ranks 4, 16 and 64, all of it.
+"""What a language model forgets while its adapter learns to listen: adapter alone, LoRA of ranks 4, 16, 64, all of it.
 
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_base_llm.gin --gin_file corpus.gin \\
         --gin.ADAPTER=slm_base --llm qwen2.5_coder_0.5b --steps 300 --speech 'WER=--manifest test.jsonl'
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_tiny_voice_prompts.gin --llm t5_tiny \\
         --steps 100 --speech 'prompts=--task voice_prompts_asr --limit 200'
 
-The gin files are those of a training; each variant is trained alike, from the same start, and evaluated alike: on speech
-(--speech, options of `slm-jax evaluate`), and on texts that nothing was trained on: the questions of
-slm_jax/corpora/questions.jsonl, read and not heard (--questions: other options), and the perplexity per token of the second
-half of each text of --texts after its first half. The first row is the language model before. LoRA is `models/lora.gin`,
-with alpha twice the rank; --gin.LORA_MODULES says of what. What was done in OUT is not done again.
+The gin files are those of a training. Each variant is trained alike, from the same start, and evaluated alike: on
+speech (--speech: options of `slm-jax evaluate`), and on texts that nothing was trained on. These are the questions of
+slm_jax/corpora/questions.jsonl, read and not heard (--questions: other options), and the second half of each text of
+--texts after its first half, of which the perplexity per token is shown. The first row is the language model before.
+LoRA is models/lora.gin, with alpha twice the rank. What was done in OUT is not done again.
 """
 
 import argparse
@@ -26,9 +26,11 @@ from slm_jax.data import json_lines
 
 _QUESTIONS = pathlib.Path(corpora.__file__).with_name('questions.jsonl')
 _ASKED = f'--manifest {_QUESTIONS} --text_field text --reference_field answers --instruction "Answer the question."'
-_LORA = (
-    "include 'models/lora.gin'\nfrom slm_jax.adapters import lora\nLORA_RANK = {0}\nlora.LoraConfig.alpha = 2.0 * {0}"
-)
+_LORA = """from slm_jax.adapters import lora
+include 'models/lora.gin'
+LORA_RANK = {rank}
+lora.LoraConfig.alpha = {alpha}
+LORA_MODULES = ({modules!r},)"""
 _VARIANTS = {
     'adapter': "TRAINABLE = ('adapter/.*',)",
     'lora4': 4,
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument('--llm', required=True, help='the language model, a foundation')
     parser.add_argument('--steps', type=int, required=True)
     parser.add_argument('--variants', default=','.join(_VARIANTS))
+    parser.add_argument('--modules', default='llm/.*/(query|value)', help='that LoRA updates')
     parser.add_argument('--speech', action='append', default=[], metavar='NAME=OPTIONS', help='of slm-jax evaluate')
     parser.add_argument('--questions', default=_ASKED, metavar='OPTIONS', help='of slm-jax evaluate')
     parser.add_argument('--texts', default=_QUESTIONS, metavar='JSONL', help='with a field "text"')
@@ -70,7 +73,9 @@ def main() -> None:
 def trained(args: argparse.Namespace, name: str, model_dir: pathlib.Path, bindings: list[str]) -> list[str]:
     """Trains a variant to its last step; returns how many parameters that were, and what it took."""
     gin, spent, variant = args.out / f'{name}.gin', args.out / f'{name}.seconds', _VARIANTS[name]
-    text = _LORA.format(variant) if isinstance(variant, int) else variant
+    text = variant
+    if isinstance(variant, int):
+        text = _LORA.format(rank=variant, alpha=2.0 * variant, modules=args.modules)
     gin.write_text(f'from __gin__ import dynamic_registration\n{text}\n')
     run(
         ['train', *(f'--gin_file={each}' for each in (*args.gin_file, gin)), f'--gin.MODEL_DIR={model_dir}']
