@@ -1,5 +1,6 @@
 """LoRA in PEFT's format and merged: read back, and by PEFT itself (slow)."""
 
+import functools
 import json
 
 import jax
@@ -33,7 +34,7 @@ def trained(folder, kind, bindings=()):
     system = tiny_slm.write(folder, kind, bindings)
     rng = np.random.default_rng(0)
     shapes = state.unboxed(jax.eval_shape(system.init, jax.random.key(0), setup.least_batch()))['lora']
-    updates = jax.tree.map(lambda leaf: np.float32(0.3) * rng.standard_normal(leaf.shape, np.float32), shapes)
+    updates = jax.tree.map(lambda leaf: np.float32(0.1) * rng.standard_normal(leaf.shape, np.float32), shapes)
     updates = jax.tree.map(jax.numpy.asarray, updates)
     found = origins.find({'llm': str(folder / 'llm'), 'speech_encoder': str(folder / 'encoder')})
     card = {'name': 'run', 'kind': checkpoints.KIND, 'config': configuration.operative_config()}
@@ -45,9 +46,10 @@ def trained(folder, kind, bindings=()):
     return system, {'llm': foundations.load(folder / 'llm'), 'lora': updates}
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def logits(system, params):
     with lora.applied(system.lora, params) as parts:
-        return np.asarray(system.llm.apply({'params': parts['llm']}, PROMPT, TARGET, TARGET))
+        return system.llm.apply({'params': parts['llm']}, PROMPT, TARGET, TARGET)
 
 
 @pytest.mark.parametrize('kind', tiny_slm.LLMS)

@@ -41,7 +41,8 @@ def write(directory: pathlib.Path, llm: Any, config: lora.LoraConfig, leaves: Ma
             )
         axis = _layers(llm, module)
         for layer, name in enumerate(_names(llm, module)):
-            array = np.asarray(leaf if axis is None else np.take(leaf, layer, axis), np.float32).T
+            own = np.asarray(leaf, np.float32)
+            array = (own if axis is None else own.take(layer, axis)).T
             file = pathlib.Path(path)
             tensors[f'base_model.model.{name}.{_KINDS[kind]}.weight'] = Tensor(
                 file, array.shape, array.dtype, array.__array__

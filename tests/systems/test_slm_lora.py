@@ -15,7 +15,7 @@ PROMPT, TARGET = (np.random.default_rng(i).integers(3, 259, (4, 9)) for i in ran
 OFF = ('LoraConfig.alpha=0',)
 
 
-@pytest.fixture(scope='module', params=['llama', 't5'])
+@pytest.fixture(scope='module', params=['llama', pytest.param('t5', marks=pytest.mark.slow)])
 def folder(request, tmp_path_factory):
     """Foundations, an adapter trained alone (`plain`), and one beside LoRA (`run`)."""
     folder = tmp_path_factory.mktemp(request.param.replace(' ', '_'))
