@@ -19,12 +19,13 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders import alignment
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
-from slm_jax.systems.speech_encoder import stored
+from slm_jax.systems.speech_encoder import frames_of, stored
 from slm_jax.systems.text_to_text import generate, token_loss, without_speech
 
 _EOS = 1
@@ -354,6 +355,21 @@ class SLM:
         # One label more, which no frame has, stands for all tokens that are none. Texts begin and end unheard.
         logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
         return logits, lengths, self._labels_of_tokens(len(self.label_tokens)).at[: _EOS + 1].set(0)
+
+    @property
+    def spelt(self) -> Int[np.ndarray, 'v n'] | None:
+        """The labels for each of the LLM's tokens, of an adapter with a CTC head of its own; None of any other."""
+        return np.asarray(self._spelt()) if self._own_head else None
+
+    @_with_lora
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label, the adapter's or the encoder's, begins and ends; see `alignment.times`."""
+
+        def logits(batch: Batch) -> tuple[Float[Array, 'b t v'], Int[Array, ' b']]:
+            heard = self._hear(params, batch, None)
+            return self._label_logits(params, batch, heard, None) if self._own_head else (heard[2], heard[1])
+
+        return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
     def _labels_of_tokens(self, other: int) -> Int[Array, ' v']:
         """The adapter's label for each of the LLM's tokens, `other` where it has none."""
