@@ -15,8 +15,8 @@ use, and an adapter. slm_tiny is packaged whole. --instruction left out asks for
 samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is what begins neither as
 an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
-Where nothing is heard the answer is empty, and subtitles have no cue. --word_times says in JSON when each word is said, by
-the CTC head of the adapter or the speech encoder, and makes subtitles of words and not of chunks.
+Where nothing is heard the answer is empty, and subtitles have no cue. --word_times says in JSON when each word is
+said, by the CTC head of the adapter or the speech encoder, and makes subtitles of words and not of chunks.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.

@@ -108,24 +108,19 @@ def test_what_cannot_be_exported(tmp_path, capsys):
         export.export(run, str(tmp_path / 'none'), form='merged')
 
 
-def reference(kind, params, cfg):
+def reference(kind, params, cfg, folder):
     """The model of transformers with these parameters."""
     import torch
     import transformers
 
+    from slm_jax.exporters import safetensors
     from slm_jax.exporters import t5 as exporter
 
     leaves = foundations.flatten(params)
     if kind != 'llama':
-        config = transformers.T5Config(**exporter.config(cfg))
-        arrays = {name: np.array(tensor.open()) for name, tensor in exporter.tensors(cfg, leaves).items()}
-        arrays |= {f'{stack}.embed_tokens.weight': arrays['shared.weight'] for stack in ('encoder', 'decoder')}
-        made = transformers.T5ForConditionalGeneration(config)
-        missing, unexpected = made.load_state_dict(
-            {name: torch.tensor(array) for name, array in arrays.items()}, strict=False
-        )
-        assert not unexpected and not missing
-        return made.eval()
+        (folder / 'config.json').write_text(json.dumps(exporter.config(cfg)))
+        safetensors.write(folder / 'model.safetensors', exporter.tensors(cfg, leaves), {'format': 'pt'})
+        return transformers.T5ForConditionalGeneration.from_pretrained(folder).eval()
     from slm_jax.importers.hugging_face import decoder_only
 
     config = transformers.Qwen2Config(
@@ -158,7 +153,7 @@ def test_peft_agrees(kind, tmp_path):
     peft = pytest.importorskip('peft', reason='the reference: pip install peft')
     system, params = trained(tmp_path, kind)
     export.export(str(tmp_path / 'run'), str(tmp_path / 'out'), form='peft')
-    base = reference(kind, params['llm'], system.llm.config)
+    base = reference(kind, params['llm'], system.llm.config, tmp_path)
     prompt, target = torch.tensor(PROMPT), torch.tensor(TARGET)
 
     def said(model):
