@@ -11,6 +11,8 @@ from slm_jax.inference import chunks
 
 _MULTIPLE = 64  # of labels, so that few shapes are compiled
 _ANY = -1
+# CTC writes a letter within its sound, so half of the gap before its first letter is a word's, up to so many seconds.
+_EARLIER = 0.08
 _LINES = 84  # letters of a cue: two lines of 42
 _LONGEST = 7.0  # seconds of a cue
 _PAUSE = 0.8  # seconds after which another cue begins
@@ -85,11 +87,12 @@ class Aligner:
                 yield from ((number, label) for token in tokens for label in self._spelt[token].tolist() if label)
             return
         tokenizer, heard = vocabularies.of('speech_encoder').tokenizer, False
+        between = tokenizer.piece_to_id('▁')
         for number, word in enumerate(words):
             labels = tokenizer.encode(ctc_text.normalize(word))
-            between, labels = labels[:1], labels[1:]
+            labels = labels[1:] if labels[:1] == [between] else labels  # some tokenizers begin a text with it
             if labels and heard:
-                yield -1, between[0]
+                yield -1, between
             heard |= bool(labels)
             yield from ((number, _ANY if label == tokenizer.unk_id() else label) for label in labels)
 
@@ -105,7 +108,10 @@ def _timed(
     last = 0.0
     for number, word in enumerate(words):
         mine = owner == number
-        start, last = (starts[mine].min(), stops[mine].max()) if mine.any() else (last, last)
+        start = last
+        if mine.any():
+            first = starts[mine].min()
+            start, last = first - min(_EARLIER, (first - last) / 2), stops[mine].max()
         yield Word(word, round(float(start), 3), round(float(last), 3))
 
 

@@ -1,8 +1,11 @@
-"""How exactly `slm-jax infer --word_times` finds words whose times are known: espeak-ng says when it begins each.
+"""How exactly `slm-jax infer --word_times` finds words whose times are known.
 
-    python tests/benchmarks/bench_word_times.py --model slm_tiny SENTENCES.txt   a sentence a line
+    python tests/benchmarks/bench_word_times.py --model slm_tiny --sentences FILE    a sentence a line
+    python tests/benchmarks/bench_word_times.py --model slm_tiny --splice digits.jsonl
 
-The known text is aligned, not the answer, so errors are of the alignment alone. Needs Debian's libespeak-ng1.
+Sentences are read by espeak-ng (Debian's libespeak-ng1), which says when it begins each word. Recordings of single
+words (a manifest) are joined to rows of four, with silence between them; each begins where it is a tenth as loud as at
+its loudest. The known text is aligned, not the answer, so errors are of the alignment alone.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import numpy as np
 
 from slm_jax import cli
 from slm_jax.audio import waveforms
+from slm_jax.data import manifests
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries, words
 
@@ -55,18 +59,41 @@ def spoken(voice: str, sentences: list[str]):
         yield waveforms.to_int16(np.concatenate(blocks), rate), [begun[key] for key in sorted(begun)]
 
 
+def spliced(manifest: pathlib.Path, count: int, rng: np.random.Generator):
+    """(text, samples at 16 kHz, seconds at which each word begins) of rows of four recordings."""
+    rows = list(manifests.read(manifest))
+    for picked in rng.permutation(len(rows))[: 4 * count].reshape(-1, 4):
+        pieces, begun, text = [], [], []
+        for row in (rows[number] for number in picked):
+            samples = waveforms.read_waveform(row['audio'])
+            loudness = np.convolve(np.abs(samples.astype(np.float32)), np.ones(160) / 160, 'same')
+            loud = np.flatnonzero(loudness > 0.1 * loudness.max())
+            pieces.append(np.zeros(int(rng.uniform(0.1, 0.4) * 16_000), np.int16))
+            begun.append((sum(map(len, pieces)) + loud[0]) / 16_000)
+            pieces.append(samples)
+            text.append(row['text'])
+        yield ' '.join(text), np.concatenate(pieces), begun
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('sentences', type=pathlib.Path)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--sentences', type=pathlib.Path)
+    what.add_argument('--splice', type=pathlib.Path, metavar='MANIFEST')
+    parser.add_argument('--count', type=int, default=50, help='rows of spliced words')
     parser.add_argument('--model', default='slm_tiny')
     parser.add_argument('--voice', default='en-us')
     args = parser.parse_args()
     cli.quiet_libraries()
-    sentences = [line for line in args.sentences.read_text().splitlines() if line.strip()]
     aligner, errors, left_out = words.Aligner(model := model_lib.load(args.model)), [], 0
+    if args.splice:
+        known = list(spliced(args.splice, args.count, np.random.default_rng(0)))
+    else:
+        sentences = [line for line in args.sentences.read_text().splitlines() if line.strip()]
+        known = [(text, *clip) for text, clip in zip(sentences, spoken(args.voice, sentences))]
     asked = [
         queries.Query((), samples, {'text': text, 'begun': begun})
-        for text, (samples, begun) in zip(sentences, spoken(args.voice, sentences))
+        for text, samples, begun in known
         if len(begun) == len(text.split())  # espeak-ng reads some, as numbers, as several
     ]
     for group, batch in queries.batched(asked, 60.0, model.row_multiple):
@@ -75,8 +102,8 @@ def main() -> None:
             left_out += not said
             errors += [word.start - start for word, start in zip(said, query.info['begun'])]
     late, off = np.array(errors), np.abs(errors)
-    print(f'{len(asked)} of {len(sentences)} sentences, {len(errors)} words, {left_out} that could not be aligned')
-    print(f'begins on average {1000 * late.mean():+.0f} ms late, median error {1000 * np.median(off):.0f} ms')
+    print(f'{len(asked)} of {len(known)} clips, {len(errors)} words, {left_out} clips that could not be aligned')
+    print(f'words begin on average {1000 * late.mean():+.0f} ms late, median error {1000 * np.median(off):.0f} ms')
     print(', '.join(f'{100 * np.mean(off <= limit):.0f}% within {1000 * limit:.0f} ms' for limit in (0.05, 0.1, 0.2)))
 
 
