@@ -28,6 +28,8 @@ from typing import Any
 from slm_jax import cli, paths
 
 _PART = 'llm/'
+# What else of a language model's card holds of the same one merged.
+_OF_A_VOCABULARY = ('licence', 'vocabulary', 'extra_ids', 'added_tokens', 'swapped', 'chat_template')
 
 
 def export(model_dir: str, out: str, step: int | None = None, form: str = '') -> list[str]:
@@ -191,8 +193,13 @@ def _write_merged(
         for path, leaf in params.items()
     }
     vocabulary = foundations.find(vocabularies.names()['llm'])
-    said = {key: value for key, value in foundations.card(vocabulary).items() if key not in ('fingerprint', 'files')}
-    said |= {'name': place.name, 'source': f'{said.get("source") or said["name"]}, with LoRA of {card["name"]}'}
+    old = foundations.card(vocabulary)
+    said = {
+        'name': place.name,
+        'kind': 'llm',
+        'source': f'{old.get("source") or old["name"]}, with LoRA of {card["name"]}',
+    }
+    said |= {key: old[key] for key in _OF_A_VOCABULARY if key in old}
     tree, cfg = foundations.unflatten(blocks), system.llm.config
     if isinstance(system.llm, T5):
         text = t5.model_file(cfg, tree, said['source'], place)
