@@ -129,16 +129,16 @@ def applied(config: LoraConfig | None, params: Params) -> Iterator[Params]:
 
     Args:
         config: None: there are no updates.
-        params: of a system.
+        params: of a system, or what an outer `applied` made of them, which adds the updates already.
 
     Yields:
         The parameters with which its parts are then applied; a part without updates is applied with its own.
     """
     parts = {name: part for name, part in params.items() if name != PART}
-    if config is None or config.alpha == 0:
+    if PART not in params or config is None or config.alpha == 0:
         yield parts
         return
-    for name, updates in params.get(PART, {}).items():
+    for name, updates in params[PART].items():
         if name in parts:
             parts[name] = _unflatten(_flatten(parts[name]) | _flatten(updates))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import operator
@@ -32,17 +33,24 @@ _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
 
 
-def _with_lora(method: Callable) -> Callable:
-    """The same method of a system, whose parts are run with what the parameters have of LoRA."""
+def _with_lora(system: type) -> type:
+    """A system each of whose methods on parameters runs its parts with what these have of LoRA."""
 
-    @functools.wraps(method)
-    def run(self: 'SLM', params: Params, *args: Any) -> Any:
-        with lora_lib.applied(self.lora, params) as params:
-            return method(self, params, *args)
+    def wrapped(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def run(self: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
+            with lora_lib.applied(self.lora, params) as params:
+                return method(self, params, *args, **kwargs)
 
-    return run
+        return run
+
+    for name, method in list(vars(system).items()):
+        if not name.startswith('_') and inspect.isfunction(method) and 'params' in inspect.signature(method).parameters:
+            setattr(system, name, wrapped(method))
+    return system
 
 
+@_with_lora
 @dataclasses.dataclass(frozen=True)
 class SLM:
     """Adapted speech stands among the instruction's token embeddings, where the prompt has its mark (`prompts`).
@@ -230,7 +238,6 @@ class SLM:
         unheard = _unheard(batch, None, jnp.where(sure, lengths, 0))
         return jnp.where(unheard[:, None], 0, ctc_greedy(logits, lengths))
 
-    @_with_lora
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
 
@@ -312,7 +319,6 @@ class SLM:
         metrics['not_labels'] = jnp.sum(labels < 0).astype(jnp.float32), jnp.sum(spoken).astype(jnp.float32)
         return loss, metrics
 
-    @_with_lora
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`.
 
@@ -361,7 +367,6 @@ class SLM:
         """The labels for each of the LLM's tokens, of an adapter with a CTC head of its own; None of any other."""
         return np.asarray(self._spelt()) if self._own_head else None
 
-    @_with_lora
     def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
         """Seconds at which each label, the adapter's or the encoder's, begins and ends; see `alignment.times`."""
 

@@ -99,6 +99,20 @@ def test_a_gradient_has_no_array_of_a_kernels_size():
     assert not {shape for _, shape in found if {shape, shape[::-1]} & sizes}
 
 
+def test_it_is_added_once_where_one_method_calls_another():
+    llm, params = made('llama')
+
+    def once(params):
+        with lora.applied(CONFIG, params) as parts:
+            return llm.apply({'params': parts['llm']}, PROMPT, TARGET)
+
+    def twice(params):
+        with lora.applied(CONFIG, params) as parts, lora.applied(CONFIG, parts) as parts:
+            return llm.apply({'params': parts['llm']}, PROMPT, TARGET)
+
+    assert str(jax.make_jaxpr(once)(params)) == str(jax.make_jaxpr(twice)(params))
+
+
 def test_beside_kernels_in_int8():
     llm, params = made('llama', seed=1)
     kernels = flatten(params['llm'])
