@@ -18,6 +18,7 @@ all.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import sys
@@ -171,6 +172,10 @@ def _write_peft(out: pathlib.Path, directory: pathlib.Path, leaves: Mapping[str,
     exporter.write(out, system.llm, system.lora, found)
 
 
+def _rows(leaf: Any, start: int, stop: int) -> Any:
+    return leaf[start:stop]
+
+
 def _write_merged(
     out: pathlib.Path,
     place: pathlib.Path,
@@ -189,7 +194,7 @@ def _write_merged(
     params: dict[str, Any] = _llm(directory, leaves, card, None)
     params |= exporter.merged(system.llm, system.lora, params, found)
     blocks = {
-        path: foundations.Blocks(leaf.shape, leaf.dtype, lambda start, stop, leaf=leaf: leaf[start:stop])
+        path: foundations.Blocks(leaf.shape, leaf.dtype, functools.partial(_rows, leaf))
         for path, leaf in params.items()
     }
     vocabulary = foundations.find(vocabularies.names()['llm'])

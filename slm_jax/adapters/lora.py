@@ -171,10 +171,11 @@ def merged(
     layers: int | None,
 ) -> Float32[np.ndarray, '...']:
     """The kernel with its update, in float32; `layers` is the axis that its layers have, if it is of several."""
-    arrays = (np.asarray(array, np.float32) for array in (down, up))
-    down, up = (array if layers is None else np.moveaxis(array, layers, 0) for array in arrays)
+    both = [np.asarray(array, np.float32) for array in (down, up)]
+    if layers is not None:
+        both = [np.moveaxis(array, layers, 0) for array in both]
     own = kernel.shape if layers is None else np.delete(kernel.shape, layers)
-    update = scale * (down @ up)
+    update = scale * (both[0] @ both[1])
     update = update.reshape(*update.shape[:-2], *own)
     if layers is not None:
         update = np.moveaxis(update, 0, layers)

@@ -60,9 +60,9 @@ class Aligner:
         labels = np.zeros((len(batch['speech_lengths']), -(-max(longest, 1) // _MULTIPLE) * _MULTIPLE), np.int32)
         for row, found in enumerate(spelt):
             labels[row, : len(found)] = [label for _, label in found]
-        given = {**batch, 'labels': labels}
         rows = partitioning.host_rows(self._model.mesh, len(labels))
-        given = partitioning.shard_batch({name: array[rows] for name, array in given.items()}, self._model.mesh)
+        whole = {**batch, 'labels': labels}
+        given = partitioning.shard_batch({name: array[rows] for name, array in whole.items()}, self._model.mesh)
         times = np.asarray(self._times(self._model.params, given))
         return [list(_timed(*row)) for row in zip(split, spelt, *times)]
 

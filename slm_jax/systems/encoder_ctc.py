@@ -60,7 +60,8 @@ class EncoderCtc:
     def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
         """Seconds at which each label of the encoder's tokenizer begins and ends; see `alignment.times`."""
         count = frames_of(lambda batch: self._logits(params, batch, None)[0])
-        return alignment.times(*self._logits(params, batch, None), labels, count)
+        logits, lengths = self._logits(params, batch, None)
+        return alignment.times(logits, lengths, labels, count)
 
 
 def mean_ctc(

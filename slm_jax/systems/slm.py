@@ -372,7 +372,10 @@ class SLM:
 
         def logits(batch: Batch) -> tuple[Float[Array, 'b t v'], Int[Array, ' b']]:
             heard = self._hear(params, batch, None)
-            return self._label_logits(params, batch, heard, None) if self._own_head else (heard[2], heard[1])
+            if self._own_head:
+                return self._label_logits(params, batch, heard, None)
+            assert heard is not None, 'words are those of recordings'
+            return heard[2], heard[1]
 
         return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
