@@ -150,7 +150,7 @@ def reference(kind, params, cfg, folder):
 def test_peft_agrees(kind, tmp_path):
     torch = pytest.importorskip('torch', reason='torch runs the reference: pip install -e .[hf]')
     pytest.importorskip('transformers', reason='the reference: pip install -e .[hf]')
-    peft = pytest.importorskip('peft', reason='the reference: pip install peft')
+    peft = pytest.importorskip('peft', reason='the reference: pip install -e .[hf]')
     system, params = trained(tmp_path, kind)
     export.export(str(tmp_path / 'run'), str(tmp_path / 'out'), form='peft')
     base = reference(kind, params['llm'], system.llm.config, tmp_path)
