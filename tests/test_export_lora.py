@@ -52,7 +52,7 @@ def logits(system, params):
         return system.llm.apply({'params': parts['llm']}, PROMPT, TARGET, TARGET)
 
 
-@pytest.mark.parametrize('kind', tiny_slm.LLMS)
+@pytest.mark.parametrize('kind', ['llama', 't5', pytest.param('scanned t5', marks=pytest.mark.slow)])
 def test_merged_it_is_a_language_model(kind, tmp_path, capsys):
     system, params = trained(tmp_path, kind)
     out = tmp_path / 'out/merged'

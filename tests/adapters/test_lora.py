@@ -61,7 +61,7 @@ def test_at_first_it_changes_no_bit_and_then_it_is_what_is_merged(kind):
         kernels[f'{module}/kernel'] = lora.merged(kernels[f'{module}/kernel'], *both, CONFIG.scale, scanned)
     weights = {'llm': unflatten(kernels)}
     np.testing.assert_allclose(logits(llm, weights, None), logits(llm, params), rtol=0, atol=1e-4)
-    if kind != 'scanned t5':  # of which a step is the same code
+    if kind == 'llama':  # whose step has LoRA within a scan, with a cache
         texts = [written(llm, weights, None), written(llm, params, CONFIG)]
         np.testing.assert_array_equal(*texts)
 
