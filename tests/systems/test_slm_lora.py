@@ -1,5 +1,10 @@
 """LoRA in an SLM: trained beside the adapter, saved like it, left out at will; what is frozen says what it did."""
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import jax
 import numpy as np
 import pytest
@@ -11,6 +16,30 @@ from slm_jax.adapters import lora
 from slm_jax.inference import model as model_lib
 from slm_jax.training import checkpoints
 
+# Loss and gradient of LoRA on one device and on eight, of parameters and activations that are divided each way.
+ON_DEVICES = """
+import pathlib, sys
+import flax.linen as nn, jax, numpy as np, tiny_slm
+from slm_jax.training import partitioning
+system = tiny_slm.configured(pathlib.Path(sys.argv[1]))
+batch = tiny_slm.batch(rows=8)
+boxed = jax.eval_shape(system.init, jax.random.key(0), batch)
+params = nn.unbox(jax.jit(system.init)(jax.random.key(0), batch))
+params['lora'] = jax.tree.map(lambda leaf: leaf + 0.1, params['lora'])
+found = []
+for size in (1, 2):
+    partitioner = partitioning.Partitioner(data=size, fsdp=size, model=size)
+    mesh = partitioner.mesh(jax.devices()[: size**3])
+    placed = jax.device_put(params, partitioner.shardings(boxed, mesh))
+    with partitioner.tracing(mesh):
+        step = jax.jit(jax.value_and_grad(lambda lora, rest, batch: system.loss(rest | {'lora': lora}, batch, None)[0]))
+        found.append(step(placed['lora'], placed, partitioning.shard_batch(batch, mesh)))
+(loss, one), (other, many) = jax.device_get(found)
+np.testing.assert_allclose(loss, other, rtol=1e-5)
+for left, right in zip(jax.tree.leaves(one), jax.tree.leaves(many)):
+    np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)  # sums of another order, through random weights
+print(len(jax.tree.leaves(one)))
+"""
 PROMPT, TARGET = (np.random.default_rng(i).integers(3, 259, (4, 9)) for i in range(2))
 OFF = ('LoraConfig.alpha=0',)
 
@@ -102,6 +131,18 @@ def test_frames_are_not_stored_of_an_encoder_that_it_updates(folder):
     tiny_slm.configured(folder, ["LORA_MODULES=('speech_encoder/encoder/.*/q_proj',)"])
     with pytest.raises(ValueError, match='ENCODED: LoRA updates the speech encoder .*LoraConfig.modules'):
         tiny_slm.train(folder, 1, 'frames', encoded=True)
+
+
+@pytest.mark.slow
+def test_eight_devices_give_what_one_gives(folder):
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+    tests = pathlib.Path(tiny_slm.__file__).parent
+    done = subprocess.run(
+        [sys.executable, '-c', ON_DEVICES, folder],
+        env={**os.environ, 'XLA_FLAGS': flags, 'PYTHONPATH': f'{tests}:{os.environ.get("PYTHONPATH", "")}'},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and int(done.stdout) >= 10, done.stderr[-2000:]
 
 
 def test_the_teacher_of_a_distillation_is_without_it(folder):
