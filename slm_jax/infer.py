@@ -4,6 +4,7 @@
     slm-jax infer call.wav --model runs/slm --instruction "Translate this speech to English."
     slm-jax infer *.flac --model runs/slm --format json
     slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
+    slm-jax infer talk.mp3 --chunk_seconds 15 --format json --word_times
     slm-jax infer --manifest calls.jsonl --model runs/slm
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
@@ -14,7 +15,8 @@ use, and an adapter. slm_tiny is packaged whole. --instruction left out asks for
 samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is what begins neither as
 an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
-Where nothing is heard the answer is empty, and subtitles have no cue.
+Where nothing is heard the answer is empty, and subtitles have no cue. --word_times says in JSON when each word is
+said, by the CTC head of the adapter or the speech encoder, and makes subtitles of words and not of chunks.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--out', metavar='DIR', help='for srt and vtt of several files')
     result.add_argument('--chunk_seconds', type=float, help='cut long audio at its pauses')
     result.add_argument('--overlap', type=float, default=0.0, help='seconds that chunks share')
+    result.add_argument('--word_times', action='store_true', help='when each word of a transcript is said')
     result.add_argument('--max_seconds', type=float, help='longest audio taken at once')
     result.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
     model_arguments.add(result, '--model')
@@ -70,6 +73,7 @@ class Recording:
         bounds: (start, end) of each chunk, in seconds.
         texts: the answer to each chunk, None where it is not known yet.
         without_ctc: whether CTC has no part in the answers, although it has one in transcripts.
+        words: of each answer, with their times from its chunk's start; empty where they are not asked for.
         cuts: the limit that each answer reached, '' where it ended before; see `slm_jax.inference.model.Answer`.
         error: what is wrong with the input; '' if nothing.
         segment: its offset and duration, as `slm_jax.data.segments` reads them; '' where there are none.
@@ -81,6 +85,7 @@ class Recording:
     without_ctc: bool = False
     bounds: list[tuple[float, float]] = dataclasses.field(default_factory=list)
     texts: list[str | None] = dataclasses.field(default_factory=list)
+    words: list[Any] = dataclasses.field(default_factory=list)
     cuts: list[str] = dataclasses.field(default_factory=list)
     error: str = ''
     segment: tuple[str, str] = ('', '')
@@ -101,6 +106,7 @@ class Inference:
         batch_seconds: seconds of padded audio in a batch.
         head: what was already read of standard input.
         raw: standard input is raw samples, whatever it looks like.
+        aligner: `slm_jax.inference.words.Aligner`, which finds the words of transcripts; None: nothing does.
     """
 
     def __init__(
@@ -112,10 +118,11 @@ class Inference:
         batch_seconds: float = 60.0,
         head: bytes = b'',
         raw: bool = False,
+        aligner: Any = None,
     ):
         self._model, self._max_seconds = model, max_seconds
         self._chunk_seconds, self._overlap = chunk_seconds, overlap
-        self._batch_seconds, self._head, self._raw = batch_seconds, head, raw
+        self._batch_seconds, self._head, self._raw, self._aligner = batch_seconds, head, raw, aligner
 
     def run(self, recordings: Iterable[Recording]) -> Iterator[Recording]:
         """Answers recordings, in order; one that has an error already is handed on as it is."""
@@ -134,14 +141,18 @@ class Inference:
                 tokens = self._model.prompt.tokens(self._model.text_vocabulary, recording.instruction)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
                 recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
+                recording.words = [[] for _ in pieces]
                 for number, (_, samples) in enumerate(pieces):
                     info = {'of': recording, 'number': number}
                     yield queries.Query(tokens, samples, info, recording.transcribed)
 
         for group, batch in self._batched(stream()):
-            for (_, query), answer in zip(group, self._model.answers(batch), strict=False):
+            answers = self._model.answers(batch)[: len(group)]
+            words = self._aligner.words(batch, [text for text, _ in answers]) if self._aligner else [[]] * len(group)
+            for (_, query), answer, said in zip(group, answers, words, strict=True):
                 recording, number = query.info['of'], query.info['number']
                 recording.texts[number], recording.cuts[number] = answer
+                recording.words[number] = said
             while waiting and waiting[0].done:
                 yield waiting.pop(0)
         yield from waiting  # After the last batch only faulty inputs are left.
@@ -231,6 +242,13 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
         chunks.Chunk(start, end, text or '')
         for (start, end), text in zip(recording.bounds, recording.texts, strict=True)
     ]
+    words = [
+        word.later(start) for (start, _), said in zip(recording.bounds, recording.words, strict=True) for word in said
+    ]
+    if form in ('srt', 'vtt') and any(recording.words):
+        from slm_jax.inference.words import cues
+
+        pieces = cues(words)
     if form == 'srt':
         return chunks.srt(pieces)
     if form == 'vtt':
@@ -249,6 +267,8 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
             line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
         if recording.without_ctc:
             line['ctc'] = False
+        if words:
+            line['words'] = [{'word': word.text, 'start': word.start, 'end': word.end} for word in words]
     return json.dumps(line, ensure_ascii=False) + '\n'
 
 
@@ -287,6 +307,10 @@ def infer(args: argparse.Namespace) -> int:
         chunks.check(args.chunk_seconds, args.overlap)
     elif args.overlap:
         raise ValueError('--overlap: chunks overlap only with --chunk_seconds.')
+    if args.word_times and (args.format == 'text' or args.overlap):
+        raise ValueError(
+            '--word_times: give --format json, srt or vtt, and no --overlap, in which words are heard twice.'
+        )
     model = model_arguments.load(args.model, args)
     limit = model.let_through(args.max_seconds)
     if args.chunk_seconds and args.chunk_seconds > limit:
@@ -303,7 +327,8 @@ def infer(args: argparse.Namespace) -> int:
 
         head = sys.stdin.buffer.read(containers.HEAD)
         live = bool(head) and not containers.sniff(head) and not containers.foreign(head)
-    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head, args.raw)
+    aligner = _aligner(args, model, inputs, live) if args.word_times else None
+    inference = Inference(model, limit, args.chunk_seconds, args.overlap, args.batch_seconds, head, args.raw, aligner)
     if live:
         return _live(inference, inputs[0], args.format, model.decode)
     return _write(inference.run(inputs), args, alone, model.decode)
@@ -333,6 +358,20 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
             f'no known wording for a transcript; --ctc_weight {weight:g} lets it.',
             file=sys.stderr,
         )
+
+
+def _aligner(args: argparse.Namespace, model: Any, recordings: Sequence[Recording], live: bool) -> Any:
+    """What finds the words of transcripts, or why nothing can."""
+    from slm_jax.inference import words
+
+    if live:
+        raise ValueError('--word_times: samples that are answered as they come have none. Give a file.')
+    for recording in recordings:
+        if not (recording.transcribed or recording.error):
+            raise ValueError(
+                f'--word_times: the answer to {recording.instruction!r} is no transcript, so nobody says its words.'
+            )
+    return words.Aligner(model)
 
 
 def _say_cut(name: str, cut: str, decode: Any) -> None:

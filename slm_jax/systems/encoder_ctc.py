@@ -6,9 +6,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
+from slm_jax.encoders import alignment
 from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss
 from slm_jax.systems import Batch, Metrics, Params
-from slm_jax.systems.speech_encoder import SpeechEncoder, stored
+from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of, stored
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +56,12 @@ class EncoderCtc:
         """Greedy reading of the frames; `decode` does not apply."""
         del decode
         return ctc_greedy(*self._logits(params, batch, None))
+
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label of the encoder's tokenizer begins and ends; see `alignment.times`."""
+        count = frames_of(lambda batch: self._logits(params, batch, None)[0])
+        logits, lengths = self._logits(params, batch, None)
+        return alignment.times(logits, lengths, labels, count)
 
 
 def mean_ctc(

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import math
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -17,19 +18,39 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
+from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders import alignment
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
-from slm_jax.systems.speech_encoder import stored
+from slm_jax.systems.speech_encoder import frames_of, stored
 from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
 
 
+def _with_lora(system: type) -> type:
+    """A system each of whose methods on parameters runs its parts with what these have of LoRA."""
+
+    def wrapped(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def run(self: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
+            with lora_lib.applied(self.lora, params) as params:
+                return method(self, params, *args, **kwargs)
+
+        return run
+
+    for name, method in list(vars(system).items()):
+        if not name.startswith('_') and inspect.isfunction(method) and 'params' in inspect.signature(method).parameters:
+            setattr(system, name, wrapped(method))
+    return system
+
+
+@_with_lora
 @dataclasses.dataclass(frozen=True)
 class SLM:
     """Adapted speech stands among the instruction's token embeddings, where the prompt has its mark (`prompts`).
@@ -46,12 +67,15 @@ class SLM:
     `objective` is what the adapter learns by, or several with their weights, {'cross_entropy': 0.5, 'ctc': 0.5}:
         'cross_entropy' of the target's tokens.
         'distil': the distributions of the same LLM when it reads the transcript in the place of the speech, as in
-            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them.
+            Ultravox and DiVA (arXiv 2410.02678); see `distillation_loss`. `distil_temperature` softens them. LoRA is
+            no part of the teacher.
         'ctc' of the adapter's own head on the same tokens; see `TokenCtcAdapter`. Where it is the only one, the LLM
             gives its embeddings and is not run.
 
     `ctc_answers` says whether answers, to whatever is asked, are what this head writes; None: where it is all that
     is learnt by. `heard_from` is the probability that it must give to some label, or nothing is heard.
+
+    `lora` updates linear maps of any of the three; see `LoraConfig`. Its parameters are the part 'lora'.
     """
 
     speech_encoder: nn.Module
@@ -65,6 +89,7 @@ class SLM:
     distil_temperature: float = 1.0
     ctc_answers: bool | None = None
     heard_from: float = 0.0
+    lora: lora_lib.LoraConfig | None = None
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -108,7 +133,7 @@ class SLM:
         if not (self._by_ctc_alone and self._answers_by_ctc):
             return None
         embeddings = flax.traverse_util.flatten_dict(nn.unbox(embedding_params(self.llm)), sep='/')
-        return '(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
+        return '(lora/)?(speech_encoder|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
 
     @property
     def max_seconds(self) -> float | None:
@@ -116,19 +141,20 @@ class SLM:
         return self.speech_encoder.max_seconds
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
-        """Fresh parameters of the three parts; see `System`."""
+        """Fresh parameters of the three parts, and of LoRA; see `System`."""
         speech_rng, adapter_rng, llm_rng = jax.random.split(rng, 3)
         samples, lengths = batch['speech_samples'], batch['speech_lengths']
         if samples.shape[1] == 0:  # a text-only batch says nothing of the speech parts
             samples = jnp.zeros((samples.shape[0], 16_000), samples.dtype)
-        heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
-        llm = initial_params(self.llm, llm_rng)
+        fresh = lora_lib.Fresh(self.lora)
+        with fresh.part('speech_encoder'):
+            heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
+        with fresh.part('llm'):
+            llm = initial_params(self.llm, llm_rng)
         labels = self._label_embeddings(llm)
-        return {
-            'speech_encoder': speech['params'],
-            'adapter': self.adapter.init(adapter_rng, *heard, label_embeddings=labels)['params'],
-            'llm': llm,
-        }
+        with fresh.part('adapter'):
+            adapter = self.adapter.init(adapter_rng, *heard, label_embeddings=labels)['params']
+        return fresh.apart({'speech_encoder': speech['params'], 'adapter': adapter, 'llm': llm})
 
     def _label_embeddings(self, llm: Params) -> Float[Array, 'v e'] | None:
         if self.label_tokens is None:
@@ -273,7 +299,7 @@ class SLM:
         tokens = batch['teacher_input_tokens']
         if tokens.shape[1] == 0:  # texts alone
             return jnp.float32(0.0), {}
-        llm = jax.lax.stop_gradient(params['llm'])
+        llm = jax.lax.stop_gradient(lora_lib.apart({'llm': params['llm']})['llm'])
         prompt = self.llm.apply({'params': llm}, tokens, method='embed')
         taught = jax.lax.stop_gradient(self._logits({'llm': llm}, batch, prompt, tokens > 0, None))
         weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
@@ -368,6 +394,23 @@ class SLM:
         # One label more, which no frame has, stands for all tokens that are none. Texts begin and end unheard.
         logits = jnp.pad(logits, ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
         return logits, lengths, self._labels_of_tokens(len(self._own_labels)).at[: _EOS + 1].set(0)
+
+    @property
+    def spelt(self) -> Int[np.ndarray, 'v n'] | None:
+        """The labels for each of the LLM's tokens, of an adapter with a CTC head of its own; None of any other."""
+        return None if self._own_labels is None else np.asarray(self._spelt())
+
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label, the adapter's or the encoder's, begins and ends; see `alignment.times`."""
+
+        def logits(batch: Batch) -> tuple[Float[Array, 'b t v'], Int[Array, ' b']]:
+            heard = self._hear(params, batch, None)
+            if self._own_labels is not None:
+                return self._label_logits(params, batch, heard, None)
+            assert heard is not None, 'words are those of recordings'
+            return heard[2], heard[1]
+
+        return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
     def _labels_of_tokens(self, other: int) -> Int[Array, ' v']:
         """The adapter's label for each of the LLM's tokens, `other` where it has none."""

@@ -1,8 +1,11 @@
 """Waveform -> frames: a frontend, SpecAugment in training, an encoder and its CTC head, as one part of a system."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig, spec_augment
@@ -64,3 +67,14 @@ def stored(batch: Batch) -> dict[str, Any]:
     if 'speech_frames' not in batch:
         return {}
     return {'stored': (batch['speech_frames'], batch['speech_frame_lengths'])}
+
+
+def frames_of(frames: Callable[[Batch], Array]) -> Callable[[int], int]:
+    """How many frames, axis 1 of what is given for a batch, so many seconds of audio have; by shapes alone."""
+
+    def count(seconds: int) -> int:
+        batch = {'speech_samples': jnp.zeros((1, seconds * 16_000), jnp.int16)}
+        batch['speech_lengths'] = jnp.full((1,), seconds * 16_000)
+        return jax.eval_shape(lambda: frames(batch)).shape[1]
+
+    return count

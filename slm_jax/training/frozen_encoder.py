@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import BFloat16, Int16
 
+from slm_jax.adapters import lora
 from slm_jax.foundations import FoundationError
 from slm_jax.systems.speech_encoder import SpeechEncoder
 from slm_jax.training import origins, setup, state
@@ -184,6 +185,11 @@ def left_out(layout: setup.Layout) -> setup.Layout:
         raise ValueError(
             'ENCODED: the speech encoder trains (TRAINABLE), and stored frames would stay what they are. Set ENCODED '
             'to False, or leave speech_encoder/encoder out of TRAINABLE.'
+        )
+    if any(path.startswith(f'{lora.PART}/{_PART}') for path in state.flatten(layout.boxed)):
+        raise ValueError(
+            'ENCODED: LoRA updates the speech encoder (LoraConfig.modules), and stored frames are those without it. '
+            'Set ENCODED to False, or leave speech_encoder/encoder out of LoraConfig.modules.'
         )
     held = {path: leaf for path, leaf in state.flatten(layout.held).items() if not path.startswith(_PART)}
     return dataclasses.replace(layout, held=state.unflatten(held))

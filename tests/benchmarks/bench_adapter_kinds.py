@@ -115,6 +115,11 @@ def evaluated(model_dir: pathlib.Path, column: str, options: str) -> str:
     out = model_dir.with_name(f'{model_dir.name}.{column}')
     if not (out / 'results.json').exists():
         run(['evaluate', str(model_dir), '--out', str(out), *shlex.split(options)])
+    return rates(out)
+
+
+def rates(out: pathlib.Path) -> str:
+    """The first rate of each kind of example of the evaluation that is there."""
     cells = []
     for groups in json.loads((out / 'results.json').read_text())['scores'].values():
         scores = groups.get('overall') or next(iter(groups.values()))

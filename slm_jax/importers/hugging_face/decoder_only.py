@@ -111,6 +111,13 @@ class Names:
     modules: Mapping[str, str]
 
 
+def module_name(module: str, cfg: DecoderOnlyConfig) -> str:
+    """What the whole model of `transformers` calls one of our modules, {} in the place of the layer's number."""
+    if cfg.positions == 'learned':
+        return f'model.decoder.{_OPT_MODULES[module]}'
+    return f'model.{_MODULES[module]}'
+
+
 def convert(directory: Directory, out: pathlib.Path) -> Imported:
     """Makes a decoder-only LLM of a Hugging Face directory.
 

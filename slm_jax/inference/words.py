@@ -1,0 +1,133 @@
+"""When each word of a transcript is said, by the model's own CTC head."""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from slm_jax.data import ctc_text
+from slm_jax.inference import chunks
+
+_MULTIPLE = 64  # of labels, so that few shapes are compiled
+_ANY = -1
+# CTC writes a letter within its sound, so half of the gap before its first letter is a word's, up to so many seconds.
+_EARLIER = 0.08
+_LINES = 84  # letters of a cue: two lines of 42
+_LONGEST = 7.0  # seconds of a cue
+_PAUSE = 0.8  # seconds after which another cue begins
+
+
+class Word(NamedTuple):
+    """A word as it is written, with its punctuation, and when it is said, in seconds."""
+
+    text: str
+    start: float
+    end: float
+
+    def later(self, seconds: float) -> 'Word':
+        """The same in a recording that begins so much earlier."""
+        return Word(self.text, round(self.start + seconds, 3), round(self.end + seconds, 3))
+
+
+class Aligner:
+    """Finds the words of a model's transcripts.
+
+    Args:
+        model: see `slm_jax.inference.model`.
+
+    Raises:
+        ValueError: it has no CTC head.
+    """
+
+    def __init__(self, model: Any):
+        speech = getattr(model.system, 'speech_encoder', None)
+        self._spelt = getattr(model.system, 'spelt', None)
+        if self._spelt is None and getattr(speech, 'ctc_vocab_size', None) is None:
+            raise ValueError(
+                f'{model.directory.name} has no CTC head, which tells when words are said. Give --model one that has: '
+                'slm_base, slm_tiny or usm_tiny, or one that was trained with their model files.'
+            )
+        self._model = model
+
+    def words(self, batch: Mapping[str, np.ndarray], texts: Sequence[str]) -> list[list[Word]]:
+        """The words of the texts of a batch's first rows; [] where a clip is too short to have said them."""
+        from slm_jax.training import partitioning
+
+        split = [text.split() for text in texts]
+        spelt = [list(self._labels(words)) for words in split]
+        longest = max(map(len, spelt), default=0)
+        labels = np.zeros((len(batch['speech_lengths']), -(-max(longest, 1) // _MULTIPLE) * _MULTIPLE), np.int32)
+        for row, found in enumerate(spelt):
+            labels[row, : len(found)] = [label for _, label in found]
+        rows = partitioning.host_rows(self._model.mesh, len(labels))
+        whole = {**batch, 'labels': labels}
+        given = partitioning.shard_batch({name: array[rows] for name, array in whole.items()}, self._model.mesh)
+        times = np.asarray(self._times(self._model.params, given))
+        return [list(_timed(*row)) for row in zip(split, spelt, *times)]
+
+    @functools.cached_property
+    def _times(self) -> Any:
+        import jax
+
+        from slm_jax.training import partitioning
+
+        def times(params, batch):
+            return self._model.system.times(params, batch, batch['labels'])
+
+        return jax.jit(times, out_shardings=partitioning.replicated(self._model.mesh))
+
+    def _labels(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """(number of the word, label); what is heard between two words belongs to none, -1."""
+        from slm_jax.data import vocabularies
+
+        if self._spelt is not None:
+            for number, word in enumerate(words):
+                tokens = self._model.text_vocabulary.encode(f' {word}' if number else word)
+                yield from ((number, label) for token in tokens for label in self._spelt[token].tolist() if label)
+            return
+        tokenizer, heard = vocabularies.of('speech_encoder').tokenizer, False
+        between = tokenizer.piece_to_id('▁')
+        for number, word in enumerate(words):
+            labels = tokenizer.encode(ctc_text.normalize(word))
+            labels = labels[1:] if labels[:1] == [between] else labels  # some tokenizers begin a text with it
+            if labels and heard:
+                yield -1, between
+            heard |= bool(labels)
+            yield from ((number, _ANY if label == tokenizer.unk_id() else label) for label in labels)
+
+
+def _timed(
+    words: Sequence[str], spelt: Sequence[tuple[int, int]], starts: np.ndarray, stops: np.ndarray
+) -> Iterator[Word]:
+    """Words with their times; one of which nothing is heard, as a dash, is where the one before it ends."""
+    owner, count = np.array([number for number, _ in spelt], int), len(spelt)
+    starts, stops = starts[:count], stops[:count]
+    if np.isnan(starts).any():
+        return
+    last = 0.0
+    for number, word in enumerate(words):
+        mine = owner == number
+        start = last
+        if mine.any():
+            first = starts[mine].min()
+            start, last = first - min(_EARLIER, (first - last) / 2), stops[mine].max()
+        yield Word(word, round(float(start), 3), round(float(last), 3))
+
+
+def cues(words: Sequence[Word]) -> list[chunks.Chunk]:
+    """Words as subtitles: of two lines and seven seconds at most, anew after a pause, ending with a sentence."""
+    groups: list[list[Word]] = []
+    for word in words:
+        group = groups[-1] if groups else []
+        text = ' '.join(each.text for each in [*group, word])
+        sentence = group and group[-1].text[-1] in '.?!…。？！'
+        if not group or sentence or len(text) > _LINES or word.end - group[0].start > _LONGEST:
+            groups.append([word])
+        elif word.start - group[-1].end > _PAUSE:
+            groups.append([word])
+        else:
+            group.append(word)
+    return [
+        chunks.Chunk(group[0].start, group[-1].end, ' '.join(word.text for word in group)) for group in groups if group
+    ]

@@ -1,0 +1,111 @@
+"""How exactly `slm-jax infer --word_times` finds words whose times are known.
+
+    python tests/benchmarks/bench_word_times.py --model slm_tiny --sentences FILE    a sentence a line
+    python tests/benchmarks/bench_word_times.py --model slm_tiny --splice digits.jsonl
+
+Sentences are read by espeak-ng (Debian's libespeak-ng1), which says when it begins each word. Recordings of single
+words (a manifest) are joined to rows of four, with silence between them; each begins where it is a tenth as loud as at
+its loudest. The known text is aligned, not the answer, so errors are of the alignment alone.
+"""
+
+import argparse
+import ctypes
+import pathlib
+
+import numpy as np
+
+from slm_jax import cli
+from slm_jax.audio import waveforms
+from slm_jax.data import manifests
+from slm_jax.inference import model as model_lib
+from slm_jax.inference import queries, words
+
+_WORD, _END = 1, 0  # espeakEVENT_WORD, espeakEVENT_LIST_TERMINATED
+_SYNCHRONOUS, _UTF8 = 2, 1
+
+
+class _Event(ctypes.Structure):
+    _fields_ = [
+        ('type', ctypes.c_int), ('unique_identifier', ctypes.c_uint), ('text_position', ctypes.c_int),
+        ('length', ctypes.c_int), ('audio_position', ctypes.c_int), ('sample', ctypes.c_int),
+        ('user_data', ctypes.c_void_p), ('id', ctypes.c_char * 8),
+    ]  # fmt: skip
+
+
+def spoken(voice: str, sentences: list[str]):
+    """(samples at 16 kHz, seconds at which each word begins) of each sentence."""
+    espeak = ctypes.CDLL('libespeak-ng.so.1')
+    rate = espeak.espeak_Initialize(_SYNCHRONOUS, 0, None, 0)
+    espeak.espeak_SetVoiceByName(voice.encode())
+    blocks, begun = [], {}
+
+    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
+    def heard(samples, count, events):
+        if samples:
+            blocks.append(np.ctypeslib.as_array(samples, (count,)).copy() if count else np.zeros(0, np.int16))
+        place = 0
+        while events[place].type != _END:
+            if events[place].type == _WORD:
+                begun.setdefault(events[place].text_position, events[place].audio_position / 1000)
+            place += 1
+        return 0
+
+    espeak.espeak_SetSynthCallback(heard)
+    for sentence in sentences:
+        blocks.clear()
+        begun.clear()
+        text = sentence.encode()
+        espeak.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
+        yield waveforms.to_int16(np.concatenate(blocks), rate), [begun[key] for key in sorted(begun)]
+
+
+def spliced(manifest: pathlib.Path, count: int, rng: np.random.Generator):
+    """(text, samples at 16 kHz, seconds at which each word begins) of rows of four recordings."""
+    rows = list(manifests.read(manifest))
+    for picked in rng.permutation(len(rows))[: 4 * count].reshape(-1, 4):
+        pieces, begun, text = [], [], []
+        for row in (rows[number] for number in picked):
+            samples = waveforms.read_waveform(row['audio'])
+            loudness = np.convolve(np.abs(samples.astype(np.float32)), np.ones(160) / 160, 'same')
+            loud = np.flatnonzero(loudness > 0.1 * loudness.max())
+            pieces.append(np.zeros(int(rng.uniform(0.1, 0.4) * 16_000), np.int16))
+            begun.append((sum(map(len, pieces)) + loud[0]) / 16_000)
+            pieces.append(samples)
+            text.append(row['text'])
+        yield ' '.join(text), np.concatenate(pieces), begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument('--sentences', type=pathlib.Path)
+    what.add_argument('--splice', type=pathlib.Path, metavar='MANIFEST')
+    parser.add_argument('--count', type=int, default=50, help='rows of spliced words')
+    parser.add_argument('--model', default='slm_tiny')
+    parser.add_argument('--voice', default='en-us')
+    args = parser.parse_args()
+    cli.quiet_libraries()
+    aligner, errors, left_out = words.Aligner(model := model_lib.load(args.model)), [], 0
+    if args.splice:
+        known = list(spliced(args.splice, args.count, np.random.default_rng(0)))
+    else:
+        sentences = [line for line in args.sentences.read_text().splitlines() if line.strip()]
+        known = [(text, *clip) for text, clip in zip(sentences, spoken(args.voice, sentences))]
+    asked = [
+        queries.Query((), samples, {'text': text, 'begun': begun})
+        for text, samples, begun in known
+        if len(begun) == len(text.split())  # espeak-ng reads some, as numbers, as several
+    ]
+    for group, batch in queries.batched(asked, 60.0, model.row_multiple):
+        found = aligner.words(batch, [query.info['text'] for _, query in group])
+        for (_, query), said in zip(group, found):
+            left_out += not said
+            errors += [word.start - start for word, start in zip(said, query.info['begun'])]
+    late, off = np.array(errors), np.abs(errors)
+    print(f'{len(asked)} of {len(known)} clips, {len(errors)} words, {left_out} clips that could not be aligned')
+    print(f'words begin on average {1000 * late.mean():+.0f} ms late, median error {1000 * np.median(off):.0f} ms')
+    print(', '.join(f'{100 * np.mean(off <= limit):.0f}% within {1000 * limit:.0f} ms' for limit in (0.05, 0.1, 0.2)))
+
+
+if __name__ == '__main__':
+    main()
