@@ -27,6 +27,7 @@ from absl import logging
 from jaxtyping import Float
 
 from slm_jax import paths
+from slm_jax.audio import augmentation
 from slm_jax.data import json_lines
 
 SAMPLE_RATE = 16_000
@@ -171,53 +172,20 @@ def _read_wav(data: bytes) -> tuple[Float[np.ndarray, ' samples'], int]:
 
 def place(samples: Float[np.ndarray, ' samples'], rng: random.Random) -> Float[np.ndarray, ' longer']:
     """The same speech in a room, with noise, down a telephone or neither; peaks stay below 1."""
-    import soxr
-
     noise = np.random.default_rng(rng.getrandbits(32))
     before, after = (int(rng.uniform(0.02, 0.35) * SAMPLE_RATE) for _ in range(2))
     samples = np.pad(samples, (before, after))
     if rng.random() < 0.5:
-        samples = _convolve(samples, _room(rng, noise))
+        seconds, gap, level = rng.uniform(0.1, 0.6), rng.uniform(0.001, 0.012), rng.uniform(0, 15)
+        samples = augmentation.convolve(samples, augmentation.room_response(noise, seconds, gap, level))
     if rng.random() < 0.75:
         level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(8, 40) / 20)
-        samples = samples + level * _coloured(samples.size, rng.choice([0, 0.5, 1, 1.5]), noise)
+        samples = samples + level * augmentation.coloured(samples.size, rng.choice([0, 0.5, 1, 1.5]), noise)
     if rng.random() < 0.4:
-        narrow = soxr.resample(samples, SAMPLE_RATE, 8000)
-        spectrum, hertz = np.fft.rfft(narrow), np.fft.rfftfreq(narrow.size, 1 / 8000)
         low, high = rng.uniform(100, 300), rng.uniform(3300, 3900)
-        spectrum *= 1 / (1 + (low / np.maximum(hertz, 1)) ** 8) / (1 + (hertz / high) ** 24)
-        narrow = np.fft.irfft(spectrum, narrow.size)
-        narrow /= max(1.0, np.abs(narrow).max() * 1.01)
-        if rng.random() < 0.5:  # G.711's companding, in its continuous form.
-            code = np.round(np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256) * 127)
-            narrow = np.sign(code) * np.expm1(np.abs(code) / 127 * np.log(256)) / 255
-        samples = soxr.resample(narrow, 8000, SAMPLE_RATE)
+        samples = augmentation.through_telephone(samples, low, high, rng.random() < 0.5)
     peak = 10 ** (-rng.uniform(0.5, 24) / 20)
     return (samples * peak / max(np.abs(samples).max(), 1e-6)).astype(np.float32)
-
-
-def _room(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
-    """The direct sound, then noise that decays by 60 dB within the reverberation time."""
-    seconds = rng.uniform(0.1, 0.6)
-    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    tail = noise.standard_normal(time.size) * 10 ** (-3 * time / seconds)
-    tail[: int(rng.uniform(0.001, 0.012) * SAMPLE_RATE)] = 0
-    response = tail * 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt(np.sum(tail**2))
-    response[0] = 1
-    return response
-
-
-def _convolve(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    size = 1 << (samples.size + response.size).bit_length()
-    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: samples.size]
-
-
-def _coloured(size: int, slope: float, noise: np.random.Generator) -> np.ndarray:
-    """Unit-power noise whose amplitude falls as frequency^-slope: 0 white, 0.5 pink, 1 brown."""
-    spectrum = np.fft.rfft(noise.standard_normal(size))
-    spectrum /= np.maximum(np.arange(spectrum.size), 20) ** slope
-    samples = np.fft.irfft(spectrum, size)
-    return samples / np.sqrt(np.mean(samples**2))
 
 
 def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
