@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
+    'synthesize': 'turn texts (Alpaca, SQuAD, dialogs, sentences) into speech, with a manifest',
     'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5)',
     'import': 'bring a public checkpoint in as a foundation, exact to the reference',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
