@@ -6,12 +6,13 @@ import atexit
 import dataclasses
 import difflib
 import hashlib
+import json
 import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class ExampleInfo:
         audio: the recording's path, None where the source gave samples.
         seconds: length of the speech.
         offset: where in the recording it begins, in seconds; None where it is all of it.
+        phrases: those that are said; None where nothing is known of them.
     """
 
     id: str
@@ -47,6 +49,7 @@ class ExampleInfo:
     audio: str | None
     seconds: float
     offset: float | None = None
+    phrases: Sequence[str] | None = None
 
 
 @gin.configurable
@@ -322,6 +325,7 @@ class SpeechTextLoader:
             audio=text('audio') or None,
             seconds=len(example.get('speech', ())) / 16000,
             offset=float(text('offset')) if text('offset') else None,
+            phrases=json.loads(text('phrases')) if text('phrases') else None,
         )
 
     def _ahead(self, items: Iterator) -> Iterator:

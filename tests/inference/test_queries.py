@@ -323,6 +323,7 @@ class Info:
     audio: str | None = None
     seconds: float = 0.5
     offset: float | None = None
+    phrases: tuple[str, ...] | None = ('Say',)
 
 
 class FakeLoader:

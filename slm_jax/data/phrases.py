@@ -1,0 +1,127 @@
+"""Candidate phrases that an instruction carries: names that may be said, among others that are not.
+
+A manifest's line has `phrases`, those that are said in its recording. `PhraseList` adds others, drawn from a pool, and
+the wordings `asr_phrases` of instructions.py name them all ({phrases}).
+
+    from slm_jax.data import phrases
+    tasks.manifest.phrases = @phrases.PhraseList()
+    phrases.PhraseList.pool = 'rare_words.txt'
+"""
+
+import dataclasses
+import functools
+import os
+import random
+import re
+from collections.abc import Sequence
+
+from slm_jax.data import ctc_text, json_lines
+
+MOST = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class PhraseList:
+    """The list that an example is given: its own phrases among distractors.
+
+    Attributes:
+        pool: a text file, one phrase a line, of which the distractors are drawn; '' where there are none.
+        distractors: how many; drawn between these, from, to.
+        without: share of the examples that have no list at all, so that a model stays able to do without.
+        absent: share of the others whose own phrases are not in the list.
+
+    Raises:
+        ValueError: a field cannot be so, or the pool is too small.
+    """
+
+    pool: str = ''
+    distractors: tuple[int, int] = (0, 100)
+    without: float = 0.2
+    absent: float = 0.1
+
+    def __post_init__(self):
+        fewest, most = self.distractors
+        if not 0 <= fewest <= most <= MOST:
+            raise ValueError(
+                f'PhraseList.distractors is {self.distractors!r}; (from, to) was expected, between 0 and {MOST}.'
+            )
+        for field in ('without', 'absent'):
+            if not 0 <= getattr(self, field) <= 1:
+                raise ValueError(f'PhraseList.{field} is {getattr(self, field)!r}; it is a share, 0 to 1.')
+        there = len(read(self.pool)) if self.pool else 0
+        if most > there:
+            raise ValueError(
+                f'PhraseList.pool {self.pool!r} has {there} phrases and distractors is up to {most}: give a larger '
+                'pool, or fewer distractors.'
+            )
+
+    def __call__(self, own: Sequence[str], text: str, seed: int | str) -> list[str]:
+        """The phrases that are listed for an example, in an order of their own.
+
+        Args:
+            own: those that are said.
+            text: what is said; a phrase of the pool that is in it is no distractor.
+            seed: decides all that is drawn.
+        """
+        rng = random.Random(f'phrases/{seed}')
+        if rng.random() < self.without:
+            return []
+        listed = [] if rng.random() < self.absent else list(dict.fromkeys(own))
+        count = rng.randint(*self.distractors)
+        if count:
+            pool = read(self.pool)
+            said = f' {ctc_text.normalize(" ".join([text, *own]))} '
+            drawn = rng.sample(pool, min(len(pool), 2 * count + 20))
+            listed += [phrase for phrase in drawn if f' {ctc_text.normalize(phrase)} ' not in said][:count]
+        rng.shuffle(listed)
+        return listed
+
+
+def of_option(given: str, pool: str) -> PhraseList | None:
+    """What `--phrases own+N`, `own` or `N` and `--phrase_pool` ask for; None for ''.
+
+    Raises:
+        ValueError: it is none of these, or the pool is too small.
+    """
+    match = re.fullmatch(r'(own)?(?:(?:^|\+)(\d+))?', given)
+    if not given and not pool:
+        return None
+    if not given or not match:
+        raise ValueError(
+            f"--phrases {given!r}: 'own' lists what a line's `phrases` are, 'own+100' a hundred others as well, '100' "
+            'others alone.'
+        )
+    count = int(match[2] or 0)
+    if count and not pool:
+        raise ValueError(f'--phrases {given}: give --phrase_pool, a file with a phrase a line.')
+    if not count and not match[1]:
+        raise ValueError(f'--phrases {given}: nothing is listed; leave it out.')
+    return PhraseList(pool, (count, count), without=0.0, absent=0.0 if match[1] else 1.0)
+
+
+@functools.lru_cache(8)
+def read(path: str | os.PathLike) -> tuple[str, ...]:
+    """The phrases of a file, each once.
+
+    Raises:
+        ValueError: there are none.
+    """
+    found = (line.decode(errors='replace').strip() for _, line in json_lines.lines(path))
+    return tuple(dict.fromkeys(found))
+
+
+def of_row(row: dict, field: str = 'phrases') -> list[str] | None:
+    """The phrases of a manifest's line; None where it has none of its own.
+
+    Raises:
+        ValueError: they are no list of texts.
+    """
+    given = row.get(field)
+    if given is not None and not (isinstance(given, list) and all(isinstance(p, str) and p.strip() for p in given)):
+        raise ValueError(f'field "{field}" is {given!r}; a list of texts was expected.')
+    return given
+
+
+def written(listed: Sequence[str]) -> str:
+    """A list as it stands in an instruction."""
+    return ', '.join(listed)
