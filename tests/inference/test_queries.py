@@ -348,6 +348,7 @@ def test_a_loader():
         'instruction': 'Say.',
         'reference': 'yes',
         'duration': 0.5,
+        'phrases': ('Say',),
     }
     assert second.samples is None and second.tokens == (6, 1)
     assert second.transcribed and not first.transcribed
