@@ -25,6 +25,7 @@ COMMANDS = {
     'precompile': 'say whether a model fits a TPU slice or GPUs, by compiling for them; none need be there',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'answers': 'let a language model answer transcripts: what an adapter is then trained on',
+    'retrieve': 'find phrases that may be said, of a million, for an instruction to list',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'export': 'write what was trained as a small model directory, as safetensors, or as a T5 for transformers',
     'profile': 'show where the time of some steps of a training went',

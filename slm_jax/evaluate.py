@@ -66,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
         help="the answer's field, as in slots.size; a list of all that is accepted is scored as SQuAD is",
     )
     ask.add_argument(
-        '--phrases', default='', metavar='own+N', help="list each line's `phrases` and N others; N: others alone"
+        '--phrases',
+        default='',
+        metavar='own+N',
+        help='list the `phrases` of a line and N others; N alone; or candidates',
     )
     ask.add_argument('--phrase_pool', default='', metavar='FILE', help='a phrase a line, to draw the N others of')
     ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")

@@ -18,7 +18,9 @@ TEMPLATES = {
     'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'instruct': (),
     'ctc': (),
+    'phrase': (),
 }
+_VOCABULARIES = {'ctc': 'speech_encoder', 'phrase': 'letters'}  # all other kinds: a language model's
 _LISTING = instructions.TEMPLATES['asr_phrases'] + instructions.TEMPLATES['asr']
 _SPLITS = ('train', 'validation', 'test')
 
@@ -39,7 +41,7 @@ def speech_task(
     Args:
         name: of the task.
         source: a SeqIO source.
-        kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
+        kind: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
         before_cache: steps from what the source gives to canonical examples with `speech`.
         after_cache: further steps, run each time.
         target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
@@ -72,7 +74,7 @@ def speech_task(
             preprocessors.tokenize,
             preprocessors.check,
         ],
-        output_features=output_features.output_features('speech_encoder' if kind == 'ctc' else 'llm'),
+        output_features=output_features.output_features(_VOCABULARIES.get(kind, 'llm')),
         metric_fns=[],
     )
 
@@ -95,7 +97,7 @@ def manifest(
         name: of the task.
         path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
             'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
-        task: 'asr', 'ast', 'instruct' or 'ctc'.
+        task: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'.
         target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
         templates: wordings instead of those of slm_jax/data/instructions.py.

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from slm_jax.data import ctc_text, json_lines
 
 MOST = 1000
+CANDIDATES = 'candidates'  # of a manifest's line: what `slm-jax retrieve` found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +78,8 @@ class PhraseList:
         return listed
 
 
-def of_option(given: str, pool: str) -> PhraseList | None:
-    """What `--phrases own+N`, `own` or `N` and `--phrase_pool` ask for; None for ''.
+def of_option(given: str, pool: str) -> PhraseList | str | None:
+    """What `--phrases own+N`, `own`, `N` or `candidates` and `--phrase_pool` ask for; None for ''.
 
     Raises:
         ValueError: it is none of these, or the pool is too small.
@@ -86,10 +87,12 @@ def of_option(given: str, pool: str) -> PhraseList | None:
     match = re.fullmatch(r'(own)?(?:(?:^|\+)(\d+))?', given)
     if not given and not pool:
         return None
+    if given == CANDIDATES and not pool:
+        return CANDIDATES
     if not given or not match:
         raise ValueError(
             f"--phrases {given!r}: 'own' lists what a line's `phrases` are, 'own+100' a hundred others as well, '100' "
-            'others alone.'
+            "others alone; 'candidates' those that `slm-jax retrieve` found."
         )
     count = int(match[2] or 0)
     if count and not pool:
@@ -97,6 +100,20 @@ def of_option(given: str, pool: str) -> PhraseList | None:
     if not count and not match[1]:
         raise ValueError(f'--phrases {given}: nothing is listed; leave it out.')
     return PhraseList(pool, (count, count), without=0.0, absent=0.0 if match[1] else 1.0)
+
+
+def one_of(own: Sequence[str], text: str, seed: int | str) -> str:
+    """A phrase that is said, as CTC spells it: one of its own or, without any, up to three words in a row.
+
+    Words alone have five letters or more where there are such, or every recording would have them.
+    """
+    rng = random.Random(f'one/{seed}')
+    if own:
+        return ctc_text.normalize(rng.choice(own))
+    words = ctc_text.normalize(text).split()
+    spans = [words[start : start + count] for count in (1, 2, 3) for start in range(len(words) - count + 1)]
+    told = [span for span in spans if len(span) > 1 or len(span[0]) > 4]
+    return ' '.join(rng.choice(told or spans or [words]))
 
 
 @functools.lru_cache(8)

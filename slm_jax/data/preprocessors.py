@@ -36,7 +36,7 @@ class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
 
-KINDS = ('asr', 'ast', 'instruct', 'ctc')
+KINDS = ('asr', 'ast', 'instruct', 'ctc', 'phrase')
 # Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
 MAX_TEMPLATES = 8
 
@@ -214,7 +214,8 @@ def to_text(
 
     Args:
         kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
-            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it).
+            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it), 'phrase' (no
+            instruction; one of its phrases, or without any some words of the text, as CTC spells them).
         templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
             the language are passed over for an example whose language is not known.
         target_lang: for 'ast'; '' takes the example's own.
@@ -296,6 +297,9 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
             return lacks('text', f'A task of kind {kind!r} needs the transcript.')
     if kind == 'ctc':
         return '', ctc_text.normalize(targets), ''
+    if kind == 'phrase':
+        listed = json.loads(example.get('phrases') or '[]')
+        return '', phrases.one_of(listed, targets, f'{example["id"]}/{seed}'), ''
     usable = [t for t in templates if ('{phrases}' in t) == bool(example.get('listed'))]
     if not usable:
         return lacks('phrases', 'Every wording of this task lists phrases: give the task a pool, or other wordings.')

@@ -280,7 +280,8 @@ class Question:
         reference_field: field of the line that holds the reference ('slots.size' looks inside), or a list of accepted
             answers.
         text_field: field whose text stands in the place of speech; '' listens to the recording.
-        listed: what draws the phrases that the instruction lists, {phrases} in it; None: it lists none.
+        listed: what draws the phrases that the instruction lists, {phrases} in it, or `phrases.CANDIDATES`: those that
+            the line has; None: it lists none.
     """
 
     instruction: str = ''
@@ -288,7 +289,7 @@ class Question:
     slot: str = ''
     reference_field: str = ''
     text_field: str = ''
-    listed: phrases.PhraseList | None = None
+    listed: phrases.PhraseList | str | None = None
 
 
 def from_manifest(
@@ -376,7 +377,10 @@ def _ask(
     target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
     own = json.loads(line['phrases']) if line['phrases'] else None
     candidates: Sequence[str] = ()
-    if question.listed:
+    if isinstance(question.listed, str):
+        if (candidates := phrases.of_row(raw, question.listed) or ()) == ():
+            raise ValueError(f'{line["origin"]}: no field "{question.listed}", which slm-jax retrieve writes.')
+    elif question.listed:
         candidates = question.listed(own or (), line['text'], line['id'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang, candidates)
     speech: int | str = prompts.SPEECH
