@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm
+from slm_jax.encoders.layers import FRAMES, dense, layer_norm
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,10 @@ class _Layers(nn.Module):
         for number in range(cfg.num_layers):
             y = layer_norm(1e-6, cfg.dtype, f'norm_{number}')(x)
             y = jnp.where(valid[..., None], y, 0)
-            y = conv(2 * cfg.emb_dim, cfg.kernel, 1, cfg.kernel // 2, cfg.dtype, f'conv_{number}')(y)
+            # A convolution as one product, which CPUs compile and compute many times faster.
+            around = jnp.pad(y, ((0, 0), (cfg.kernel // 2, cfg.kernel // 2), (0, 0)))
+            y = jnp.concatenate([around[:, place : place + x.shape[1]] for place in range(cfg.kernel)], axis=-1)
+            y = dense(2 * cfg.emb_dim, ('conv_in', 'conv_out'), cfg.dtype, f'conv_{number}')(y)
             y = nn.glu(nn.with_logical_constraint(y, ('batch', 'length', 'conv_out')))
             y = dense(cfg.emb_dim, ('conv_out', 'embed'), cfg.dtype, f'dense_{number}')(y)
             y = nn.with_logical_constraint(y, FRAMES)

@@ -142,3 +142,21 @@ def test_stores_of_manifests_without_phrases_stay(manifest, monkeypatch):
     assert all(example.pop('phrases') == '' for example in examples)  # as they were before there was this field
     monkeypatch.setattr(registry.sources.ManifestSource, 'read', lambda *_: iter([dict(each) for each in examples]))
     assert source.state('train') == before
+
+
+def test_one_phrase_of_a_recording_is_drawn(manifest, vocabulary, tmp_path):
+    drawn = [phrases.one_of((), 'It was Siobhan, who swam!', seed) for seed in range(60)]
+    assert drawn == [phrases.one_of((), 'It was Siobhan, who swam!', seed) for seed in range(60)]
+    assert all(f' {phrase} ' in ' it was siobhan who swam ' for phrase in drawn)
+    assert {'siobhan', 'was siobhan', 'siobhan who swam'} <= set(drawn) and not {'it', 'was', 'swam'} & set(drawn)
+    assert phrases.one_of(['Lake Ohrid!'], 'In Lake Ohrid.', 0) == 'lake ohrid' and phrases.one_of((), 'No.', 0) == 'no'
+    registry.manifest('phrase_of_each', manifest, 'phrase')
+    try:
+        data = loader.SpeechTextLoader('phrase_of_each', seconds_per_batch=8.0, cache_dir=tmp_path / 'cache')
+        texts = {row['id']: row['text'] for row in json_lines.read(manifest) if 'id' in row}
+        for batch, infos in data.examples():
+            for row, info in zip(batch['decoder_target_tokens'], infos):
+                said = bytes(row[row != 0] - 3).decode()
+                assert info is None or said == info.reference and (not texts or said)
+    finally:
+        seqio.TaskRegistry.remove('phrase_of_each')
