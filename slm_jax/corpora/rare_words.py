@@ -3,9 +3,9 @@
     python -m slm_jax.corpora.rare_words TEXTS MANIFEST OUT --pool POOL.txt
 
 TEXTS is a manifest of what a model was trained on. OUT has the lines of MANIFEST with `phrases`: the words of their
-text that TEXTS does not have at all, so that no phrase of the test was met; with --common 5000 those not among its 5,000
-most frequent, as the biasing lists of LibriSpeech have them (Le et al., arXiv 2104.02194). POOL.txt gets the rare words
-of both, of which others are drawn (`evaluate --phrases own+100 --phrase_pool POOL.txt`).
+text that TEXTS does not have at all, so that no phrase of the test was met; with --common 5000 those not among its most
+frequent 5,000, as the biasing lists of LibriSpeech have them (Le et al., arXiv 2104.02194). POOL.txt gets the rare
+words of both, of which others are drawn (`evaluate --phrases own+100 --phrase_pool POOL.txt`).
 """
 
 import argparse
