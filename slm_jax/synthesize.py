@@ -331,6 +331,7 @@ def synthesize(args: argparse.Namespace) -> dict[str, tuple[int, float, int]]:
         chances = {kind: getattr(augmentation.WaveformAugmentation, kind) for kind in args.augment.split(',')}
         rest = dict.fromkeys(set(augmentation.KINDS) - set(chances), 0.0)
         augment = augmentation.WaveformAugmentation(**chances, **rest, noise_dir=args.noise_dir)
+        augment.check()
     kind, examples = text_sets.read(args.input, args.kind)
     spoken = args.speak.split(',') if args.speak else text_sets.SPOKEN[kind]
     if wrong := [name for name in spoken if name not in text_sets.FIELDS[kind]]:

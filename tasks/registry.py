@@ -50,6 +50,8 @@ def speech_task(
     """
     if kind not in preprocessors.KINDS:
         raise ValueError(f'task {name!r}: kind {kind!r} is none of {preprocessors.KINDS}')
+    if phrases:
+        phrases.check()
     if phrases and kind != 'asr':
         raise ValueError(
             f"task {name!r}: phrases are listed where a transcript is asked for, task = 'asr', not {kind!r}."

@@ -77,6 +77,13 @@ class WaveformAugmentation:
                 f'WaveformAugmentation.codecs is {self.codecs!r}; there are {", ".join(CODECS)}'
                 + (f', no {wrong[0]!r}.' if self.codecs else '. codec = 0 takes none.')
             )
+
+    def check(self) -> None:
+        """Refuses a `noise_dir` without recordings: a model that was trained with it needs none to answer.
+
+        Raises:
+            ValueError: as said.
+        """
         if self.noise_dir:
             _recordings(self.noise_dir)
 

@@ -130,6 +130,8 @@ class SpeechTextLoader:
         for store in {id(store): store for store in self._stores}.values():
             self.skipped += store.skipped
         self._augmentation = augmentation
+        if augmentation:
+            augmentation.check()
         self._encoder = encoder if any(store.samples.any() for store in self._stores) else None
         if self._encoder:
             if augmentation:

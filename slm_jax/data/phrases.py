@@ -32,7 +32,7 @@ class PhraseList:
         absent: share of the others whose own phrases are not in the list.
 
     Raises:
-        ValueError: a field cannot be so, or the pool is too small.
+        ValueError: a field cannot be so.
     """
 
     pool: str = ''
@@ -49,7 +49,14 @@ class PhraseList:
         for field in ('without', 'absent'):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f'PhraseList.{field} is {getattr(self, field)!r}; it is a share, 0 to 1.')
-        there = len(read(self.pool)) if self.pool else 0
+
+    def check(self) -> None:
+        """Refuses a pool that is too small, or not there: a model that was trained with it needs none to answer.
+
+        Raises:
+            ValueError: as said.
+        """
+        most, there = self.distractors[1], len(read(self.pool)) if self.pool else 0
         if most > there:
             raise ValueError(
                 f'PhraseList.pool {self.pool!r} has {there} phrases and distractors is up to {most}: give a larger '
@@ -99,7 +106,9 @@ def of_option(given: str, pool: str) -> PhraseList | str | None:
         raise ValueError(f'--phrases {given}: give --phrase_pool, a file with a phrase a line.')
     if not count and not match[1]:
         raise ValueError(f'--phrases {given}: nothing is listed; leave it out.')
-    return PhraseList(pool, (count, count), without=0.0, absent=0.0 if match[1] else 1.0)
+    listed = PhraseList(pool, (count, count), without=0.0, absent=0.0 if match[1] else 1.0)
+    listed.check()
+    return listed
 
 
 def one_of(own: Sequence[str], text: str, seed: int | str) -> str:

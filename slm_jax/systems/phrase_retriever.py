@@ -1,7 +1,8 @@
 """Which phrases are said in a recording: keys of speech and of phrases, trained to be near where one is said.
 
 The contrast is with the phrases, and the recordings, of all other rows of a batch (InfoNCE, arXiv 1807.03748, both
-ways). A recording is as near to a phrase as the nearest of its keys.
+ways). A recording is as near to a phrase as the nearest of its keys, in training the smooth maximum of all, from which
+all learn.
 """
 
 import dataclasses
@@ -83,8 +84,9 @@ class PhraseRetriever:
         keys, lengths = self.speech_keys(params, batch, rng)
         phrases = self.phrase_keys(params, letters, rng)
         near = jnp.einsum('bsk,pk->bps', keys, phrases)
-        near = jnp.max(jnp.where((jnp.arange(keys.shape[1]) < lengths[:, None])[:, None], near, -1.0), axis=-1)
-        logits = near * jnp.exp(params['retriever']['scale'][0])
+        valid = (jnp.arange(keys.shape[1]) < lengths[:, None])[:, None]
+        near = jnp.where(valid, near * jnp.exp(params['retriever']['scale'][0]), -1e9)
+        logits = jax.nn.logsumexp(near, axis=-1) - jnp.log(jnp.maximum(lengths, 1))[:, None]
         there = jnp.any(letters != 0, axis=1) & (lengths > 0)
         # The same phrase in another row is no other phrase.
         same = jnp.all(letters[:, None] == letters[None], axis=-1) & ~jnp.eye(len(letters), dtype=bool)

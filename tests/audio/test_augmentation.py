@@ -91,4 +91,4 @@ def test_what_cannot_be(fields, said):
 def test_a_folder_without_noise(tmp_path):
     (tmp_path / 'notes.txt').write_text('hush')
     with pytest.raises(ValueError, match=r'noise_dir .*: there is no recording in it \(\*.wav'):
-        WaveformAugmentation(noise_dir=str(tmp_path))
+        WaveformAugmentation(noise_dir=str(tmp_path)).check()

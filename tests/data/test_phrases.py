@@ -52,7 +52,7 @@ def test_some_have_no_list_and_some_not_what_is_said(pool):
 )
 def test_lists_that_cannot_be(fields, said):
     with pytest.raises(ValueError, match=said):
-        PhraseList(**fields)
+        PhraseList(**fields).check()
 
 
 def test_the_option_of_evaluate(pool):
