@@ -345,8 +345,8 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
                 known = ', '.join(instructions.SLOTS)
                 raise ValueError(f'--slots {slot}: give --instruction, or one of {known}.')
             wording = instructions.TEMPLATES[f'slot/{slot}'][0] if slot else ''
-            given = args.instruction or wording
-            asked.append(queries.Question(given, args.target_lang, slot, args.reference_field, read_from, listed))
+            wording = args.instruction or wording
+            asked.append(queries.Question(wording, args.target_lang, slot, args.reference_field, read_from, listed))
         total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
         source = functools.partial(
             queries.from_manifest,

@@ -77,7 +77,7 @@ def retrieve(args: argparse.Namespace) -> dict[str, Any]:
         rows.append({**row, audio: manifests.moved(row[audio], here, there), 'candidates': found})
         ranks += [_rank(phrase, found) for phrase in phrases.of_row(row) or ()]
     paths.write(paths.path(args.out), ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-    told = {'phrases': len(listed), 'index_seconds': built, 'queries': len(rows)}
+    told: dict[str, Any] = {'phrases': len(listed), 'index_seconds': built, 'queries': len(rows)}
     told |= {'keys_ms': _percentiles(retriever.seconds), 'search_ms': _percentiles(searched)}
     if ranks:
         counts = [k for k in (1, 5, 10, 50, 100) if k < args.top_k] + [args.top_k]

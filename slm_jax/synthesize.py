@@ -328,8 +328,10 @@ def synthesize(args: argparse.Namespace) -> dict[str, tuple[int, float, int]]:
 
     speeds, augment = _checked(args), None
     if args.augment:
-        chances = {kind: getattr(augmentation.WaveformAugmentation, kind) for kind in args.augment.split(',')}
-        rest = dict.fromkeys(set(augmentation.KINDS) - set(chances), 0.0)
+        chances: dict[str, Any] = {
+            kind: getattr(augmentation.WaveformAugmentation, kind) for kind in args.augment.split(',')
+        }
+        rest: dict[str, Any] = dict.fromkeys(set(augmentation.KINDS) - set(chances), 0.0)
         augment = augmentation.WaveformAugmentation(**chances, **rest, noise_dir=args.noise_dir)
         augment.check()
     kind, examples = text_sets.read(args.input, args.kind)
@@ -350,7 +352,7 @@ def synthesize(args: argparse.Namespace) -> dict[str, tuple[int, float, int]]:
         jobs, allowed = cast(made, args, _engines(kokoro))
         read_by = {of: [[voice.name for voice in group] for group in groups] for of, groups in allowed.items()}
         rows = hashlib.sha256(repr([(clip.rows, job) for clip, job in zip(made, jobs)]).encode()).hexdigest()
-        run = {'texts': rows, 'voices': hashlib.sha256(repr(read_by).encode()).hexdigest()}
+        run: dict[str, Any] = {'texts': rows, 'voices': hashlib.sha256(repr(read_by).encode()).hexdigest()}
         run |= {'speeds': list(speeds), 'readings': args.readings, 'seed': args.seed, 'max_seconds': args.max_seconds}
         run['augmentation'] = repr(augment)
         jobs = [job for job in jobs for _ in range(args.readings)]

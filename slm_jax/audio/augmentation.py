@@ -13,6 +13,7 @@ import functools
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -23,7 +24,7 @@ from slm_jax.audio import waveforms
 from slm_jax.audio.waveforms import SAMPLE_RATE
 
 # Of calls and messages: rate, and what libsndfile writes. All of them leave speech where it is in time.
-CODECS = {
+CODECS: dict[str, tuple[int, dict[str, Any]]] = {
     'gsm': (8_000, {'format': 'WAV', 'subtype': 'GSM610'}),  # 13 kbit/s
     'g721': (8_000, {'format': 'AU', 'subtype': 'G721_32'}),  # 32
     'opus': (16_000, {'format': 'OGG', 'subtype': 'OPUS', 'compression_level': 1.0}),  # 9
@@ -97,15 +98,17 @@ class WaveformAugmentation:
             return samples
         sound = samples.astype(np.float32) / 32768
         if room:
-            response = room_response(rng, rng.uniform(*self.reverberation), *rng.uniform((0.001, 0), (0.012, 15)))
+            gap, level = rng.uniform((0.001, 0), (0.012, 15))
+            response = room_response(rng, rng.uniform(*self.reverberation), gap, level)
             sound = convolve(sound, response)
         if noise:
             sound = sound + _level(sound) * 10 ** (-rng.uniform(*self.snr) / 20) * self._noise(sound.size, rng)
         if telephone:
-            sound = through_telephone(sound, *rng.uniform((100, 3300), (300, 3900)), rng.random() < 0.5)
+            low, high = rng.uniform((100, 3300), (300, 3900))
+            sound = through_telephone(sound, low, high, rng.random() < 0.5)
         sound = sound / max(1.0, 1.01 * np.abs(sound).max())
         if codec:
-            sound = through_codec(sound, self.codecs[rng.integers(len(self.codecs))])
+            sound = through_codec(sound, self.codecs[int(rng.integers(len(self.codecs)))])
         sound = np.pad(sound, (0, max(0, samples.size - sound.size)))[: samples.size]
         return np.clip(np.round(sound * 32768), -32768, 32767).astype(np.int16)
 

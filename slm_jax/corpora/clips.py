@@ -34,12 +34,12 @@ def begun(path: pathlib.Path, run: Mapping[str, Any]) -> list[dict]:
     """
     whole = path.read_bytes() if path.exists() else b''
     path.write_bytes(whole[: whole.rfind(b'\n') + 1])
-    first, *rows = json_lines.read(path) or [run]
+    first, *rows = json_lines.read(path) or [dict(run)]
     if first != run:
         other = ', '.join(name for name in run if first.get(name) != run[name])
         raise ValueError(f'{path} is of another run ({other}: {first}, not {run}). Give another OUT.')
     if not rows:
-        json_lines.write(path, [run])
+        json_lines.write(path, [dict(run)])
     return rows
 
 

@@ -179,7 +179,7 @@ def _rows(path: str | os.PathLike, kind: str) -> list[tuple[str, Mapping[str, An
         if wrong or not whole:
             raise ValueError(f'{path}: entry {wrong or 1} is no JSON object. A list of objects was expected.')
         return [(f'{name}: entry {number}', row) for number, row in enumerate(whole, 1)]
-    rows = []
+    rows: list[tuple[str, Mapping[str, Any]]] = []
     for number, line in json_lines.lines(path):
         try:
             rows.append((f'{name}:{number}', json_lines.parse(line)))

@@ -245,9 +245,8 @@ class SpeechTextLoader:
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
         if 'speech' in store.spec:
             silence = np.broadcast_to(np.int16(0), store.samples[index])
-            example['speech'] = silence if self._encoder else store.speech(index)
-            if self._augmentation:
-                example['speech'] = self._augmentation(example['speech'], (seed, index))
+            speech = silence if self._encoder else store.speech(index)
+            example['speech'] = self._augmentation(speech, (seed, index)) if self._augmentation else speech
         example = self._steps[task](example)
         if self._encoder and store.samples[index]:
             width = self._shapes[0]['speech_frames'][0][2]

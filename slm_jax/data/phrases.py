@@ -13,7 +13,8 @@ import functools
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from slm_jax.data import ctc_text, json_lines
 
@@ -136,7 +137,7 @@ def read(path: str | os.PathLike) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def of_row(row: dict, field: str = 'phrases') -> list[str] | None:
+def of_row(row: Mapping[str, Any], field: str = 'phrases') -> list[str] | None:
     """The phrases of a manifest's line; None where it has none of its own.
 
     Raises:
