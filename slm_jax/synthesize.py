@@ -227,7 +227,9 @@ def cast(clips: Sequence[Any], args: argparse.Namespace, engines: Any) -> tuple[
     used = {job['split'] for job in jobs}
     for number, spec in enumerate(specs):
         if not used & {of[voice.person] for groups in given.values() for voice in groups[number]}:
-            print(f'--voice {spec} reads nothing: of {" and ".join(sorted(used))} it is not, by its hash.')
+            print(
+                f'--voice {spec} reads nothing: it is of a split (by the hash of its name) of which there is no text.'
+            )
     return jobs, allowed
 
 
