@@ -306,7 +306,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
     max_seconds = model.let_through(args.max_seconds)
     deaf = not model.hears and not (args.text_from or args.text_field)
     if args.task:
-        given = ('instruction', 'target_lang', 'reference_field', 'slots', 'phrases')
+        given = ('instruction', 'target_lang', 'reference_field', 'slots', 'phrases', 'phrase_pool')
         if wrong := [f'--{name}' for name in given if getattr(args, name)]:
             raise ValueError(f'{", ".join(wrong)}: only for a --manifest; a task has its own.')
         if args.text_field and not args.text_from:
