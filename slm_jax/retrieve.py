@@ -50,7 +50,7 @@ def retrieve(args: argparse.Namespace) -> dict[str, Any]:
         ValueError: wrong arguments, or a file or model that cannot be read.
         ImportError: usearch is wanted and not installed.
     """
-    from slm_jax import evaluate
+    from slm_jax import evaluate, import_
     from slm_jax.data import segments
     from slm_jax.inference import model, retrieval
 
@@ -62,6 +62,7 @@ def retrieve(args: argparse.Namespace) -> dict[str, Any]:
         if line['error'] or not line['audio']:
             raise ValueError(line['error'] or f'{line["origin"]}: field "audio" is missing.')
     given = evaluate.pairs('--foundation', args.foundation)
+    import_.ensure_for(args.retriever, given)
     retriever = retrieval.Retriever(model.load(args.retriever, step=args.step, foundations=given))
     index, built = _index(args, retriever, listed)
     rows, ranks, searched = [], [], []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax import cli
+from slm_jax import cli, import_
 from slm_jax.data import ctc_text, json_lines, phrases
 from slm_jax.data.prompts import Prompt
 from slm_jax.inference import model, queries, retrieval
@@ -46,6 +46,7 @@ def retriever(tmp_path, monkeypatch):
         system=System(SAID), params={}, directory=tmp_path / 'retriever', step=7, encoder_seconds=None
     )
     monkeypatch.setattr(model, 'load', lambda name, **_: loaded)
+    monkeypatch.setattr(import_, 'ensure_for', lambda *_: None)
     return retrieval.Retriever(loaded)
 
 
