@@ -69,6 +69,13 @@ def parser() -> argparse.ArgumentParser:
         default='',
         help="the answer's field, as in slots.size; a list of all that is accepted is scored as SQuAD is",
     )
+    ask.add_argument(
+        '--phrases',
+        default='',
+        metavar='own+N',
+        help='list the `phrases` of a line and N others; N alone; or candidates',
+    )
+    ask.add_argument('--phrase_pool', default='', metavar='FILE', help='a phrase a line, to draw the N others of')
     ask.add_argument('--slots', default='', help="ask for these slots: size,roast or 'all'")
     ask.add_argument(
         '--score_choices',
@@ -160,7 +167,7 @@ def label(args: argparse.Namespace) -> str:
     else:  # Every collection has a test.jsonl.
         file = pathlib.Path(args.manifest or args.predictions)
         parts = [name for name in (file.parent.name, file.stem) if name]
-    for flag in ('instruction', 'target_lang', 'slots', 'method'):
+    for flag in ('instruction', 'target_lang', 'slots', 'phrases', 'method'):
         if getattr(args, flag):
             parts.append(getattr(args, flag))
     read = bool(args.text_from or args.text_field)
@@ -232,7 +239,7 @@ def _queries(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[
 
 def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[Callable[..., Iterator[Any]], int]:
     """The task's or manifest's queries, as a function of whether recordings are read, and how many they are."""
-    from slm_jax.data import instructions, json_lines
+    from slm_jax.data import instructions, json_lines, phrases
     from slm_jax.inference import model as model_lib
     from slm_jax.inference import queries
 
@@ -242,7 +249,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
     max_seconds = model.let_through(args.max_seconds)
     deaf = not model.hears and not (args.text_from or args.text_field)
     if args.task:
-        given = ('instruction', 'target_lang', 'reference_field', 'slots')
+        given = ('instruction', 'target_lang', 'reference_field', 'slots', 'phrases', 'phrase_pool')
         if wrong := [f'--{name}' for name in given if getattr(args, name)]:
             raise ValueError(f'{", ".join(wrong)}: only for a --manifest; a task has its own.')
         if args.text_field and not args.text_from:
@@ -274,22 +281,16 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
         slots = instructions.SLOTS if args.slots == 'all' else args.slots.split(',')
         if args.slots and args.instruction and len(slots) > 1:
             raise ValueError('--instruction: one wording does not ask for several --slots.')
-        asked = []
+        asked, listed = [], phrases.of_option(args.phrases, args.phrase_pool)
+        read_from = '' if args.text_from else args.text_field
         for slot in slots:
             if slot and slot not in instructions.SLOTS and not args.instruction:
                 known = ', '.join(instructions.SLOTS)
                 raise ValueError(f'--slots {slot}: give --instruction, or one of {known}.')
             wording = instructions.TEMPLATES[f'slot/{slot}'][0] if slot else ''
-            asked.append(
-                queries.Question(
-                    args.instruction or wording,
-                    args.target_lang,
-                    slot,
-                    args.reference_field,
-                    '' if args.text_from else args.text_field,
-                    args.score_choices,
-                )
-            )
+            wording, score = args.instruction or wording, args.score_choices
+            field = args.reference_field
+            asked.append(queries.Question(wording, args.target_lang, slot, field, read_from, score, listed))
         total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
         source = functools.partial(
             queries.from_manifest,
@@ -365,6 +366,7 @@ def _about(
             'split': args.split if args.task else None,
             'manifest': args.manifest or args.predictions,
             'instruction': args.instruction or None,
+            'phrases': ' of '.join(filter(None, (args.phrases, args.phrase_pool))) or None,
             'text_from': args.text_from,
             'text_field': args.text_field or None,
             'shuffle_audio': args.shuffle_audio,

@@ -11,13 +11,17 @@ import seqio
 
 import gin
 from slm_jax.data import instructions, languages, output_features, preprocessors, sources
+from slm_jax.data.phrases import PhraseList
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
     'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'instruct': (),
     'ctc': (),
+    'phrase': (),
 }
+_VOCABULARIES = {'ctc': 'speech_encoder', 'phrase': 'letters'}  # all other kinds: a language model's
+_LISTING = instructions.TEMPLATES['asr_phrases'] + instructions.TEMPLATES['asr']
 _SPLITS = ('train', 'validation', 'test')
 
 
@@ -30,22 +34,31 @@ def speech_task(
     target_lang: str = '',
     translated_only: bool = False,
     templates: Sequence[str] | None = None,
+    phrases: PhraseList | None = None,
 ) -> seqio.Task:
     """Registers a task on speech, or returns it where it is registered already.
 
     Args:
         name: of the task.
         source: a SeqIO source.
-        kind: 'asr', 'ast', 'instruct' or 'ctc'; see `preprocessors.to_text`.
+        kind: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
         before_cache: steps from what the source gives to canonical examples with `speech`.
         after_cache: further steps, run each time.
         target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
         templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
+        phrases: of 'asr': what draws the phrases that an instruction lists.
     """
     if kind not in preprocessors.KINDS:
         raise ValueError(f'task {name!r}: kind {kind!r} is none of {preprocessors.KINDS}')
+    if phrases:
+        phrases.check()
+    if phrases and kind != 'asr':
+        raise ValueError(
+            f"task {name!r}: phrases are listed where a transcript is asked for, task = 'asr', not {kind!r}."
+        )
     if name in seqio.TaskRegistry.names():
         return seqio.TaskRegistry.get(name)
+    wordings = _LISTING if phrases else TEMPLATES[kind]
     return seqio.TaskRegistry.add(
         name,
         source=source,
@@ -55,14 +68,15 @@ def speech_task(
             *after_cache,
             preprocessors.to_text(
                 kind,
-                tuple(TEMPLATES[kind] if templates is None else templates),
+                tuple(wordings if templates is None else templates),
                 target_lang,
                 translated_only,
+                phrases,
             ),
             preprocessors.tokenize,
             preprocessors.check,
         ],
-        output_features=output_features.output_features('speech_encoder' if kind == 'ctc' else 'llm'),
+        output_features=output_features.output_features(_VOCABULARIES.get(kind, 'llm')),
         metric_fns=[],
     )
 
@@ -75,6 +89,7 @@ def manifest(
     target_lang: str = '',
     langs: Sequence[str] = (),
     templates: Sequence[str] | None = None,
+    phrases: PhraseList | None = None,
 ) -> str:
     """Registers a task over JSONL manifests (slm_jax/data/manifests.py) and returns its name.
 
@@ -84,16 +99,18 @@ def manifest(
         name: of the task.
         path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
             'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
-        task: 'asr', 'ast', 'instruct' or 'ctc'.
+        task: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'.
         target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
         templates: wordings instead of those of slm_jax/data/instructions.py.
+        phrases: of 'asr': what draws the phrases that an instruction lists, slm_jax/data/phrases.py.
 
     Raises:
         ValueError: the name is taken by something else, or a language is not known.
     """
     named = _by_split(path)
-    return _files_task(name, sources.ManifestSource(named, tuple(langs)), named, task, target_lang, templates, langs)
+    source = sources.ManifestSource(named, tuple(langs))
+    return _files_task(name, source, named, task, target_lang, templates, langs, phrases=phrases)
 
 
 @gin.configurable
@@ -169,6 +186,7 @@ def _files_task(
     templates: Sequence[str] | None,
     langs: Sequence[str],
     decode: Callable = preprocessors.decode_file,
+    phrases: PhraseList | None = None,
 ) -> str:
     for code in (*langs, *([target_lang] if target_lang else [])):
         if languages.name(code) is None:
@@ -177,7 +195,7 @@ def _files_task(
                 'add its name to slm_jax/data/languages.py'
             )
     known = seqio.TaskRegistry._REGISTRY.get(name)
-    definition = (source, task, target_lang, templates)
+    definition = (source, task, target_lang, templates, phrases)
     if known is not None and getattr(known, 'files_definition', None) != definition:
         raise ValueError(f'a task {name!r} is registered already; choose another name')
     registered = speech_task(
@@ -187,6 +205,7 @@ def _files_task(
         before_cache=(decode,),
         target_lang=target_lang,
         templates=templates,
+        phrases=phrases,
     )
     registered.files_definition = definition
     return name

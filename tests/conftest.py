@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import types
 
 import numpy as np
@@ -135,3 +136,22 @@ def store():
             patch.setenv(name, value)
         paths._reach.cache_clear()
         yield store
+
+
+_HUM = """
+import sys, wave
+out, text, speed = sys.argv[1:]
+if 'dumb' in text:
+    sys.exit('I am dumb')
+with wave.open(out, 'wb') as file:
+    file.setnchannels(1), file.setsampwidth(2), file.setframerate(8000)
+    file.writeframes(b'\\x10\\x27\\xf0\\xd8' * int(400 * len(text.split()) / float(speed)))
+"""
+
+
+@pytest.fixture
+def hum(tmp_path):
+    """The beginning of a command that hums for 0.1 s a word."""
+    script = tmp_path / 'hum.py'
+    script.write_text(_HUM)
+    return f'{sys.executable} -S {script}'

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from slm_jax import adapters, encoders, llms
+from slm_jax.adapters import phrase_keys
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
 from slm_jax.decoding import DecodeConfig
@@ -56,6 +57,8 @@ EXAMPLES = {
         TokenCtcAdapter(TokenCtcConfig(**SLM, label_counts=(1,) * 31)),
         *(FRAMES, LENGTHS, None, None, jnp.ones((32, 24))),
     ),
+    'phrases, speech': (phrase_keys.SpeechKeys(phrase_keys.PhraseKeysConfig(2, 16, 8, 2)), FRAMES, LENGTHS),
+    'phrases, text': (phrase_keys.TextKeys(phrase_keys.PhraseKeysConfig(2, 16, 8, 2)), TOKENS),
     't5': (t5.T5(t5.T5Config(**T5)), TOKENS, TOKENS, TOKENS),
     't5, scanned': (t5.T5(t5.T5Config(**T5, scan_layers=True, remat_policy='full')), TOKENS, TOKENS, TOKENS),
     't5, old': (t5.T5(t5.T5Config(**T5, logits_via_embedding=True, mlp_activations=('relu',))), *[TOKENS] * 3),

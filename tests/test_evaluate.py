@@ -427,6 +427,8 @@ def test_infer_from_the_directory_alone(world, manifest, capsys):
         (['SLM', '--manifest', 'absent.jsonl'], 'absent.jsonl: cannot be read'),
         (['SLM', '--task', 'voice_prompt'], 'did you mean voice_prompts'),
         (['SLM', '--task', 'voice_prompts', '--slots', 'all'], '--slots: only for a --manifest'),
+        (['SLM', '--task', 'voice_prompts', '--phrases', 'own'], '--phrases: only for a --manifest'),
+        (['SLM', '--manifest', 'b', '--phrases', 'own+3'], '--phrases own+3: give --phrase_pool, a file with a phrase'),
         (['SLM', '--manifest', 'b', '--slots', 'colour'], '--slots colour: give --instruction'),
         (['SLM', '--manifest', 'b', '--max_seconds', '0'], '--max_seconds 0: Give a number above 0;'),
         (['SLM', '--manifest', 'b', '--mesh', 'model=3'], 'do not multiply to'),
@@ -446,6 +448,7 @@ def test_labels():
     assert label('--task', 'prompts', '--shuffle_audio') == 'prompts-test-shuffled'
     assert label('--manifest', 'a/b.jsonl', '--instruction', 'What? Now!') == 'a-b-What_Now'
     assert label('--manifest', 'b.jsonl') == 'b'
+    assert label('--manifest', 'b.jsonl', '--phrases', 'own+9', '--phrase_pool', 'p.txt') == 'b-own_9'
     assert label('--task', 'p', '--text_from', 'x', '--decode', 'beam') == 'p-test-beam-text'
 
 

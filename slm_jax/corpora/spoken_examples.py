@@ -27,11 +27,11 @@ def write(out: pathlib.Path) -> None:
     """
     import soundfile
 
-    from slm_jax.corpora import spoken_sentences
+    from slm_jax.corpora import voices
     from slm_jax.data import json_lines
 
     out.mkdir(parents=True, exist_ok=True)
-    engines = spoken_sentences.Engines('')
+    engines = voices.Engines()
     for name, text in _TEXTS.items():
         samples, rate = engines.read('pico', 'en-US', text, 'en', 1.0)
         soundfile.write(out / f'{name}.wav', samples, rate)

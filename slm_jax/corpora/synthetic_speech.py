@@ -14,12 +14,9 @@ festvox-czech-ph festvox-czech-machac festvox-czech-dita festival-hi festvox-hi-
 
 import argparse
 import collections
-import io
 import os
 import random
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -27,9 +24,11 @@ from absl import logging
 from jaxtyping import Float
 
 from slm_jax import paths
+from slm_jax.audio import augmentation
+from slm_jax.audio.waveforms import SAMPLE_RATE
+from slm_jax.corpora import clips, voices
 from slm_jax.data import json_lines
 
-SAMPLE_RATE = 16_000
 # Relative amounts of speech: the five languages of the voice prompts, and a little of the others.
 LANGUAGES = {
     'en': 20,
@@ -58,20 +57,6 @@ SOURCES = {
     'common_voice': 1,
     'recordings': 3,
 }
-_ESPEAK = {
-    'en': 'en-us en-us en-gb en-gb-x-rp en-gb-scotland en-029',
-    'es': 'es es-419',
-    'fr': 'fr-fr fr-be fr-ch',
-    'pt': 'pt pt-br',
-    'sv-SE': 'sv',
-}
-_VARIANTS = (
-    'm1 m2 m3 m4 m5 m6 m7 m8 f1 f2 f3 f4 f5 klatt klatt2 klatt3 Alex Alicia Andrea Andy '
-    'Annie Diogo Gene Henrique Hugo Jacky Lee Linda Marco Mario Michael Mike Nguyen Zac '
-    'adam anika antonio belinda benjamin caleb david edward michel pablo paul pedro '
-    'quincy rob robert sandro shelby steph travis victor'
-).split()
-_FLITE = ('awb', 'kal16', 'rms', 'slt')
 # The share that festival speaks, the encoding that it reads, its voices.
 _FESTIVAL = {
     'en': (0.15, 'ascii', ('cmu_us_slt_arctic_hts', 'kal_diphone', 'ked_diphone')),
@@ -108,7 +93,7 @@ def speak(text: str, lang: str, rng: random.Random, espeak: bool = True) -> tupl
             f"(Parameter.set 'Duration_Stretch {rng.uniform(0.75, 1.2):.2f})",
         ]
     elif lang == 'en' and engine < share + 0.3:
-        voice = f'flite/{rng.choice(_FLITE)}'
+        voice = f'flite/{rng.choice(voices.FLITE)}'
         command = [
             'flite',
             '-voice',
@@ -123,7 +108,7 @@ def speak(text: str, lang: str, rng: random.Random, espeak: bool = True) -> tupl
             '/dev/stdout',
         ]
     else:
-        name = rng.choice(_ESPEAK.get(lang, lang).split()) + '+' + rng.choice(_VARIANTS)
+        name = rng.choice(voices.accents(lang)) + '+' + rng.choice(voices.VARIANTS)
         voice = f'espeak-ng/{name}'
         command = [
             'espeak-ng',
@@ -138,18 +123,7 @@ def speak(text: str, lang: str, rng: random.Random, espeak: bool = True) -> tupl
             '--stdin',
             '--stdout',
         ]
-    if not shutil.which(command[0]):
-        raise RuntimeError(
-            f'{command[0]} is not installed; apt-get install {voice.split("/")[0]} and the voices that --help names'
-        )
-    said = text.replace('’', "'").encode(encoding, errors='ignore')
-    try:
-        done = subprocess.run(command, input=said, capture_output=True, timeout=60)
-    except subprocess.TimeoutExpired:
-        raise ValueError(f'{" ".join(command)} did not end within a minute') from None
-    samples, rate = _read_wav(done.stdout)
-    if done.returncode or not samples.size:
-        raise ValueError(f'{" ".join(command)} did not read {text!r}: {done.stderr.decode(errors="replace")[:200]}')
+    samples, rate = voices.run(command, text, encoding)
     return voice, resize(samples, rate, rng)
 
 
@@ -160,64 +134,22 @@ def resize(samples: Float[np.ndarray, ' samples'], rate: int, rng: random.Random
     return soxr.resample(samples, rate * rng.uniform(0.88, 1.12), SAMPLE_RATE)
 
 
-def _read_wav(data: bytes) -> tuple[Float[np.ndarray, ' samples'], int]:
-    # In a pipe the header cannot name the length, and readers refuse it: take what follows `data`.
-    start = data.find(b'data')
-    if start < 0:
-        return np.zeros(0, np.float32), SAMPLE_RATE
-    pcm = np.frombuffer(data[start + 8 : len(data) - (len(data) - start) % 2], '<i2')
-    return pcm.astype(np.float32) / 32768, int.from_bytes(data[24:28], 'little')
-
-
 def place(samples: Float[np.ndarray, ' samples'], rng: random.Random) -> Float[np.ndarray, ' longer']:
     """The same speech in a room, with noise, down a telephone or neither; peaks stay below 1."""
-    import soxr
-
     noise = np.random.default_rng(rng.getrandbits(32))
     before, after = (int(rng.uniform(0.02, 0.35) * SAMPLE_RATE) for _ in range(2))
     samples = np.pad(samples, (before, after))
     if rng.random() < 0.5:
-        samples = _convolve(samples, _room(rng, noise))
+        seconds, gap, level = rng.uniform(0.1, 0.6), rng.uniform(0.001, 0.012), rng.uniform(0, 15)
+        samples = augmentation.convolve(samples, augmentation.room_response(noise, seconds, gap, level))
     if rng.random() < 0.75:
         level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(8, 40) / 20)
-        samples = samples + level * _coloured(samples.size, rng.choice([0, 0.5, 1, 1.5]), noise)
+        samples = samples + level * augmentation.coloured(samples.size, rng.choice([0, 0.5, 1, 1.5]), noise)
     if rng.random() < 0.4:
-        narrow = soxr.resample(samples, SAMPLE_RATE, 8000)
-        spectrum, hertz = np.fft.rfft(narrow), np.fft.rfftfreq(narrow.size, 1 / 8000)
         low, high = rng.uniform(100, 300), rng.uniform(3300, 3900)
-        spectrum *= 1 / (1 + (low / np.maximum(hertz, 1)) ** 8) / (1 + (hertz / high) ** 24)
-        narrow = np.fft.irfft(spectrum, narrow.size)
-        narrow /= max(1.0, np.abs(narrow).max() * 1.01)
-        if rng.random() < 0.5:  # G.711's companding, in its continuous form.
-            code = np.round(np.sign(narrow) * np.log1p(255 * np.abs(narrow)) / np.log(256) * 127)
-            narrow = np.sign(code) * np.expm1(np.abs(code) / 127 * np.log(256)) / 255
-        samples = soxr.resample(narrow, 8000, SAMPLE_RATE)
+        samples = augmentation.through_telephone(samples, low, high, rng.random() < 0.5)
     peak = 10 ** (-rng.uniform(0.5, 24) / 20)
     return (samples * peak / max(np.abs(samples).max(), 1e-6)).astype(np.float32)
-
-
-def _room(rng: random.Random, noise: np.random.Generator) -> np.ndarray:
-    """The direct sound, then noise that decays by 60 dB within the reverberation time."""
-    seconds = rng.uniform(0.1, 0.6)
-    time = np.arange(int(seconds * SAMPLE_RATE)) / SAMPLE_RATE
-    tail = noise.standard_normal(time.size) * 10 ** (-3 * time / seconds)
-    tail[: int(rng.uniform(0.001, 0.012) * SAMPLE_RATE)] = 0
-    response = tail * 10 ** (-rng.uniform(0, 15) / 20) / np.sqrt(np.sum(tail**2))
-    response[0] = 1
-    return response
-
-
-def _convolve(samples: np.ndarray, response: np.ndarray) -> np.ndarray:
-    size = 1 << (samples.size + response.size).bit_length()
-    return np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: samples.size]
-
-
-def _coloured(size: int, slope: float, noise: np.random.Generator) -> np.ndarray:
-    """Unit-power noise whose amplitude falls as frequency^-slope: 0 white, 0.5 pink, 1 brown."""
-    spectrum = np.fft.rfft(noise.standard_normal(size))
-    spectrum /= np.maximum(np.arange(spectrum.size), 20) ** slope
-    samples = np.fft.irfft(spectrum, size)
-    return samples / np.sqrt(np.mean(samples**2))
 
 
 def sentences(corpora: str | os.PathLike, seed: int) -> Iterator[dict]:
@@ -293,15 +225,8 @@ def synthesise(
             if not 0.2 < samples.size / SAMPLE_RATE <= longest:
                 continue
             samples = place(samples, rng)
-            row = {
-                **row,
-                'audio': f'audio/{seed}_{number:06d}.flac',
-                'speaker': voice,
-                'duration': round(samples.size / SAMPLE_RATE, 3),
-            }
-            flac = io.BytesIO()
-            soundfile.write(flac, samples, SAMPLE_RATE, format='FLAC', subtype='PCM_16')
-            (out / row['audio']).write_bytes(flac.getvalue())
+            audio = f'audio/{seed}_{number:06d}.flac'
+            row = {**row, 'audio': audio, 'speaker': voice, 'duration': clips.save(out / audio, samples)}
             json_lines.append(manifest, row)
             total[row['lang']] += row['duration'] / 3600
             if total.total() >= hours:

@@ -27,6 +27,13 @@ TEMPLATES = {
         'This is {language}. What does the speaker say?',
         'Transcribe this {language} recording.',
     ),
+    # Where phrases that may be said are listed: contextual biasing.
+    'asr_phrases': (
+        'Transcribe the speech. Some of these may be said: {phrases}.',
+        'Write down what is said. It may have some of these names and words: {phrases}.',
+        'These names and words may occur: {phrases}. What does the speaker say?',
+        'Transcribe this recording. Perhaps these are in it: {phrases}.',
+    ),
     'ast': (
         'Translate this speech to {target_language}.',
         'Translate the speech into {target_language}.',
@@ -107,8 +114,8 @@ NO_VALUE = 'none'  # The answer to a question about a slot that the order does n
 _LANGUAGE = rf'(?:\w+ )?(?:{"|".join(map(ctc_text.normalize, languages.NAMES.values()))})(?: \w+)?'
 _TRANSCRIPTION = re.compile(
     '|'.join(
-        ctc_text.normalize(wording).replace('language', _LANGUAGE)
-        for kind in ('asr', 'asr_language')
+        ctc_text.normalize(wording).replace('language', _LANGUAGE).replace('phrases', '.*')
+        for kind in ('asr', 'asr_language', 'asr_phrases')
         for wording in TEMPLATES[kind]
     )
 )
@@ -155,6 +162,6 @@ def responses(count: int, key: str, lang: str, wordings: Sequence[str] | None = 
 def transcribes(text: str) -> bool:
     """Whether `text` asks for a transcript, in one of the wordings above and of any language.
 
-    Case, punctuation and spaces do not count.
+    Case, punctuation and spaces do not count, nor which phrases are listed.
     """
     return bool(_TRANSCRIPTION.fullmatch(ctc_text.normalize(text)))

@@ -6,18 +6,20 @@ import atexit
 import dataclasses
 import difflib
 import hashlib
+import json
 import math
 import os
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seqio
 
 import gin
+from slm_jax.audio.augmentation import WaveformAugmentation
 from slm_jax.data import cache, feature_converter, frames, measure, notices, preprocessors, seen
 from slm_jax.data import plan as plan_lib
 
@@ -35,6 +37,7 @@ class ExampleInfo:
         audio: the recording's path, None where the source gave samples.
         seconds: length of the speech.
         offset: where in the recording it begins, in seconds; None where it is all of it.
+        phrases: those that are said; None where nothing is known of them.
     """
 
     id: str
@@ -46,6 +49,7 @@ class ExampleInfo:
     audio: str | None
     seconds: float
     offset: float | None = None
+    phrases: Sequence[str] | None = None
 
 
 @gin.configurable
@@ -74,6 +78,8 @@ class SpeechTextLoader:
         teacher: whether batches have `teacher_input_tokens`: the prompt with the transcript in the place of the speech,
             for a system whose `objective` has a teacher. `slm-jax train` asks for it by itself.
         encoder: whose stored frames are read in the place of recordings; None: the recordings.
+        augmentation: changes recordings each time they are read; None: they are as stored. In gin it is given to
+            `train/`, or training's validation is changed as well.
 
     Raises:
         ValueError: an argument that cannot be; a split or file that is not there; a task whose targets the tokenizer
@@ -99,6 +105,7 @@ class SpeechTextLoader:
         shape_cost: float = 0.0,
         teacher: bool = False,
         encoder: frames.Encoder | None = None,
+        augmentation: WaveformAugmentation | None = None,
     ):
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
         _check('num_buckets', num_buckets, 'a whole number from 1 on')
@@ -122,8 +129,16 @@ class SpeechTextLoader:
         self._stores = cache.open_stores(self._tasks, split, cache_dir, on_bad_example)
         for store in {id(store): store for store in self._stores}.values():
             self.skipped += store.skipped
+        self._augmentation = augmentation
+        if augmentation:
+            augmentation.check()
         self._encoder = encoder if any(store.samples.any() for store in self._stores) else None
         if self._encoder:
+            if augmentation:
+                raise ValueError(
+                    'SpeechTextLoader.augmentation changes recordings, which stored frames do not show. Set ENCODED to '
+                    'False, or leave it out: SpeechEncoder.frame_augmentation changes frames.'
+                )
             for task, store in zip(self._tasks, self._stores):
                 frames.check(task, store, self._encoder)
             self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
@@ -237,7 +252,8 @@ class SpeechTextLoader:
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
         if 'speech' in store.spec:
             silence = np.broadcast_to(np.int16(0), store.samples[index])
-            example['speech'] = silence if self._encoder else store.speech(index)
+            speech = silence if self._encoder else store.speech(index)
+            example['speech'] = self._augmentation(speech, (seed, index)) if self._augmentation else speech
         example = self._steps[task](example)
         if self._encoder and store.samples[index]:
             width = self._shapes[0]['speech_frames'][0][2]
@@ -317,6 +333,7 @@ class SpeechTextLoader:
             audio=text('audio') or None,
             seconds=len(example.get('speech', ())) / 16000,
             offset=float(text('offset')) if text('offset') else None,
+            phrases=json.loads(text('phrases')) if text('phrases') else None,
         )
 
     def _ahead(self, items: Iterator) -> Iterator:
@@ -403,6 +420,7 @@ class SpeechTextLoader:
             'tasks': [task.name for task in self._tasks],
             'plan': digest.hexdigest(),
             **({'encoder': self._encoder.key} if self._encoder else {}),
+            **({'augmentation': repr(self._augmentation)} if self._augmentation else {}),
         }
 
 

@@ -4,6 +4,7 @@
     {"audio": "a.wav", "instruction": "Which size was ordered?", "target": "small"}
     {"audio": "a.wav", "text": "What is one plus one?", "answers": ["two", "2"]}    (evaluate --reference_field answers)
     {"audio_filepath": "a.wav", "duration": 1.5, "text": "…"}           NeMo
+    {"audio": "a.wav", "text": "call Siobhan", "phrases": ["Siobhan"]}        (phrases.py)
     {"key": "utt1", "source": "a.wav", "target": "…"}                   SLAM-LLM
 
 A relative path is relative to the manifest, `~/` is the home directory. `lang` may be absent where no task names it;
@@ -22,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from slm_jax import paths
-from slm_jax.data import json_lines, languages
+from slm_jax.data import json_lines, languages, phrases
 
 FIELDS = (
     'id',
@@ -36,6 +37,7 @@ FIELDS = (
     'target_lang',
     'instruction',
     'target',
+    'phrases',
     'error',
 )
 AUDIO = ('audio', 'audio_filepath', 'source')
@@ -51,7 +53,7 @@ _NAMES = {
     'target': ('target',),
 }
 # Names of fields that are known here.
-KNOWN = frozenset({name for names in _NAMES.values() for name in names} | {'offset', 'duration'})
+KNOWN = frozenset({name for names in _NAMES.values() for name in names} | {'offset', 'duration', 'phrases'})
 
 
 class ManifestError(ValueError):
@@ -61,8 +63,8 @@ class ManifestError(ValueError):
 def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     """Yields the lines of a manifest as dictionaries of `FIELDS`, '' for what a line lacks.
 
-    `translations` is a JSON object {language: text}; `origin` is 'FILE:LINE'. A line that cannot be
-    understood is yielded with the reason in `error`: whoever reads decides whether to stop.
+    `translations` is a JSON object {language: text}, `phrases` a JSON list of texts; `origin` is 'FILE:LINE'. A line
+    that cannot be understood is yielded with the reason in `error`: whoever reads decides whether to stop.
 
     Raises:
         JsonLinesError: the file itself cannot be read, or holds no line.
@@ -163,6 +165,7 @@ def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
             )
     texts = {code: _text(text, 'translation') for code, text in translation.items() if text not in (None, '')}
     fields['translations'] = json.dumps(texts)
+    fields['phrases'] = '' if (listed := phrases.of_row(row)) is None else json.dumps(listed, ensure_ascii=False)
     return fields
 
 
@@ -209,5 +212,7 @@ class Source:
                     found = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: no possible path
                 found = 'missing'
-            digest.update(repr((example, found)).encode())
+            # Stores of manifests without phrases are older than this field.
+            given = {name: text for name, text in example.items() if text or name != 'phrases'}
+            digest.update(repr((given, found)).encode())
         return digest.hexdigest()

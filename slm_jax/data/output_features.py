@@ -82,14 +82,16 @@ class FoundationVocabulary(seqio.Vocabulary):
 
 LLM = FoundationVocabulary('llm')
 CTC = FoundationVocabulary('speech_encoder')
+LETTERS = seqio.ByteVocabulary(extra_ids=0)
 
 
 def output_features(part: str = 'llm') -> dict[str, seqio.Feature]:
     """Speech (which a text-only task may lack), inputs and targets.
 
     Args:
-        part: 'llm', or 'speech_encoder' for CTC, whose targets have no EOS.
+        part: 'llm'; 'speech_encoder' for CTC, or 'letters' for phrases, whose targets have no EOS.
     """
-    tokens = seqio.Feature({'llm': LLM, 'speech_encoder': CTC}[part], add_eos=part == 'llm', dtype=tf.int32)
+    vocabulary = {'llm': LLM, 'speech_encoder': CTC, 'letters': LETTERS}[part]
+    tokens = seqio.Feature(vocabulary, add_eos=part == 'llm', dtype=tf.int32)
     speech = seqio.ContinuousFeature(dtype=tf.int16, rank=1, required=False)
     return {'speech': speech, 'inputs': tokens, 'targets': tokens}

@@ -27,15 +27,16 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, prompts, segments
+from slm_jax.data import languages, phrases, prompts, segments
 from slm_jax.data.manifests import FIELDS
+from slm_jax.data.phrases import PhraseList
 
 
 class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
 
-KINDS = ('asr', 'ast', 'instruct', 'ctc')
+KINDS = ('asr', 'ast', 'instruct', 'ctc', 'phrase')
 # Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
 MAX_TEMPLATES = 8
 
@@ -204,6 +205,7 @@ def to_text(
     templates: tuple[str, ...] = (),
     target_lang: str = '',
     translated_only: bool = False,
+    listed: PhraseList | None = None,
 ) -> ExampleStep:
     """A step that adds `inputs`, what the model is asked, and `targets`, what it should answer.
 
@@ -212,11 +214,14 @@ def to_text(
 
     Args:
         kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
-            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it).
+            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it), 'phrase' (no
+            instruction; one of its phrases, or without any some words of the text, as CTC spells them).
         templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
             the language are passed over for an example whose language is not known.
         target_lang: for 'ast'; '' takes the example's own.
         translated_only: leave out examples without that translation, instead of calling it a fault.
+        listed: which phrases an instruction carries, drawn by the `template_seed` too. Wordings that name {phrases} are
+            for examples that have any, the others for those that have none.
     """
     if kind not in KINDS:
         raise ValueError(f'kind {kind!r}: one of {KINDS} was expected')
@@ -229,6 +234,9 @@ def to_text(
         seed = example.get('template_seed')
         if seed is None:
             seed = zlib.crc32(example['id'])
+        if listed:
+            own = json.loads(texts.get('phrases') or '[]')
+            texts['listed'] = phrases.written(listed(own, texts['text'], f'{texts["id"]}/{seed}'))
         inputs, targets, error = _request(kind, templates, texts, int(seed), int(example['speech_length']))
         if translated_only and kind == 'ast' and not targets:
             return None
@@ -251,6 +259,7 @@ def to_text(
             'target_lang',
             'instruction',
             'target',
+            'phrases',
             'template_seed',
             'speech_length',
         ),
@@ -288,12 +297,19 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
             return lacks('text', f'A task of kind {kind!r} needs the transcript.')
     if kind == 'ctc':
         return '', ctc_text.normalize(targets), ''
-    usable = [t for t in templates if example['lang'] or '{language}' not in t]
+    if kind == 'phrase':
+        listed = json.loads(example.get('phrases') or '[]')
+        return '', phrases.one_of(listed, targets, f'{example["id"]}/{seed}'), ''
+    usable = [t for t in templates if ('{phrases}' in t) == bool(example.get('listed'))]
+    if not usable:
+        return lacks('phrases', 'Every wording of this task lists phrases: give the task a pool, or other wordings.')
+    usable = [t for t in usable if example['lang'] or '{language}' not in t]
     if not usable:
         return lacks('lang', 'Every wording of this task names the language of the speech.')
     names = {
         'language': languages.name(example['lang']),
         'target_language': languages.name(example['target_lang']),
+        'phrases': example.get('listed', ''),
     }
     return usable[seed % len(usable)].format(**names), targets, ''
 

@@ -6,13 +6,14 @@ A prediction is a dictionary, one line of `predictions.jsonl`:
     target_lang          what is written: equal to `lang` or absent for a transcription
     slot                 name of the slot that was asked for; absent where none was
     reference, prediction, instruction
+    phrases              those that are said, of a list of candidates: of them and of all else WER is told apart
     answers              all that are accepted, the first of which is the reference; absent where one text is expected
     log_likelihoods, tokens   of the `choices`, or of the reference alone, where texts were scored and none was written
 
-Six kinds follow from it: `transcription` (WER, CER, exact-match accuracy), `translation` (BLEU, chrF), `slots` (micro
-F1, accuracy), `answers` (whether one is contained, F1, exact match), `choices` (accuracy, and perplexity of the right
-one) and `likelihood` (perplexity). Every score is taken over a whole group at once (corpus level), in percent but for
-perplexity and bits, with its 95% bootstrap interval.
+Six kinds follow from it: `transcription` (WER, CER, exact-match accuracy; B-WER, U-WER), `translation` (BLEU, chrF),
+`slots` (micro F1, accuracy), `answers` (whether one is contained, F1, exact match), `choices` (accuracy, and perplexity
+of the right one) and `likelihood` (perplexity). Every score is taken over a whole group at once (corpus level), in
+percent but for perplexity and bits, with its 95% bootstrap interval.
 """
 
 import importlib.metadata
@@ -22,19 +23,22 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from slm_jax.data import phrases
 from slm_jax.evaluation import normalizers, statistics
 from slm_jax.evaluation.statistics import ABSENT, MetricsError
 
 KINDS = ('transcription', 'translation', 'slots', 'answers', 'choices', 'likelihood')
 # Scores, of which all else that stands beside them is a count.
 RATES = (
-    *('wer', 'cer', 'bleu', 'chrf', 'contains', 'f1', 'precision', 'recall', 'accuracy', 'accuracy_norm'),
-    *('perplexity', 'bits_per_byte'),
+    *('wer', 'b_wer', 'u_wer', 'cer', 'bleu', 'chrf', 'contains', 'f1', 'precision', 'recall'),
+    *('accuracy', 'accuracy_norm', 'perplexity', 'bits_per_byte'),
 )
 # Written without spaces between words: a word error rate would count whole sentences.
 UNSPACED = frozenset({'ja', 'zh', 'yue', 'cmn', 'wuu', 'th', 'lo', 'km', 'my', 'bo', 'dz'})
 
 Prediction = Mapping[str, Any]
+# What is right, what was answered, and the phrases, normalised.
+Pair = tuple[list[str], str, list[str] | None]
 Resamples = Mapping[str, Float[np.ndarray, ' resamples']]
 
 
@@ -212,7 +216,7 @@ def error_rate(prediction: Prediction, normalizer: str = normalizers.AUTO) -> fl
         return min(100.0 * _likelihood([prediction]).scores()['bits_per_byte'], 100.0)
     if kind == 'choices':
         return 0.0 if prediction['prediction'] == prediction['reference'] else 100.0
-    references, answer = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
+    references, answer, _ = _pair(prediction, {kind: 'none' if kind == 'translation' else normalizer})
     if kind == 'answers':
         scores = statistics.answers([references], [answer]).scores()
         return 0.0 if scores['contains'] else 100.0 - scores['f1']
@@ -239,15 +243,15 @@ def _right(prediction: Prediction) -> list[str]:
     return answers
 
 
-def _pair(prediction: Prediction, names: Mapping[str, str]) -> tuple[list[str], str]:
-    """One example, normalised: what is right (one text but for answers), and the prediction."""
+def _pair(prediction: Prediction, names: Mapping[str, str]) -> Pair:
+    """One example, normalised: what is right (one text but for answers), the prediction, and its phrases."""
     for field in ('reference', 'prediction'):
         if not isinstance(prediction.get(field), str):
             raise MetricsError(
                 f'{field}: missing or not text in example {prediction.get("id")!r}; it must be a string.'
             )
     right = [_normalized(prediction, text, names) for text in _right(prediction)]
-    return right, _normalized(prediction, prediction['prediction'], names)
+    return right, _normalized(prediction, prediction['prediction'], names), _phrases(prediction, names)
 
 
 def _normalized(prediction: Prediction, text: str, names: Mapping[str, str]) -> str:
@@ -258,8 +262,17 @@ def _normalized(prediction: Prediction, text: str, names: Mapping[str, str]) -> 
     return ''.join(text.split()) if kind == 'transcription' and is_unspaced(prediction.get('lang')) else text
 
 
-def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[list[str], str]]) -> None:
-    empty = [p.get('id') for p, (right, _) in zip(predictions, pairs, strict=True) if not all(map(str.strip, right))]
+def _phrases(prediction: Prediction, names: Mapping[str, str]) -> list[str] | None:
+    """The phrases of a prediction, normalised; None where it has none of its own."""
+    try:
+        given = phrases.of_row(prediction)
+    except ValueError as error:
+        raise MetricsError(f'example {prediction.get("id")!r}: {error}') from None
+    return None if given is None else [_normalized(prediction, phrase, names) for phrase in given]
+
+
+def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[Pair]) -> None:
+    empty = [p.get('id') for p, (right, *_) in zip(predictions, pairs, strict=True) if not all(map(str.strip, right))]
     if empty:
         shown = ', '.join(str(i) for i in empty[:5]) + (', …' if len(empty) > 5 else '')
         raise MetricsError(
@@ -270,7 +283,7 @@ def _refuse_empty(predictions: Sequence[Prediction], pairs: Sequence[tuple[list[
 
 def _score_kinds(
     predictions: Sequence[Prediction],
-    pairs: Sequence[tuple[list[str], str]],
+    pairs: Sequence[Pair],
     signatures: dict[str, str],
 ) -> tuple[dict[str, dict[str, dict[str, Any]]], dict[str, dict[str, Resamples]]]:
     """The scores by kind and group, and those of the resamples."""
@@ -320,7 +333,7 @@ def _shares(
     for kind, groups in scores.items():
         shares[kind] = {}
         for group, ours in groups.items():
-            names = [name for name in RATES if ours.get(name) is not None and theirs[kind][group][name]]
+            names = [name for name in RATES if ours.get(name) is not None and theirs[kind][group].get(name)]
             share: dict[str, Any] = {name: 100.0 * ours[name] / theirs[kind][group][name] for name in names}
             share['intervals'] = {}
             for name in [name for name in names if name in resamples[kind][group]]:
@@ -333,7 +346,7 @@ def _shares(
 def _statistics(
     kind: str,
     predictions: Sequence[Prediction],
-    pairs: Sequence[tuple[list[str], str]],
+    pairs: Sequence[Pair],
     signatures: dict[str, str],
 ) -> statistics.Statistics:
     """Of one group's examples."""
@@ -344,7 +357,7 @@ def _statistics(
         texts = [p['choices'] for p in predictions]
         right = [each.index(p['reference']) for each, p in zip(texts, predictions, strict=True)]
         return statistics.joined([statistics.choices(right, [p['log_likelihoods'] for p in predictions], texts), found])
-    right, answers = map(list, zip(*pairs, strict=True))
+    right, answers, listed = map(list, zip(*pairs, strict=True))
     references = [first for first, *_ in right]
     if kind == 'answers':
         return statistics.answers(right, answers)
@@ -355,7 +368,12 @@ def _statistics(
         parts = []
         spaced = [i for i, p in enumerate(predictions) if not is_unspaced(p.get('lang'))]
         if spaced:
-            words = statistics.words([references[i] for i in spaced], [answers[i] for i in spaced])
+            measured = [statistics.words([references[i] for i in spaced], [answers[i] for i in spaced])]
+            if any(listed[i] is not None for i in spaced):
+                measured.append(
+                    statistics.biased(*([part[i] for i in spaced] for part in (references, answers, listed)))
+                )
+            words = statistics.joined(measured)
             counts = np.zeros((len(pairs), words.counts.shape[1]), np.int64)
             counts[spaced] = words.counts
             parts.append(statistics.Statistics(counts, words.rates))

@@ -5,7 +5,7 @@
     schema, created (ISO 8601, UTC), command
     model        {directory, system, step, trained_parameters, …}
     foundations  {part: {name, fingerprint: {structure, content, num_params}}}
-    data         {task | manifest, split, instruction, examples, audio_seconds, shuffle_audio, skipped, oracle}
+    data         {task | manifest, split, instruction, phrases, examples, audio_seconds, shuffle_audio, skipped, oracle}
     decode       {method, beam_size, …, answers_with_ctc}
     truncated    how many answers reached a limit of their length
     normalizers, signatures, scores, by_task, oracle    as `metrics.score` returns them
@@ -44,6 +44,9 @@ _COLUMNS = {
         ('wer', 'WER %', True),
         ('cer', 'CER %', True),
         ('accuracy', 'exact %', True),
+        ('b_wer', 'B-WER %', True),
+        ('u_wer', 'U-WER %', True),
+        ('b_words', 'words in phrases', False),
         ('substitutions', 'subst.', False),
         ('deletions', 'del.', False),
         ('insertions', 'ins.', False),
@@ -74,6 +77,8 @@ _COLUMNS = {
 _FIRST_COLUMN = dict.fromkeys(_TITLES, 'language') | {'translation': 'direction', 'slots': 'slot'}
 _NAMES = {
     'wer': 'WER',
+    'b_wer': 'B-WER',
+    'u_wer': 'U-WER',
     'cer': 'CER',
     'bleu': 'BLEU',
     'chrf': 'chrF',
@@ -239,6 +244,8 @@ def _headline(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         group = 'overall' if 'overall' in scores else next(iter(scores))
         for metric, heading in (
             ('wer', 'WER'),
+            ('b_wer', 'B-WER: words of phrases'),
+            ('u_wer', 'U-WER: all other words'),
             ('cer', 'CER'),
             ('bleu', 'BLEU'),
             ('chrf', 'chrF'),
@@ -344,6 +351,7 @@ def _facts(results: Mapping[str, Any]) -> dict[str, str]:
         'System': model.get('system'),
         'Data': ', '.join(str(data[k]) for k in ('task', 'manifest', 'split') if data.get(k)),
         'Instruction': data.get('instruction'),
+        'Phrases listed': data.get('phrases'),
         'Decoding': ', '.join(f'{k}={v}' for k, v in (results.get('decode') or {}).items()),
     }
     for kind, name in results['normalizers'].items():

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num
 
 RESAMPLES = 1000
 # The slot's value where the speaker did not name it; an answer of this value is 'nothing found'.
@@ -106,6 +106,61 @@ def words(references: Sequence[str], predictions: Sequence[str]) -> Statistics:
         }
 
     return Statistics(_edits(jiwer.process_words(list(references), list(predictions))), rates)
+
+
+def biased(
+    references: Sequence[str], predictions: Sequence[str], phrases: Sequence[Sequence[str] | None]
+) -> Statistics:
+    """Word error rates of the words in phrases of a list and of all others: B-WER and U-WER.
+
+    As Le et al. (arXiv 2104.02194) define them: a word of the reference is counted, right or wrong, where a phrase of
+    the list stands in the reference; an inserted word where one stands in the prediction. The edits are those of
+    `words`, so that those of both kinds are all of them.
+
+    Args:
+        references: normalised texts, words parted by spaces, none of them empty.
+        predictions: as many texts.
+        phrases: of each example, normalised; None: it is not counted.
+
+    Returns:
+        Of b_wer, b_words, u_wer and u_words; without those of which there is no word.
+    """
+    import jiwer
+
+    _check(references, predictions)
+    output = jiwer.process_words(list(references), list(predictions))
+    counts = np.zeros((len(references), 4), np.int64)  # words in phrases, errors in them; other words, errors
+    for row, chunks, said, heard, listed in zip(
+        counts, output.alignments, output.references, output.hypotheses, phrases, strict=True
+    ):
+        if listed is None:
+            continue
+        in_said, in_heard = _within(said, listed), _within(heard, listed)
+        row[[0, 2]] = in_said.sum(), (~in_said).sum()
+        for chunk in chunks:
+            if chunk.type != 'equal':
+                here = in_said[chunk.ref_start_idx : chunk.ref_end_idx]
+                if chunk.type == 'insert':
+                    here = in_heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+                row[[1, 3]] += here.sum(), (~here).sum()
+    there = [name for name, words in zip('bu', counts[:, ::2].sum(0)) if words]
+
+    def rates(sums):
+        words = dict(zip('bu', (sums[..., :2], sums[..., 2:])))
+        found = {f'{name}_wer': 100.0 * (words[name][..., 1] / words[name][..., 0]) for name in there}
+        return found | {f'{name}_words': words[name][..., 0] for name in there}
+
+    return Statistics(counts, rates)
+
+
+def _within(words: Sequence[str], phrases: Sequence[str]) -> Bool[np.ndarray, ' words']:
+    """Which words are of an occurrence of one of the phrases."""
+    found = np.zeros(len(words), bool)
+    for phrase in map(str.split, phrases):
+        for start in range(len(words) - len(phrase) + 1):
+            if phrase and list(words[start : start + len(phrase)]) == phrase:
+                found[start : start + len(phrase)] = True
+    return found
 
 
 def characters(references: Sequence[str], predictions: Sequence[str]) -> Statistics:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from slm_jax import paths
-from slm_jax.data import prompts
+from slm_jax.data import phrases, prompts
 from slm_jax.evaluation import metrics
 
 SAMPLE_RATE = 16000
@@ -188,6 +188,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     duration=round(info.seconds, 3),
                     audio=info.audio,
                     offset=info.offset,
+                    phrases=info.phrases,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
             )
@@ -206,6 +207,8 @@ class Question:
             answers.
         text_field: field whose text stands in the place of speech; '' listens to the recording.
         score_choices: whether the line's `choices`, one of which is the reference, are to be scored.
+        listed: what draws the phrases that the instruction lists, {phrases} in it, or `phrases.CANDIDATES`: those that
+            the line has; None: it lists none.
     """
 
     instruction: str = ''
@@ -214,6 +217,7 @@ class Question:
     reference_field: str = ''
     text_field: str = ''
     score_choices: bool = False
+    listed: phrases.PhraseList | str | None = None
 
 
 def from_manifest(
@@ -299,7 +303,14 @@ def _ask(
     from slm_jax.data import instructions
 
     target_lang = question.target_lang or ('' if question.slot else line['target_lang'])
-    instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang)
+    own = json.loads(line['phrases']) if line['phrases'] else None
+    candidates: Sequence[str] = ()
+    if isinstance(question.listed, str):
+        if (candidates := phrases.of_row(raw, question.listed) or ()) == ():
+            raise ValueError(f'{line["origin"]}: no field "{question.listed}", which slm-jax retrieve writes.')
+    elif question.listed:
+        candidates = question.listed(own or (), line['text'], line['id'])
+    instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang, candidates)
     speech: int | str = prompts.SPEECH
     if question.text_field:
         text = _field(raw, question.text_field)
@@ -321,6 +332,7 @@ def _ask(
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
+            phrases=own,
         ),
         transcribed=instructions.transcribes(instruction),
     )
@@ -379,13 +391,13 @@ def _field(raw: Mapping[str, Any], path: str) -> Any:
     return value
 
 
-def wording(instruction: str, lang: str, target_lang: str) -> str:
-    """The instruction with {language} and {target_language} filled in.
+def wording(instruction: str, lang: str, target_lang: str, candidates: Sequence[str] = ()) -> str:
+    """The instruction with {language}, {target_language} and {phrases} filled in.
 
-    '' asks for a transcription, or for a translation where there is a target language.
+    '' asks for a transcription, which lists the candidates, or for a translation where there is a target language.
 
     Raises:
-        ValueError: the instruction names a language that is not known.
+        ValueError: the instruction names a language that is not known, or has no place for the candidates.
     """
     from slm_jax.data import languages
 
@@ -396,7 +408,7 @@ def wording(instruction: str, lang: str, target_lang: str) -> str:
     if not instruction:
         from slm_jax.data import instructions
 
-        kind = 'ast' if target_lang else 'asr_language' if lang else 'asr'
+        kind = 'ast' if target_lang else 'asr_phrases' if candidates else 'asr_language' if lang else 'asr'
         instruction = instructions.TEMPLATES[kind][0]
     for name, value in names.items():
         if '{' + name + '}' in instruction and not value:
@@ -405,9 +417,16 @@ def wording(instruction: str, lang: str, target_lang: str) -> str:
                 'in the manifest or write its name into the instruction.'
             )
         instruction = instruction.replace('{' + name + '}', value or '')
-    return instruction
+    if ('{phrases}' in instruction) != bool(candidates):
+        raise ValueError(
+            f'instruction {instruction!r}: it has no place {{phrases}} for those that are listed. Give --instruction.'
+            if candidates
+            else f'instruction {instruction!r}: there are no phrases to list. Leave out {{phrases}}, or give some.'
+        )
+    return instruction.replace('{phrases}', phrases.written(candidates))
 
 
 def _present(**fields: Any) -> dict[str, Any]:
-    """The fields that say something; the id and the reference always stay, and an offset of 0."""
-    return {k: v for k, v in fields.items() if v or k in ('id', 'reference') or (k == 'offset' and v is not None)}
+    """The fields that say something; the id and the reference always stay, an offset of 0, and an empty list."""
+    known = ('offset', 'phrases')
+    return {k: v for k, v in fields.items() if v or k in ('id', 'reference') or (k in known and v is not None)}

@@ -11,6 +11,7 @@ import pytest
 import seqio
 
 from slm_jax import tasks
+from slm_jax.audio import augmentation
 from slm_jax.data import beam, cache, frames, loader, preprocessors, shards
 from slm_jax.data.tensorflow_cpu import tf
 
@@ -233,3 +234,11 @@ def test_steps_that_change_recordings_are_refused(manifest, store, tmp_path):
     frames.encode(store, Encoder(), 'raise')
     with pytest.raises(ValueError, match="task 'noisy' changes its recordings each time they are read"):
         load(tmp_path, 'noisy', encoder=Encoder())
+
+
+def test_augmented_recordings_are_refused(store, tmp_path):
+    frames.encode(store, Encoder(), 'raise')
+    with pytest.raises(
+        ValueError, match=r'SpeechTextLoader.augmentation changes recordings, .* Set ENCODED to False, or leave it out'
+    ):
+        load(tmp_path, encoder=Encoder(), augmentation=augmentation.WaveformAugmentation())

@@ -9,6 +9,7 @@ import seqio
 import soundfile
 
 from slm_jax import tasks  # noqa: F401  registers tasks
+from slm_jax.audio.augmentation import WaveformAugmentation
 from slm_jax.data import instructions, notices, preprocessors, prompts, seen
 from slm_jax.data import loader as loader_lib
 from slm_jax.data.tensorflow_cpu import tf
@@ -99,6 +100,20 @@ def test_a_resume_gives_what_would_have_come(make):
     assert json.loads(json.dumps(make().state())) == make().state()
     assert make(seed=1).state() != make().state()
     assert make('m_instruct').state() != make().state()
+
+
+def test_recordings_are_augmented_by_seed_and_step(make):
+    """Each time in another way, the same after a resume; all else is as without."""
+    loader, plain = make(augmentation=WaveformAugmentation(noise=1.0)), make()
+    batches, stored = take(loader, 24), take(plain, 24)
+    assert_equal(take(loader, 1, 3)[0][1], batches[3][1])
+    heard = {}
+    for (_, batch), (_, without) in zip(batches, stored, strict=True):
+        for row, clip in zip(batch.pop('speech_samples'), without.pop('speech_samples')):
+            heard.setdefault(clip.tobytes(), set()).add(row.tobytes())
+        assert_equal(batch, without)
+    assert min(clip not in rows for clip, rows in heard.items() if any(clip)) and max(map(len, heard.values())) > 1
+    assert loader.state()['plan'] == plain.state()['plan'] and loader.state() != plain.state()
 
 
 def test_hosts_take_rows_of_one_plan_and_fill_it_up(make):

@@ -231,3 +231,25 @@ def test_error_rate_of_one_example():
     assert metrics.error_rate(example('x b', 'x c', answers=['x b'])) == 50.0
     perfect = example('hello world', 'hello world', lang='fr', target_lang='en')
     assert metrics.error_rate(perfect) == pytest.approx(0.0)
+
+
+def test_words_of_phrases_are_scored_apart():
+    given = [
+        example('Call Siobhan now!', 'call Shevaun now', lang='en', phrases=['Siobhan.']),
+        example('Call Mary now.', 'Call Mary', lang='en', phrases=['Mary']),
+        example('Nobody is named.', 'Nobody is named.', lang='en'),
+        example('東京', '東京', lang='ja', phrases=['東京']),
+    ]
+    given = [{**each, 'id': number} for number, each in enumerate(given)]
+    scores = metrics.score(given)['scores']['transcription']
+    assert (scores['en']['b_wer'], scores['en']['b_words']) == (50, 2)
+    assert (scores['en']['u_wer'], scores['en']['u_words']) == (25, 4)
+    assert scores['en']['wer'] == pytest.approx(100 * 2 / 9) and set(scores['en']['intervals']) >= {'b_wer', 'u_wer'}
+    assert 'b_wer' not in scores['ja'] and scores['overall']['b_wer'] == 50
+    without = [{k: v for k, v in each.items() if k != 'phrases'} for each in given]
+    plain = metrics.score(without)['scores']['transcription']['en']
+    assert not {'b_wer', 'u_wer'} & set(plain) and plain['wer'] == scores['en']['wer']
+    shared = metrics.score(given, others=without)['oracle']['shares']['transcription']['en']
+    assert shared['wer'] == 100 and 'b_wer' not in shared
+    with pytest.raises(metrics.MetricsError, match="example 'x': field \"phrases\" is 'Siobhan'; a list of texts"):
+        metrics.score([example('a', 'b', id='x', phrases='Siobhan')])

@@ -131,3 +131,29 @@ def test_an_interval_is_as_wide_as_theory_says():
     )
     # The normal approximation of a binomial: 80 ± 1.96 * 4.
     assert (low, high) == (pytest.approx(72.2, abs=1.5), pytest.approx(87.8, abs=1.5))
+
+
+@pytest.mark.parametrize(
+    'reference, prediction, phrases, expected',  # words in phrases, errors in them, other words, errors
+    [
+        ('call siobhan now', 'call siobhan now', ['siobhan'], (1, 0, 2, 0)),
+        ('call siobhan now', 'call shevaun now', ['siobhan'], (1, 1, 2, 0)),
+        ('call siobhan now', 'ball siobhan', ['siobhan'], (1, 0, 2, 2)),
+        ('call siobhan now', 'call siobhan siobhan now now', ['siobhan'], (1, 1, 2, 1)),
+        ('bank of america of note', 'bank off america off note', ['bank of america'], (3, 1, 2, 1)),
+        ('of note', 'bank of america of note', ['bank of america'], (0, 3, 2, 0)),
+        ('a b a b', 'a b a b', ['a b a', 'x'], (3, 0, 1, 0)),
+        ('call siobhan now', '', [], (0, 0, 3, 3)),
+    ],
+)
+def test_words_of_phrases_and_all_others(reference, prediction, phrases, expected):
+    found = statistics.biased([reference, 'not counted'], [prediction, 'at all'], [phrases, None])
+    assert found.counts.tolist() == [list(expected), [0, 0, 0, 0]]
+    scores = found.scores()
+    if expected[0]:
+        assert scores['b_wer'] == pytest.approx(100 * expected[1] / expected[0]) and scores['b_words'] == expected[0]
+    else:
+        assert 'b_wer' not in scores
+    assert scores['u_wer'] == pytest.approx(100 * expected[3] / expected[2])
+    edits = statistics.words([reference], [prediction]).scores()
+    assert expected[1] + expected[3] == sum(edits[kind] for kind in ('substitutions', 'deletions', 'insertions'))

@@ -71,7 +71,7 @@ def test_a_task_is_transcribed(monkeypatch, tmp_path, capsys):
     asked = {}
     info = types.SimpleNamespace(
         **{'id': 'a', 'task': 't', 'lang': 'fr-CA', 'target_lang': '', 'instruction': 'Transcribe the French speech.'},
-        **{'reference': 'oui', 'audio': None, 'seconds': 0.5, 'offset': None},
+        **{'reference': 'oui', 'audio': None, 'seconds': 0.5, 'offset': None, 'phrases': None},
     )
     batch = {
         'speech_samples': np.ones((1, 16000), np.int16),

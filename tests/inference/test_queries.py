@@ -323,6 +323,7 @@ class Info:
     audio: str | None = None
     seconds: float = 0.5
     offset: float | None = None
+    phrases: tuple[str, ...] | None = ('Say',)
 
 
 class FakeLoader:
@@ -347,6 +348,7 @@ def test_a_loader():
         'instruction': 'Say.',
         'reference': 'yes',
         'duration': 0.5,
+        'phrases': ('Say',),
     }
     assert second.samples is None and second.tokens == (6, 1)
     assert second.transcribed and not first.transcribed

@@ -54,7 +54,12 @@ def test_wordings():
 
 
 def test_what_asks_for_a_transcript_is_known_by_its_wording():
-    fields = {'language': 'Norwegian (Bokmål)', 'target_language': 'French', 'word': 'speech'}
+    fields = {
+        'language': 'Norwegian (Bokmål)',
+        'target_language': 'French',
+        'word': 'speech',
+        'phrases': 'Siobhan, Lake Ohrid',
+    }
     for kind, wordings in instructions.TEMPLATES.items():
         for wording in wordings:
             assert instructions.transcribes(wording.format(**fields)) == kind.startswith('asr'), wording
