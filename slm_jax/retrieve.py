@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from slm_jax import cli, paths
+from slm_jax import cli, model_arguments, paths
 from slm_jax.data import manifests, phrases
 
 
