@@ -6,7 +6,8 @@
     sentences  text, one a line; or JSONL with `text`, whose other fields are kept       text
 
 On the right are the fields that may be spoken. In `dialog` every turn but the first (of an assistant, where roles say
-who is one) is an answer once: `turn` is the one before it, `history` what was said before that.
+who is one) is an answer once: `turn` is the one before it, `history` what was said before that. A line with `answer`,
+the next turn, is asked for that alone, and its other fields are kept.
 """
 
 import collections
@@ -100,6 +101,11 @@ def _dialog(rows: Sequence[tuple[str, Mapping[str, Any]]], stem: str) -> Iterato
         said = [(place % 2 if role is None else roles.index(role), text) for place, (role, text) in enumerate(turns)]
         assistant = next((role for role in roles if role in _ASSISTANT), None)
         group = str(row.get('id') or f'{stem}/{number}')
+        if 'answer' in row:
+            rest = {field: value for field, value in row.items() if field not in ('id', name)}
+            fields = {'history': tuple(said[:-1]), 'turn': tuple(said[-1:])}
+            yield Example(group, group, fields, _answers([row['answer']]), rest)
+            continue
         for k in range(1, len(said)):
             if assistant is None or turns[k][0] == assistant:
                 fields = {'history': tuple(said[: k - 1]), 'turn': (said[k - 1],)}
