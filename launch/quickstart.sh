@@ -38,7 +38,7 @@ if [ -n "$tiny" ]; then
   exit
 fi
 
-scored=(--task voice_prompts_asr --split test --batch_seconds 120 --max_decode_length 96)
+scored=(--task voice_prompts_asr --split test --max_decode_length 96)
 
 say 'What the packaged adapter lets Qwen hear (the recordings are synthetic, by SVOX Pico)'
 if python slm_jax.corpora.spoken_examples "$out/examples"; then
@@ -52,7 +52,7 @@ slm_jax prepare voice_prompts_asr --split train --split validation \
 say 'Scoring the packaged adapter'
 slm_jax evaluate slm_base "${scored[@]}" --out "$out/before"
 
-say 'Training it on the prompts (about five minutes on two cores)'
+say 'Training it on the prompts (some minutes on two cores)'
 slm_jax train --gin_file=runs/slm_base_voice_prompts.gin --gin.MODEL_DIR="$(gin_text "$out/model")"
 
 say 'Scoring it again, and Whisper by its own decoder'

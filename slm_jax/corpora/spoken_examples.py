@@ -1,6 +1,6 @@
 """What one may ask of speech, for a first try: `python -m slm_jax.corpora.spoken_examples OUT`.
 
-Writes OUT/order.wav and OUT/question.wav, read by SVOX Pico (py-nanotts, Apache-2.0), a small synthesiser, and
+Writes OUT/{order,week,season}.wav, read by SVOX Pico (py-nanotts, Apache-2.0), a small synthesiser, and
 OUT/examples.jsonl, a manifest of them with an instruction each, for `slm-jax infer --manifest`.
 """
 
@@ -8,14 +8,15 @@ import argparse
 import pathlib
 
 _TEXTS = {
-    'order': 'Good morning. Could I have a large cappuccino with two sugars, please?',
-    'question': 'What is the capital of France?',
+    'order': 'Can I get a medium dark roast coffee with cream, please?',
+    'week': 'How many days are there in a week?',
+    'season': 'Which season comes after winter?',
 }
 _ASKED = (
-    ('order', 'Repeat what is said.'),
+    ('order', 'Transcribe the speech.'),
     ('order', 'What size of drink is ordered? Answer with one word.'),
-    ('order', 'Translate this into French.'),
-    ('question', 'Answer the question.'),
+    ('week', 'Answer the question.'),
+    ('season', 'Answer the question.'),
 )
 
 
