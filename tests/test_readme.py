@@ -23,6 +23,7 @@ SMALL = {
     'hf:bigscience/mt0-xl': 't5_goldens/mt5',
 }
 README = (pathlib.Path(__file__).parents[1] / 'README.md').read_text(encoding='utf-8')
+INSTRUCTIONS = (pathlib.Path(__file__).parents[1] / 'docs' / 'instructions.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'```bash\n(.*?)```', README, flags=re.DOTALL)
 
 
@@ -83,3 +84,23 @@ def test_train_on_your_own_recordings(tmp_path, write_wav):
     )
     (results,) = tmp_path.glob('runs/mine/evaluations/*/results.json')
     assert 'wer' in json.loads(results.read_text())['scores']['transcription']['en']
+
+
+@pytest.mark.slow
+def test_a_task_of_ones_own(tmp_path, write_wav):
+    for split in ('train', 'dev', 'test'):
+        lines = []
+        for number in range(12):
+            write_wav(tmp_path / f'{split}{number}.wav', 1.0 + 0.1 * number)
+            size = ('small', 'large')[number % 2]
+            row = {'id': str(number), 'audio': f'{split}{number}.wav', 'text': f'a {size} latte', 'lang': 'en'}
+            lines.append(json.dumps({**row, 'instruction': 'Which size?', 'target': size}))
+        (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines))
+    (block,) = re.findall(r'```bash\n(.*?)```', INSTRUCTIONS, flags=re.DOTALL)
+    path = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    environment = {**os.environ, 'SLM_JAX_CACHE': str(tmp_path / 'cache'), 'PATH': path}
+    block = block.replace('TRAIN_STEPS=500', 'TRAIN_STEPS=20')
+    subprocess.run(['bash', '-e', '-c', block], cwd=tmp_path, check=True, env=environment)
+    found = [json.loads(path.read_text())['data'] for path in tmp_path.glob('runs/orders/evaluations/*/results.json')]
+    assert sorted((data['shuffle_audio'], bool(data['oracle'])) for data in found) == [(False, True), (True, False)]
+    assert (tmp_path / 'oracle' / 'report.html').is_file()
