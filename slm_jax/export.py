@@ -27,7 +27,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm_jax import cli, paths
-from slm_jax.data import seen
 
 _PART = 'llm/'
 # What else of a language model's card holds of the same one merged.
@@ -52,6 +51,7 @@ def export(model_dir: str, out: str, step: int | None = None, form: str = '') ->
         FileExistsError: something is at `out`.
     """
     from slm_jax import foundations
+    from slm_jax.data import seen
     from slm_jax.exporters import ExportError, safetensors
     from slm_jax.importers.hugging_face.tensors import Tensor
     from slm_jax.training import checkpoints

@@ -118,7 +118,7 @@ def test_what_was_said_before_is_read_as_far_as_there_is_room(model, run, tmp_pa
     def query(model, messages, samples, with_ctc):
         seen.append([(message.role, message.text, message.speech) for message in messages])
         return types.SimpleNamespace(tokens=(7,) * sum(len(message.text) for message in messages), samples=samples,
-                                     transcribed=False)  # fmt: skip
+                                     transcribed=False, target=())  # fmt: skip
 
     monkeypatch.setattr(session.asking, 'reads_history', lambda model: '')
     monkeypatch.setattr(session.asking, 'query', query)
