@@ -21,6 +21,7 @@ setuptools.setup(
     package_data={
         'slm_jax.gin': ['**/*.gin'],
         'slm_jax.corpora': ['questions.jsonl'],
+        'slm_jax.serving': ['page.html', 'examples/*'],
         'slm_jax.foundations': ['*/card.json', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
     },
     install_requires=[
