@@ -33,7 +33,8 @@ def parser() -> argparse.ArgumentParser:
     return result
 
 
-def _open(address: str) -> None:
+def open_browser(address: str) -> None:
+    """Shows the page; says so where no browser is found."""
     if not webbrowser.open(address):
         print(f'slm-jax demo: there is no browser here; open {address} in one.', file=sys.stderr, flush=True)
 
@@ -46,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def ready(address: str) -> None:
         print(f'slm-jax demo: open {address} in a browser; Ctrl-C ends it.', flush=True)
         if args.open:
-            threading.Thread(target=_open, args=(address,), daemon=True).start()  # some browsers run in the terminal
+            threading.Thread(
+                target=open_browser, args=(address,), daemon=True
+            ).start()  # some browsers run in the terminal
 
     return serve.run('demo', functools.partial(serve.serve, args, 'demo', ready))
 
