@@ -67,7 +67,6 @@ def _examples() -> list[dict[str, str]]:
     return json.loads((_EXAMPLES / 'examples.json').read_text(encoding='utf-8'))
 
 
-@functools.lru_cache(1)
 def _page(service: Service) -> tuple[str, str]:
     """The page and its policy, which lets run and apply what stands in it as it is, and nothing else."""
     known = {
