@@ -98,7 +98,7 @@ def opened(browser):
 
 def answered(page):
     """The answer, when it is there."""
-    page.get_by_text(re.compile(r'^Answered in [\d.]+ s\.$')).wait_for()
+    page.get_by_text(re.compile(r'^(Answered in|Cut at the longest answer, after) [\d.]+ s\.$')).wait_for()
     page.locator('#ask:enabled').wait_for()
     return page.get_by_label('Answer', exact=True).text_content()
 
@@ -126,7 +126,7 @@ def test_a_chosen_clip(width, address, opened, tmp_path):
     page.get_by_label('Or choose a file').set_input_files(clip)
     page.get_by_text(f'clip.wav, {len(SAMPLES) / 16_000:.1f} s').wait_for()
     heard = page.evaluate('async () => [...new Int16Array(await wav.slice(44).arrayBuffer())]')
-    assert np.array_equal(heard, SAMPLES), 'what is sent is what was chosen'
+    assert np.abs(np.array(heard) - SAMPLES).max() <= 1, 'what is sent is what was chosen'
     page.get_by_label('Phrases that may be said').fill('Utica\n\n York ')
     page.evaluate("""() => {
       window.grown = new Set();
@@ -135,7 +135,7 @@ def test_a_chosen_clip(width, address, opened, tmp_path):
     page.get_by_role('button', name='Ask').click()
     text = answered(page)
     instruction = page_lib.WITH_PHRASES.format(instruction='Transcribe the speech.', phrases='Utica, York')
-    assert text and text == asked(address, SAMPLES, instruction)
+    assert text and text == asked(address, np.int16(heard), instruction)
     assert page.evaluate('grown.size') > 3, 'it came piece by piece'
     page.get_by_text('Speech tokens as a table').click()
     tokens = page.evaluate('tokens')
