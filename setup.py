@@ -76,6 +76,7 @@ setuptools.setup(
         'quickstart': ["py-nanotts>=0.1.1; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # Whisper's own decoder (slm_jax.evaluation.whisper_decoder).
         'whisper': ['faster-whisper>=1.2', 'ctranslate2>=4.6', 'huggingface_hub>=1'],
+        'browser': ['playwright>=1.50'],  # tests of the page, in the Chromium that is installed
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
         # What reads and writes gs:// and s3:// (slm_jax/paths.py).

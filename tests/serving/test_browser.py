@@ -21,7 +21,7 @@ from slm_jax.serving import page as page_lib
 from slm_jax.serving import service
 
 CHROMIUM = shutil.which('chromium') or shutil.which('google-chrome')
-playwright = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed: pip install playwright')
+playwright = pytest.importorskip('playwright.sync_api', reason='Playwright is not installed (extra browser)')
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason='Chromium is not installed: apt-get install chromium'),
