@@ -21,6 +21,7 @@ setuptools.setup(
     package_data={
         'slm_jax.gin': ['**/*.gin'],
         'slm_jax.corpora': ['questions.jsonl', 'zero_shot/*.jsonl'],
+        'slm_jax.serving': ['page.html', 'examples/*'],
         'slm_jax.foundations': ['*/card.json', '*/seen.npz', '*/tokenizer.model', '*/params/**', '*/checkpoints/**'],
     },
     install_requires=[
@@ -76,6 +77,7 @@ setuptools.setup(
         # Whisper's own decoder (slm_jax.evaluation.whisper_decoder).
         'whisper': ['faster-whisper>=1.2', 'ctranslate2>=4.6', 'huggingface_hub>=1'],
         'retrieval': ['usearch>=2.17'],  # an index of more than 20,000 phrases (slm-jax retrieve)
+        'browser': ['playwright>=1.50'],  # tests of the page, in the Chromium that is installed
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).
         't5x': ['cached_property>=2', 'fiddle>=0.3', 'grain>=0.2.12'],
         # What reads and writes gs:// and s3:// (slm_jax/paths.py).

@@ -29,6 +29,7 @@ COMMANDS = {
     'infer': 'transcribe, translate or question audio files with a trained model',
     'ask': 'put questions to recordings in the terminal, one after another',
     'serve': "answer over HTTP, as OpenAI's API does",
+    'demo': 'put questions to recordings in the browser',
     'export': 'write what was trained as a small model directory, as safetensors, or as a T5 for transformers',
     'profile': 'show where the time of some steps of a training went',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',

@@ -9,7 +9,8 @@
 
 /v1/audio/transcriptions takes a recording of any length, which it cuts at its pauses; /v1/chat/completions an
 instruction and a recording (`input_audio`), and answers as it writes where `stream` is asked for. Requests that come
-together are answered together. There are /v1/models, /health and /metrics (Prometheus) besides.
+together are answered together. There are /v1/models, /health and /metrics (Prometheus) besides, and with --page the
+page of `slm-jax demo`.
 
 Needs pip install 'slm_jax[serve]'. It listens on this machine alone unless --host says otherwise; then clients should
 have to give a token, which stands in the variable SLM_JAX_TOKEN or in --token_file, and is never an argument.
@@ -22,7 +23,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from slm_jax import cli, configuration, model_arguments, paths
@@ -34,6 +35,13 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax serve'
+    result.add_argument('--page', action='store_true', help='with the page of `slm-jax demo`')
+    add_arguments(result)
+    return result
+
+
+def add_arguments(result: argparse.ArgumentParser) -> None:
+    """The arguments of a server."""
     result.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine alone)')
     result.add_argument('--port', type=int, default=8000, help='0: any that is free')
     result.add_argument('--name', default='', help="that clients call the model by (default: its directory's)")
@@ -49,11 +57,15 @@ def parser() -> argparse.ArgumentParser:
     limits.add_argument('--max_audio_seconds', type=float, default=600.0, help='of a recording (default: 600)')
     limits.add_argument('--max_request_seconds', type=float, default=300.0, help='for an answer (default: 300)')
     model_arguments.add(result, '--model')
-    return result
 
 
-def serve(args: argparse.Namespace) -> None:
+def serve(args: argparse.Namespace, command: str = 'serve', ready: Callable[[str], None] = lambda _: None) -> None:
     """Does what the command line says, until a signal ends it.
+
+    Args:
+        args: of `add_arguments`, and `page`.
+        command: name of the program.
+        ready: is told the address once requests there are accepted.
 
     Raises:
         ValueError: wrong arguments, or a model that cannot be read.
@@ -81,10 +93,15 @@ def serve(args: argparse.Namespace) -> None:
             model, name, args.max_rows, limits, token, args.chunk_seconds, args.ctc_weight is not None
         )
         if args.warm:
-            print('slm-jax serve: compiling …', flush=True)
+            print(f'slm-jax {command}: compiling …', flush=True)
             served.warm()
+        application = app.create(served)
+        if args.page:
+            from slm_jax.serving import page
+
+            application.include_router(page.router)
         config = uvicorn.Config(
-            app.create(served),
+            application,
             log_level='warning',
             access_log=False,
             server_header=False,
@@ -94,10 +111,12 @@ def serve(args: argparse.Namespace) -> None:
         address = f'http://{f"[{host}]" if ":" in host else host}:{port}'
         if not (token or _is_loopback(host)):
             print(
-                f'slm-jax serve: {host} can be reached from other machines, and no token is asked for: set {_TOKEN}.',
+                f'slm-jax {command}: {host} can be reached from other machines, and no token is asked for: set '
+                f'{_TOKEN}.',
                 file=sys.stderr,
             )
-        print(f'slm-jax serve: {name} answers at {address}', flush=True)
+        print(f'slm-jax {command}: {name} answers at {address}', flush=True)
+        ready(address)
         uvicorn.Server(config).run(sockets=[listener])
 
 
@@ -131,13 +150,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     cli.quiet_libraries()
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    fail = functools.partial(cli.fail, 'serve', status=2)
+    return run('serve', functools.partial(serve, args))
+
+
+def run(command: str, serving: Callable[[], None]) -> int:
+    """Serves until a signal comes; returns the exit status."""
     for ends in (signal.SIGTERM, signal.SIGINT):  # uvicorn answers what it has begun, and raises the signal again
         signal.signal(ends, _stop)
     try:
-        serve(args)
+        serving()
     except (ValueError, OSError, TypeError) as error:
-        return fail(error)
+        return cli.fail(command, error, status=2)
     return 0
 
 

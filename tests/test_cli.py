@@ -24,7 +24,7 @@ def test_help_imports_nothing_heavy():
         assert f'\n  {command} ' in done.stdout
 
 
-@pytest.mark.parametrize('command', ['evaluate', 'answers', 'infer', 'export', 'card', 'import'])
+@pytest.mark.parametrize('command', ['evaluate', 'answers', 'infer', 'serve', 'demo', 'export', 'card', 'import'])
 def test_help_of_a_command_imports_nothing_heavy(command):
     module = 'import_' if command == 'import' else command
     code = (

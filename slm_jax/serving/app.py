@@ -18,8 +18,8 @@ from slm_jax.serving.errors import ApiError
 from slm_jax.serving.service import Gone, Service, Visit
 
 _READ_SECONDS = 60.0  # in which a body has to be here
-_ANSWERING = ('/v1/audio/transcriptions', '/v1/chat/completions')
-_OPEN = ('/health',)  # without a token
+_ANSWERING = ('/v1/audio/transcriptions', '/v1/chat/completions', '/page/tokens')
+_OPEN = ('/health', '/')  # without a token; the page asks for it
 _FIELDS = 32  # of a form
 _SSE = 'text/event-stream'
 
@@ -123,7 +123,7 @@ def _failed(_: Any, error: Exception) -> Response:
     return JSONResponse(errors.body(500, 'The server failed; its log says why.'), 500)
 
 
-async def _content(request: fastapi.Request) -> bytes:
+async def body(request: fastapi.Request) -> bytes:
     """The body, of at most so many bytes."""
     most, size, blocks = request.app.state.service.limits.bytes, 0, []
     try:
@@ -175,7 +175,7 @@ async def _form(request: fastapi.Request, content: bytes) -> tuple[dict[str, Any
 async def transcriptions(request: fastapi.Request) -> Response:
     """A transcript of a recording of any length, piece by piece."""
     service, visit = request.app.state.service, request.scope['visit']
-    fields, name, content = await _form(request, await _content(request))
+    fields, name, content = await _form(request, await body(request))
     asked = requests.transcription(fields)
     service.check_model(asked.model)
     service.check_sampling(asked.temperature)
@@ -216,7 +216,7 @@ async def _transcript_events(request: fastapi.Request, queues: Any, bounds: Any)
 async def completions(request: fastapi.Request) -> Response:
     """The answer to the last message of a conversation, about its recording."""
     service, visit = request.app.state.service, request.scope['visit']
-    asked = requests.chat(await _content(request))
+    asked = requests.chat(await body(request))
     service.check_model(asked.model)
     service.check_sampling(asked.temperature, asked.top_p)
     messages, recording = await asyncio.to_thread(asked.conversation)

@@ -4,6 +4,7 @@ Whatever waits when the devices are free becomes a batch: the oldest query, and 
 grow with the load, and nobody waits long for company. Rows do not know of each other; an answer goes to its own query.
 """
 
+import concurrent.futures
 import logging
 import threading
 import time
@@ -60,6 +61,7 @@ class Engine:
         while self._ladder[-1] < max_rows:
             self._ladder.append(min(self._ladder[-1] * 2, -(-max_rows // unit) * unit))
         self._waiting: list[Job] = []
+        self._calls: list[Callable[[], None]] = []
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name='engine', daemon=True)
@@ -80,6 +82,23 @@ class Engine:
         with self._changed:
             self._waiting.append(job)
             self._changed.notify()
+
+    def call(self, function: Callable[[], Any]) -> concurrent.futures.Future:
+        """What a function will give that the thread calls between two batches, unless this is cancelled before."""
+        future: concurrent.futures.Future = concurrent.futures.Future()
+
+        def run() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:  # Whatever it is, it is theirs who asked: the thread goes on for others.
+                    _logger.exception('a call failed')
+                    future.set_exception(error)
+
+        with self._changed:
+            self._calls.append(run)
+            self._changed.notify()
+        return future
 
     def close(self) -> None:
         """Ends the thread when all that waits is answered."""
@@ -106,11 +125,15 @@ class Engine:
         took = 0.0
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._waiting or self._calls or self._closing)
+                if not (self._waiting or self._calls):
                     return
-                together = max(_TOGETHER, min(_SHARE * took, _MOST_TOGETHER))
-                self._changed.wait_for(lambda: len(self._waiting) >= self._ladder[-1], together)
+                if self._waiting:
+                    together = max(_TOGETHER, min(_SHARE * took, _MOST_TOGETHER))
+                    self._changed.wait_for(lambda: len(self._waiting) >= self._ladder[-1], together)
+                calls, self._calls = self._calls, []
+            for call in calls:
+                call()
             jobs, shape, rows = self._take()
             if jobs:
                 started = time.perf_counter()

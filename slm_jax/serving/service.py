@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import io
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,9 @@ class Service:
         token: that clients have to give; '' if none.
         chunk_seconds: longest piece of what is transcribed; None: what the model takes at once.
         with_ctc: see `asking.query`.
+
+    Attributes:
+        longest: seconds that the model takes at once.
     """
 
     def __init__(
@@ -68,8 +71,8 @@ class Service:
         self.metrics = Metrics()
         self.engine = Engine(model, max_rows, self.metrics.batch)
         self.metrics.waiting.set_function(lambda: self.engine.waiting)
-        self._longest = model.let_through(None)
-        self._chunk_seconds = min(chunk_seconds or math.inf, self._longest)
+        self.longest = model.let_through(None)
+        self._chunk_seconds = min(chunk_seconds or math.inf, self.longest)
         self._with_ctc = with_ctc
         self._decoders = asyncio.Semaphore(_DECODERS)
 
@@ -100,7 +103,7 @@ class Service:
                     name,
                 )
 
-    async def samples(self, name: str, content: bytes, param: str) -> Int16[np.ndarray, ' n']:
+    async def samples(self, name: str, content: bytes, param: str | None) -> Int16[np.ndarray, ' n']:
         """A recording of at most so many seconds."""
         file = io.BytesIO(content)
         file.name = name
@@ -112,15 +115,20 @@ class Service:
         self.metrics.audio.inc(len(samples) / queries.SAMPLE_RATE)
         return samples
 
-    def query(self, messages: Sequence[asking.Message], samples: Int16[np.ndarray, ' n'] | None) -> queries.Query:
-        """One query of a conversation."""
-        if samples is not None and len(samples) > self._longest * queries.SAMPLE_RATE:
+    def check_length(self, samples: Int16[np.ndarray, ' n'], param: str | None) -> None:
+        """Refuses a recording that is longer than the model takes at once."""
+        if len(samples) > self.longest * queries.SAMPLE_RATE:
             raise ApiError(
                 400,
-                f'The recording has {len(samples) / queries.SAMPLE_RATE:.1f} s; this model takes {self._longest:g} s '
+                f'The recording has {len(samples) / queries.SAMPLE_RATE:.1f} s; this model takes {self.longest:g} s '
                 'at once. Ask about a part of it; /v1/audio/transcriptions takes it whole.',
-                'messages',
+                param,
             )
+
+    def query(self, messages: Sequence[asking.Message], samples: Int16[np.ndarray, ' n'] | None) -> queries.Query:
+        """One query of a conversation."""
+        if samples is not None:
+            self.check_length(samples, 'messages')
         *before, last = messages
         if not last.text:  # a recording alone
             last = last._replace(text=queries.wording('', '', ''))
@@ -145,6 +153,10 @@ class Service:
         bounds = chunks.cut(samples, self._chunk_seconds)
         asked = [asking.query(self.model, [message], samples[start:end]) for start, end in bounds]
         return [(start / queries.SAMPLE_RATE, end / queries.SAMPLE_RATE) for start, end in bounds], asked
+
+
+def _failed() -> ApiError:
+    return ApiError(500, 'The model failed at this request; the log of the server says why.')
 
 
 class Gone(Exception):
@@ -192,8 +204,7 @@ class Visit:
                 part = await asyncio.wait_for(queue.get(), max(0.0, min(_LOOK, self.deadline - loop.time())))
             except TimeoutError:
                 if loop.time() >= self.deadline:
-                    seconds = self._service.limits.seconds
-                    raise ApiError(504, f'No answer in {seconds:g} s; the server has too much to do.') from None
+                    raise self._late() from None
                 if await request.is_disconnected():
                     raise Gone from None
                 continue
@@ -201,12 +212,25 @@ class Visit:
             if isinstance(part, ValueError):
                 raise ApiError(400, str(part))
             if isinstance(part, Exception):
-                raise ApiError(500, 'The model failed at this request; the log of the server says why.')
+                raise _failed()
             if part.over:
                 self._service.metrics.tokens.inc(len(part.tokens))
             yield part
             if part.over:
                 return
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """What a function gives that the engine calls; ApiError if it fails or takes too long."""
+        left = self.deadline - asyncio.get_running_loop().time()
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(self._service.engine.call(function)), max(0.0, left))
+        except TimeoutError:
+            raise self._late() from None
+        except Exception:  # Whatever it is, the engine has logged it.
+            raise _failed() from None
+
+    def _late(self) -> ApiError:
+        return ApiError(504, f'No answer in {self._service.limits.seconds:g} s; the server has too much to do.')
 
     async def last(self, queue: asyncio.Queue, request: Any) -> Part:
         """The part that is over."""

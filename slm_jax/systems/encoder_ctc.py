@@ -46,6 +46,10 @@ class EncoderCtc:
         )
         return logits, lengths
 
+    def ctc_logits(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b f l'], Int[Array, ' b']]:
+        """What the CTC head says of recordings, and their number of frames."""
+        return self._logits(params, batch, None)
+
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """CTC loss per label, see `mean_ctc`."""
         logits, lengths = self._logits(params, batch, rng)

@@ -412,6 +412,19 @@ class SLM:
 
         return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
+    @property
+    def ctc_tokens(self) -> tuple[int, ...] | None:
+        """The LLM's token for each label of `ctc_logits`; None where these are the labels of the encoder's head."""
+        return self.label_tokens if self._own_head else None
+
+    def ctc_logits(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b f l'], Int[Array, ' b']]:
+        """What the CTC head, the adapter's own or the encoder's, says of recordings, and their number of frames."""
+        heard = self._hear(params, batch, None)
+        if self._own_head:
+            return self._label_logits(params, batch, heard, None)
+        assert heard is not None, 'texts alone are not heard'
+        return heard[2], heard[1]
+
     def _labels_of_tokens(self, other: int) -> Int[Array, ' v']:
         """The adapter's label for each of the LLM's tokens, `other` where it has none."""
         tokens = jnp.array(self.label_tokens)[1:]

@@ -18,14 +18,17 @@ RATE = 16_000
 
 
 @contextlib.contextmanager
-def running(service):
-    """The address of a server of it."""
+def running(service, *routers):
+    """The address of a server of it, with more routers."""
     import uvicorn
 
     from slm_jax.serving import app
 
+    application = app.create(service)
+    for router in routers:
+        application.include_router(router)
     with socket.create_server(('127.0.0.1', 0), backlog=256) as listener:
-        server = uvicorn.Server(uvicorn.Config(app.create(service), log_level='critical', timeout_graceful_shutdown=20))
+        server = uvicorn.Server(uvicorn.Config(application, log_level='critical', timeout_graceful_shutdown=20))
         thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
         thread.start()
         try:

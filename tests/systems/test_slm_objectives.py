@@ -143,6 +143,9 @@ def test_what_is_read_of_the_language_model():
 def test_it_answers_with_what_ctc_writes(params):
     data = batch(lengths=(16_000, 9_000, 0))
     logits, lengths = label_logits(params, data)
+    for own, wanted in zip(CTC.ctc_logits(params, data), (logits, lengths), strict=True):
+        np.testing.assert_array_equal(own, wanted)
+    assert CTC.ctc_tokens == TOKENS
     best = np.where(np.arange(logits.shape[1]) < lengths[:, None], np.argmax(logits, axis=-1), 0)
     answers = np.asarray(jax.jit(CTC.predict, static_argnums=2)(state.read(CTC, params), data, DecodeConfig()))
     for row, heard in zip(answers, best, strict=True):
