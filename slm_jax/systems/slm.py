@@ -402,25 +402,18 @@ class SLM:
 
     def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
         """Seconds at which each label, the adapter's or the encoder's, begins and ends; see `alignment.times`."""
-
-        def logits(batch: Batch) -> tuple[Float[Array, 'b t v'], Int[Array, ' b']]:
-            heard = self._hear(params, batch, None)
-            if self._own_labels is not None:
-                return self._label_logits(params, batch, heard, None)
-            assert heard is not None, 'words are those of recordings'
-            return heard[2], heard[1]
-
+        logits = functools.partial(self.ctc_logits, params)
         return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
     @property
     def ctc_tokens(self) -> tuple[int, ...] | None:
         """The LLM's token for each label of `ctc_logits`; None where these are the labels of the encoder's head."""
-        return self.label_tokens if self._own_head else None
+        return self._own_labels
 
     def ctc_logits(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b f l'], Int[Array, ' b']]:
         """What the CTC head, the adapter's own or the encoder's, says of recordings, and their number of frames."""
         heard = self._hear(params, batch, None)
-        if self._own_head:
+        if self._own_labels is not None:
             return self._label_logits(params, batch, heard, None)
         assert heard is not None, 'texts alone are not heard'
         return heard[2], heard[1]

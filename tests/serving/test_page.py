@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import pytest
 from served import Seconds, running, wav
 
-from slm_jax import demo, evaluate, serve
+from slm_jax import demo, model_arguments, serve
 from slm_jax.audio import waveforms
 from slm_jax.data import instructions
 from slm_jax.serving import page, service
@@ -211,7 +211,7 @@ def test_the_programs(program, arguments, status, monkeypatch, capsys):
 
     found = []
     monkeypatch.setattr(signal, 'signal', lambda *_: None)
-    monkeypatch.setattr(evaluate, 'load_model', lambda name, args: Seconds())
+    monkeypatch.setattr(model_arguments, 'load', lambda name, args: Seconds())
     monkeypatch.setattr('uvicorn.Server.run', ask)
     assert program.main(['--port', '0', *arguments]) == 0
     assert found == [status]
