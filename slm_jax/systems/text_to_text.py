@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
+from slm_jax.decoding import search
 from slm_jax.llms import LanguageModel, continued, initial_params, started
 from slm_jax.systems import Batch, Metrics, Params
 
@@ -179,7 +180,7 @@ def _search(
     if decode.max_length_ratio is not None:
         step, cache = decoding.limited(step, cache, state['lengths'])
     rows = len(state['active'])
-    return decoding.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
+    return search.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
 
 
 def _finished(tokens: Int[Array, 'b l'], state: Mapping[str, Any]) -> Int[Array, 'b l']:
