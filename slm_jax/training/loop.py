@@ -241,6 +241,7 @@ def memory_report(compiled: Any, state: TrainState, frozen: Params, device: jax.
         - analysis.alias_size_in_bytes
         + analysis.temp_size_in_bytes
     )
+    total = max(total, sum(parts.values()))  # XLA leaves out what is on the device and not read
     text = f'memory per device: {_size(total)} = {_join(parts)} + batch'
     limit = (device.memory_stats() or {}).get('bytes_limit')
     if limit and total > limit:
