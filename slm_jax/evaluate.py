@@ -378,8 +378,10 @@ def _about(
         'truncated': sum(bool(prediction.get('truncated')) for prediction in predictions),
         'versions': report.versions(),
     }
-    if model is None:
-        return about
+    if model is None:  # who answered stands beside the answers
+        earlier = paths.path(args.predictions).with_name('results.json')
+        told = json.loads(earlier.read_text(encoding='utf-8')) if earlier.exists() else {}
+        return about | {key: told[key] for key in ('model', 'foundations', 'decode', 'speed') if key in told}
     import jax
 
     heard = audio and not (args.text_from or args.text_field)
