@@ -242,13 +242,10 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
         chunks.Chunk(start, end, text or '')
         for (start, end), text in zip(recording.bounds, recording.texts, strict=True)
     ]
-    words = [
-        word.later(start) for (start, _), said in zip(recording.bounds, recording.words, strict=True) for word in said
-    ]
     if form in ('srt', 'vtt') and any(recording.words):
-        from slm_jax.inference.words import cues
+        from slm_jax.inference.words import subtitles
 
-        pieces = cues(words)
+        pieces = subtitles(pieces, recording.words)
     if form == 'srt':
         return chunks.srt(pieces)
     if form == 'vtt':
@@ -267,8 +264,10 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
             line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
         if recording.without_ctc:
             line['ctc'] = False
-        if words:
-            line['words'] = [{'word': word.text, 'start': word.start, 'end': word.end} for word in words]
+        if any(recording.words):
+            line['words'] = [
+                word.later(piece.start).line for piece, said in zip(pieces, recording.words) for word in said
+            ]
     return json.dumps(line, ensure_ascii=False) + '\n'
 
 

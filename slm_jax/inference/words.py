@@ -29,6 +29,11 @@ class Word(NamedTuple):
         """The same in a recording that begins so much earlier."""
         return Word(self.text, round(self.start + seconds, 3), round(self.end + seconds, 3))
 
+    @property
+    def line(self) -> dict[str, str | float]:
+        """As JSON has it."""
+        return {'word': self.text, 'start': self.start, 'end': self.end}
+
 
 class Aligner:
     """Finds the words of a model's transcripts.
@@ -113,6 +118,23 @@ def _timed(
             first = starts[mine].min()
             start, last = first - min(_EARLIER, (first - last) / 2), stops[mine].max()
         yield Word(word, round(float(start), 3), round(float(last), 3))
+
+
+def subtitles(pieces: Sequence[chunks.Chunk], said: Sequence[Sequence[Word]]) -> list[chunks.Chunk]:
+    """Pieces of a recording as subtitles: `cues` of their words, or the piece where these have no times.
+
+    Args:
+        pieces: with their texts.
+        said: the words of each, from the start of its piece.
+    """
+    result: list[chunks.Chunk] = []
+    run: list[Word] = []
+    for piece, words in zip(pieces, said, strict=True):
+        run += [word.later(piece.start) for word in words]
+        if not words:
+            result += [*cues(run), piece]
+            run = []
+    return result + cues(run)
 
 
 def cues(words: Sequence[Word]) -> list[chunks.Chunk]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,7 +13,7 @@ from jaxtyping import Int16
 
 from slm_jax.audio import waveforms
 from slm_jax.data import languages
-from slm_jax.inference import asking, chunks, queries
+from slm_jax.inference import asking, chunks, queries, words
 from slm_jax.inference.writing import Part
 from slm_jax.serving.engine import Engine, Job
 from slm_jax.serving.errors import ApiError
@@ -153,6 +154,19 @@ class Service:
         bounds = chunks.cut(samples, self._chunk_seconds)
         asked = [asking.query(self.model, [message], samples[start:end]) for start, end in bounds]
         return [(start / queries.SAMPLE_RATE, end / queries.SAMPLE_RATE) for start, end in bounds], asked
+
+    @functools.cached_property
+    def aligner(self) -> words.Aligner:
+        """What finds the words of transcripts; ApiError if nothing can."""
+        try:
+            return words.Aligner(self.model)
+        except ValueError as error:
+            raise ApiError(400, str(error), 'timestamp_granularities') from None
+
+    def words(self, query: queries.Query, text: str) -> list[words.Word]:
+        """The words of the transcript that a query has, for the engine's thread."""
+        shape = queries.shape_of(query, self.model.encoder_seconds)
+        return self.aligner.words(queries.batch_of([query], shape, self.model.row_multiple), [text])[0]
 
 
 def _failed() -> ApiError:

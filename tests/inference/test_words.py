@@ -11,7 +11,7 @@ import soundfile
 
 from slm_jax import infer
 from slm_jax.data import vocabularies
-from slm_jax.inference import words
+from slm_jax.inference import chunks, words
 from slm_jax.inference.words import Word
 
 BENCHMARK = pathlib.Path(__file__).parents[1] / 'benchmarks/bench_word_times.py'
@@ -78,6 +78,13 @@ def test_a_recording_with_words():
     assert line['words'] == [{'word': 'a', 'start': 0.1, 'end': 0.2}, {'word': 'b', 'start': 2.0, 'end': 2.3}]
     assert '00:00:00,100 --> 00:00:00,200\na\n' in infer.render(recording, 'srt', False, True)
     assert '00:00:02.000 --> 00:00:02.300\nb\n' in infer.render(recording, 'vtt', False, True)
+
+
+def test_a_piece_whose_words_have_no_times_is_a_subtitle_itself():
+    said = [[Word('a', 0.1, 0.2)], [], [Word('c', 0.5, 0.6)], [], [Word('d', 0.1, 0.3)], [Word('e', 0.0, 0.1)]]
+    pieces = [chunks.Chunk(float(number), number + 1.0, text) for number, text in enumerate('a b c _ d e'.split())]
+    found = words.subtitles(pieces, said)
+    assert [(cue.start, cue.text) for cue in found] == [(0.1, 'a'), (1.0, 'b'), (2.5, 'c'), (3.0, '_'), (4.1, 'd e')]
 
 
 @pytest.mark.parametrize(
