@@ -16,7 +16,8 @@ samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is 
 an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
 Where nothing is heard the answer is empty, and subtitles have no cue. --word_times says in JSON when each word is
-said, by the CTC head of the adapter or the speech encoder, and makes subtitles of words and not of chunks.
+said, and makes subtitles of words and not of chunks. The CTC head of the adapter or the speech encoder tells, and where
+there is none, the part of the speech that the language model looks at before it writes a token.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.
@@ -370,7 +371,7 @@ def _aligner(args: argparse.Namespace, model: Any, recordings: Sequence[Recordin
             raise ValueError(
                 f'--word_times: the answer to {recording.instruction!r} is no transcript, so nobody says its words.'
             )
-    return words.Aligner(model)
+    return words.aligner(model)
 
 
 def _say_cut(name: str, cut: str, decode: Any) -> None:

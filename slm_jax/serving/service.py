@@ -159,7 +159,7 @@ class Service:
     def aligner(self) -> words.Aligner:
         """What finds the words of transcripts; ApiError if nothing can."""
         try:
-            return words.Aligner(self.model)
+            return words.aligner(self.model)
         except ValueError as error:
             raise ApiError(400, str(error), 'timestamp_granularities') from None
 

@@ -22,7 +22,7 @@ def aligner(times=None, spelt=None, **system):
     """Of a model with a tokenizer of one token a letter, whose labels begin and end when `times` says."""
     system = types.SimpleNamespace(spelt=spelt, speech_encoder=types.SimpleNamespace(ctc_vocab_size=9), **system)
     vocabulary = types.SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
-    found = words.Aligner(types.SimpleNamespace(system=system, text_vocabulary=vocabulary))
+    found = words.CtcAligner(types.SimpleNamespace(system=system, text_vocabulary=vocabulary))
     found.__dict__['_times'] = lambda params, batch: times
     return found
 
@@ -105,10 +105,11 @@ def test_where_there_are_no_words(options, match, tmp_path, capsys):
     assert match in capsys.readouterr().err
 
 
-def test_a_model_without_a_ctc_head():
+def test_a_model_that_cannot_say_when():
     system = types.SimpleNamespace(spelt=None, speech_encoder=types.SimpleNamespace(ctc_vocab_size=None))
-    with pytest.raises(ValueError, match='mine has no CTC head, which tells when words are said. Give --model one'):
-        words.Aligner(types.SimpleNamespace(system=system, directory=pathlib.Path('mine')))
+    said = 'mine has no CTC head, and no adapter with `spans`, which tell when words are said. Give --model one'
+    with pytest.raises(ValueError, match=said):
+        words.aligner(types.SimpleNamespace(system=system, directory=pathlib.Path('mine')))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from served import RATE, running
 from slm_jax import infer
 from slm_jax.audio import waveforms
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import words
+from slm_jax.inference import queries, words
 from slm_jax.serving import service as service_lib
 
 CLIPS = sorted((pathlib.Path(__file__).parents[1] / 'testdata' / 'speech').glob('*.ogg'))
@@ -87,7 +87,7 @@ def test_a_long_recording_is_cut_at_its_pauses(client, wanted):
 def test_words_have_the_times_that_infer_gives(client, model, wanted):
     clip = CLIPS[0]
     recordings = [infer.Recording(str(clip), ASKED, transcribed=True)]
-    [recording] = infer.Inference(model, 2.0, aligner=words.Aligner(model)).run(recordings)
+    [recording] = infer.Inference(model, 2.0, aligner=words.aligner(model)).run(recordings)
     [said] = recording.words
     both = transcribed(client, clip, response_format='verbose_json', timestamp_granularities=['word', 'segment'])
     assert [word.model_dump() for word in both.words] == [word.line for word in said]
@@ -101,6 +101,22 @@ def test_words_have_the_times_that_infer_gives(client, model, wanted):
     for options in ({}, {'response_format': 'text'}, {'stream': True}):
         with pytest.raises(openai.BadRequestError, match='words have times in response_format verbose_json, srt'):
             transcribed(client, clip, timestamp_granularities=['word'], **options)
+
+
+def test_attention_tells_nearly_what_ctc_does(model, wanted):
+    clips = CLIPS[:3]
+    tokens = model.prompt.tokens(model.text_vocabulary, ASKED)
+    asked = [queries.Query(tokens, waveforms.read_waveform(clip)) for clip in clips]
+    batch, texts = queries.batch_of(asked, (2.0, 32), 4), [wanted[clip] for clip in clips]
+    by_ctc = words.aligner(model).words(batch, texts)
+    found = words.AttentionAligner(model).words(batch, [*texts[:2], ''])
+    assert found[2] == [] and isinstance(words.aligner(model), words.CtcAligner)
+    for text, said, expected in zip(texts, found[:2], by_ctc):
+        assert [word.text for word in said] == text.split()
+        flat = [time for word in said for time in (word.start, word.end)]
+        assert flat == sorted(flat) and flat[-1] <= 2.0
+        off = [abs(a.start - b.start) for a, b in zip(said, expected)]
+        assert np.median(off) < 0.1, off
 
 
 def test_words_of_a_long_recording_follow_each_other(client):
