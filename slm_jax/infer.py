@@ -6,6 +6,7 @@
     slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer talk.mp3 --chunk_seconds 15 --format json --word_times
     slm-jax infer --manifest calls.jsonl --model runs/slm
+    slm-jax infer call.wav --phrases "Siobhan, Lake Ohrid"        or a file with a phrase a line
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 Without --model the packaged slm_base answers: Whisper base and Qwen2.5-Coder-0.5B-Instruct, which are fetched on first
@@ -51,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
     result.add_argument('--raw', action='store_true', help='stdin is raw samples, whatever it looks like')
     result.add_argument('--instruction', default='', help='default: a transcription')
+    result.add_argument(
+        '--phrases', default='', metavar='LIST', help='that may be said: parted by commas, or a file with one a line'
+    )
     result.add_argument('--format', choices=_FORMATS, default='text')
     result.add_argument('--out', metavar='DIR', help='for srt and vtt of several files')
     result.add_argument('--chunk_seconds', type=float, help='cut long audio at its pauses')
@@ -340,6 +344,7 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
     from slm_jax.inference import asking
 
     asking.check_hears(model)
+    asking.check_lists(model, args.phrases)
     reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
     for recording in recordings:
         try:
@@ -432,13 +437,14 @@ def _live(inference: Inference, recording: Recording, form: str, decode: Any) ->
 
 def _inputs(args: argparse.Namespace) -> list[Recording]:
     """Every input with its instruction."""
-    from slm_jax.data import instructions
+    from slm_jax.data import instructions, phrases
     from slm_jax.inference import queries
 
+    listed = phrases.of_text(args.phrases)
     plain = args.instruction or 'Transcribe the speech.'
     if _STDIN in args.files and (len(args.files) > 1 or args.manifest):
         raise ValueError("'-' (standard input) stands alone.")
-    asked = queries.wording(plain, '', '')
+    asked = queries.wording(phrases.asked(plain, listed), '', '')
     inputs = [Recording(name, asked) for name in args.files]
     if args.manifest:
         from slm_jax.data import manifests
@@ -449,7 +455,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:
-                asked = args.instruction or line['instruction'] or plain
+                asked = phrases.asked(args.instruction or line['instruction'] or plain, listed)
                 recording.instruction = queries.wording(asked, line['lang'], line['target_lang'])
             inputs.append(recording)
     # Here, since the tasks register with gin, which the model's configuration locks.

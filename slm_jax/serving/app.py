@@ -185,7 +185,7 @@ async def transcriptions(request: fastapi.Request) -> Response:
     service.check_sampling(asked.temperature)
     aligner = service.aligner if asked.word_times else None
     samples = await service.samples(name, content, 'file')
-    bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language)
+    bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language, asked.prompt)
     queues = [visit.ask(query, asked.stream) for query in wanted]
     if asked.stream:
         return StreamingResponse(_transcript_events(request, queues, bounds), media_type=_SSE)

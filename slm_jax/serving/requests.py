@@ -113,7 +113,7 @@ class Chat(_Strict):
 
 
 class Transcription(_Strict):
-    """The fields of /v1/audio/transcriptions beside the file."""
+    """The fields of /v1/audio/transcriptions beside the file; `prompt` has phrases that may be said."""
 
     model: str
     language: str = ''
@@ -122,7 +122,7 @@ class Transcription(_Strict):
     timestamp_granularities: list[Literal['segment', 'word']] = ['segment']
     stream: bool = False
     chunking_strategy: Literal['auto'] = 'auto'
-    prompt: Literal[''] = ''
+    prompt: str = ''
 
     @property
     def word_times(self) -> bool:
