@@ -12,6 +12,7 @@ instruction, the name of a recording, or one of
 
     /load FILE          another recording
     /record [SECONDS]   one from the microphone, until Enter is pressed (by arecord, SoX or FFmpeg)
+    /phrases LIST       that may be said from now on, parted by commas, or a file; alone: none
     /history            what was asked and answered
     /clear              forgets that
     /help, /quit
@@ -27,12 +28,12 @@ import glob
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from slm_jax import cli, configuration, model_arguments
 
-_COMMANDS = ('/load', '/record', '/history', '/clear', '/help', '/quit')
+_COMMANDS = ('/load', '/record', '/phrases', '/history', '/clear', '/help', '/quit')
 
 
 def parser() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax ask'
     result.add_argument('file', nargs='?', metavar='FILE', help='the first recording')
+    result.add_argument('--phrases', default='', metavar='LIST', help='as of /phrases')
     result.add_argument('--max_seconds', type=float, help='longest audio taken')
     model_arguments.add(result, '--model')
     return result
@@ -52,13 +54,15 @@ class Terminal:
         session: see `slm_jax.inference.session`.
         decode: of the model.
         typed: whether a person types the lines.
+        check_lists: refuses phrases that the model does not read.
 
     Attributes:
         failed: whether a line could not be done.
     """
 
-    def __init__(self, session: Any, decode: Any, typed: bool):
-        self._session, self._decode, self._typed = session, decode, typed
+    def __init__(self, session: Any, decode: Any, typed: bool, check_lists: Callable[[Sequence[str]], None]):
+        self._session, self._decode, self._typed, self._check_lists = session, decode, typed, check_lists
+        self._listed: Sequence[str] = ()
         self.failed = False
 
     def load(self, name: str) -> None:
@@ -66,6 +70,13 @@ class Terminal:
         from slm_jax.audio import waveforms
 
         self._hear(name, waveforms.read_waveform(name))
+
+    def list(self, given: str) -> None:
+        """Takes the phrases that are listed from now on; a ValueError if it cannot."""
+        from slm_jax.data import phrases
+
+        self._check_lists(listed := phrases.of_text(given))
+        self._listed = listed
 
     def run(self, lines: Iterator[str]) -> None:
         """Does line after line."""
@@ -94,6 +105,8 @@ class Terminal:
             self.load(rest.strip())
         elif command == '/record':
             self._record(rest.strip())
+        elif command == '/phrases':
+            self.list(rest.strip())
         elif command == '/history':
             for instruction, answer in self._session.turns:
                 print(f'> {instruction}\n{answer}')
@@ -108,7 +121,9 @@ class Terminal:
         return False
 
     def _answer(self, instruction: str) -> None:
-        with contextlib.closing(self._session.answer(instruction)) as pieces:
+        from slm_jax.data import phrases
+
+        with contextlib.closing(self._session.answer(phrases.asked(instruction, self._listed))) as pieces:
             for piece in pieces:
                 print(piece, end='', flush=True)
         print(flush=True)
@@ -149,12 +164,13 @@ def ask(args: argparse.Namespace) -> int:
     Raises:
         ValueError: wrong arguments, or a model or recording that cannot be read.
     """
-    from slm_jax.inference import session
+    from slm_jax.inference import asking, session
 
     typed = sys.stdin.isatty()
     model = model_arguments.load(args.model, args)
     asked = session.Session(model, model.let_through(args.max_seconds), args.ctc_weight is not None)
-    terminal = Terminal(asked, model.decode, typed)
+    terminal = Terminal(asked, model.decode, typed, functools.partial(asking.check_lists, model))
+    terminal.list(args.phrases)
     if args.file:
         terminal.load(args.file)
     if typed and asked.forgets:

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
         default='',
         help="the answer's field, as in slots.size; a list of all that is accepted is scored as SQuAD is",
     )
+    ask.add_argument('--answers', action='store_true', help='score the one answer of each line as such a list is')
     ask.add_argument(
         '--phrases',
         default='',
@@ -171,7 +172,12 @@ def label(args: argparse.Namespace) -> str:
         if getattr(args, flag):
             parts.append(getattr(args, flag))
     read = bool(args.text_from or args.text_field)
-    parts += ['likelihood'] * args.score_choices + ['text'] * read + ['shuffled'] * args.shuffle_audio
+    parts += (
+        ['likelihood'] * args.score_choices
+        + ['answers'] * args.answers
+        + ['text'] * read
+        + ['shuffled'] * args.shuffle_audio
+    )
     return re.sub(r'[^\w.-]+', '_', '-'.join(parts)).strip('_')[:120]
 
 
@@ -249,7 +255,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
     max_seconds = model.let_through(args.max_seconds)
     deaf = not model.hears and not (args.text_from or args.text_field)
     if args.task:
-        given = ('instruction', 'target_lang', 'reference_field', 'slots', 'phrases', 'phrase_pool')
+        given = ('instruction', 'target_lang', 'reference_field', 'answers', 'slots', 'phrases', 'phrase_pool')
         if wrong := [f'--{name}' for name in given if getattr(args, name)]:
             raise ValueError(f'{", ".join(wrong)}: only for a --manifest; a task has its own.')
         if args.text_field and not args.text_from:
@@ -281,6 +287,8 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
         slots = instructions.SLOTS if args.slots == 'all' else args.slots.split(',')
         if args.slots and args.instruction and len(slots) > 1:
             raise ValueError('--instruction: one wording does not ask for several --slots.')
+        if args.answers and args.score_choices:
+            raise ValueError('--answers: with --score_choices nothing is answered; leave one of them out.')
         asked, listed = [], phrases.of_option(args.phrases, args.phrase_pool)
         read_from = '' if args.text_from else args.text_field
         for slot in slots:
@@ -290,7 +298,9 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
             wording = instructions.TEMPLATES[f'slot/{slot}'][0] if slot else ''
             wording, score = args.instruction or wording, args.score_choices
             field = args.reference_field
-            asked.append(queries.Question(wording, args.target_lang, slot, field, read_from, score, listed))
+            asked.append(
+                queries.Question(wording, args.target_lang, slot, field, read_from, score, args.answers, listed)
+            )
         total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
         source = functools.partial(
             queries.from_manifest,

@@ -6,6 +6,7 @@
     slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer talk.mp3 --chunk_seconds 15 --format json --word_times
     slm-jax infer --manifest calls.jsonl --model runs/slm
+    slm-jax infer call.wav --phrases "Siobhan, Lake Ohrid"        or a file with a phrase a line
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 Without --model the packaged slm_base answers: Whisper base and Qwen2.5-Coder-0.5B-Instruct, which are fetched on first
@@ -16,7 +17,8 @@ samples at 16 kHz, which with --chunk_seconds are answered as they come. Raw is 
 an audio file nor as text; --raw says that it is. Audio that is longer than
 the model takes at once is an error unless --chunk_seconds is given: then it is cut at its pauses.
 Where nothing is heard the answer is empty, and subtitles have no cue. --word_times says in JSON when each word is
-said, by the CTC head of the adapter or the speech encoder, and makes subtitles of words and not of chunks.
+said, and makes subtitles of words and not of chunks. The CTC head of the adapter or the speech encoder tells, and where
+there is none, the part of the speech that the language model looks at before it writes a token.
 
 Of several inputs one that cannot be used is reported on standard error, the others go on, and the
 exit status is 1.
@@ -50,6 +52,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--manifest', metavar='FILE', help='JSONL, a recording a line')
     result.add_argument('--raw', action='store_true', help='stdin is raw samples, whatever it looks like')
     result.add_argument('--instruction', default='', help='default: a transcription')
+    result.add_argument(
+        '--phrases', default='', metavar='LIST', help='that may be said: parted by commas, or a file with one a line'
+    )
     result.add_argument('--format', choices=_FORMATS, default='text')
     result.add_argument('--out', metavar='DIR', help='for srt and vtt of several files')
     result.add_argument('--chunk_seconds', type=float, help='cut long audio at its pauses')
@@ -242,13 +247,10 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
         chunks.Chunk(start, end, text or '')
         for (start, end), text in zip(recording.bounds, recording.texts, strict=True)
     ]
-    words = [
-        word.later(start) for (start, _), said in zip(recording.bounds, recording.words, strict=True) for word in said
-    ]
     if form in ('srt', 'vtt') and any(recording.words):
-        from slm_jax.inference.words import cues
+        from slm_jax.inference.words import subtitles
 
-        pieces = cues(words)
+        pieces = subtitles(pieces, recording.words)
     if form == 'srt':
         return chunks.srt(pieces)
     if form == 'vtt':
@@ -267,8 +269,10 @@ def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> s
             line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
         if recording.without_ctc:
             line['ctc'] = False
-        if words:
-            line['words'] = [{'word': word.text, 'start': word.start, 'end': word.end} for word in words]
+        if any(recording.words):
+            line['words'] = [
+                word.later(piece.start).line for piece, said in zip(pieces, recording.words) for word in said
+            ]
     return json.dumps(line, ensure_ascii=False) + '\n'
 
 
@@ -340,6 +344,7 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
     from slm_jax.inference import asking
 
     asking.check_hears(model)
+    asking.check_lists(model, args.phrases)
     reads, weight = model.text_vocabulary is not None, model.decode.ctc_weight
     for recording in recordings:
         try:
@@ -371,7 +376,7 @@ def _aligner(args: argparse.Namespace, model: Any, recordings: Sequence[Recordin
             raise ValueError(
                 f'--word_times: the answer to {recording.instruction!r} is no transcript, so nobody says its words.'
             )
-    return words.Aligner(model)
+    return words.aligner(model)
 
 
 def _say_cut(name: str, cut: str, decode: Any) -> None:
@@ -432,13 +437,14 @@ def _live(inference: Inference, recording: Recording, form: str, decode: Any) ->
 
 def _inputs(args: argparse.Namespace) -> list[Recording]:
     """Every input with its instruction."""
-    from slm_jax.data import instructions
+    from slm_jax.data import instructions, phrases
     from slm_jax.inference import queries
 
+    listed = phrases.of_text(args.phrases)
     plain = args.instruction or 'Transcribe the speech.'
     if _STDIN in args.files and (len(args.files) > 1 or args.manifest):
         raise ValueError("'-' (standard input) stands alone.")
-    asked = queries.wording(plain, '', '')
+    asked = queries.wording(phrases.asked(plain, listed), '', '')
     inputs = [Recording(name, asked) for name in args.files]
     if args.manifest:
         from slm_jax.data import manifests
@@ -449,7 +455,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:
-                asked = args.instruction or line['instruction'] or plain
+                asked = phrases.asked(args.instruction or line['instruction'] or plain, listed)
                 recording.instruction = queries.wording(asked, line['lang'], line['target_lang'])
             inputs.append(recording)
     # Here, since the tasks register with gin, which the model's configuration locks.

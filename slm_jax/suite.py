@@ -19,8 +19,9 @@ Each part is asked four times, and so are its other wordings, the controls of wh
     wrong_audio    another clip's recordings: what can be guessed
 
 DIR/PART.jsonl are manifests with `text`; OUT gets PART/CONTROL/ with what `evaluate` writes, results.json (schema 1:
-model, command, parts {name: {metric, controls {control: scores}, kept, seen, follows, wordings}}) and report.html.
-`seen` says how much of a part the training of the model met, by the hashes that it left (`slm_jax.data.seen`).
+model, command, parts {name: {metric, controls {control: scores}, kept, seen, follows, wordings, written}}) and
+report.html. `seen` says how much of a part the training of the model met, by the hashes that it left
+(`slm_jax.data.seen`); `written` is there where choices are scored and answers are written as well.
 """
 
 import argparse
@@ -49,6 +50,7 @@ class Part:
         manifest: file in --suite_data.
         instruction: what is asked; '' takes each line's own.
         reference_field, target_lang, score_choices: as the options of `evaluate`.
+        written: whether, where choices are scored, what the model itself writes is scored too, by its F1.
         wordings: other instructions that ask the same, by a name for what differs.
     """
 
@@ -58,6 +60,7 @@ class Part:
     reference_field: str = ''
     target_lang: str = ''
     score_choices: bool = False
+    written: bool = False
     wordings: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -78,7 +81,7 @@ def run(args: argparse.Namespace, command: str = '') -> dict[str, Any]:
     from slm_jax.evaluation import suite_report
 
     own = ('task', 'manifest', 'predictions', 'instruction', 'target_lang', 'reference_field', 'slots', 'text_field')
-    given = [name for name in (*own, 'score_choices', 'shuffle_audio', 'oracle') if getattr(args, name)]
+    given = [name for name in (*own, 'answers', 'score_choices', 'shuffle_audio', 'oracle') if getattr(args, name)]
     if given:
         raise ValueError(f'--suite: its parts say what is asked; leave out {", ".join("--" + name for name in given)}.')
     parts = _parts(args.suite)
@@ -132,7 +135,7 @@ def _part(
         asked = argparse.Namespace(**vars(args))
         asked.manifest, asked.instruction, asked.out = str(manifest), instruction, str(out / name)
         asked.reference_field, asked.target_lang = part.reference_field, part.target_lang
-        asked.score_choices, asked.text_from = part.score_choices, None
+        asked.score_choices, asked.answers, asked.text_from = part.score_choices, False, None
         vars(asked).update(_CONTROLLED[control], **options)
         print(f'\n== {part.name}, {name}')
         return evaluate.evaluate(asked, model=model)
@@ -142,16 +145,21 @@ def _part(
         asked = {'reference_field': 'text', 'target_lang': '', 'score_choices': False}
         scores('speech', 'transcripts', _TRANSCRIBE, **asked)
         transcripts = str(out / 'transcripts' / 'predictions.jsonl')
-    runs = {}
-    for control in CONTROLS:
-        options: dict[str, Any] = {'text_from': transcripts} if control == 'cascade' else {}
-        if control != 'oracle':
-            options['oracle'] = str(out / 'oracle' / 'predictions.jsonl')
-        runs[control] = scores(control, control, part.instruction, **options)
-    result = _summed(runs)
+
+    def controlled(suffix, metric, **more):
+        runs = {}
+        for control in CONTROLS:
+            options: dict[str, Any] = {'text_from': transcripts} if control == 'cascade' else {}
+            if control != 'oracle':
+                options['oracle'] = str(out / f'oracle{suffix}' / 'predictions.jsonl')
+            runs[control] = scores(control, f'{control}{suffix}', part.instruction, **options, **more)
+        follows = {control: _follows(out / f'{control}{suffix}', manifest) for control in CONTROLS}
+        return _summed(runs, metric) | {'follows': follows}
+
+    result = controlled('', None)
     result['instruction'] = part.instruction
     result['seen'] = _seen(model, out / 'speech', manifest)
-    result['follows'] = {control: _follows(out / control, manifest) for control in CONTROLS}
+    result['written'] = controlled('-written', 'f1', score_choices=False, answers=True) if part.written else None
     result['wordings'] = {}
     for name, instruction in part.wordings.items():
         controls = {c: scores(c, f'{c}-{name}', instruction) for c in ('oracle', 'speech')}
@@ -190,9 +198,10 @@ def _headline(results: Mapping[str, Any]) -> tuple[str, str, dict[str, Any]]:
     return kind, _METRICS[kind][0], groups[group or next(iter(groups))]
 
 
-def _summed(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    kind, metric, _ = _headline(runs['speech'])
-    better = _METRICS[kind][1]
+def _summed(runs: Mapping[str, Mapping[str, Any]], metric: str | None) -> dict[str, Any]:
+    """Scores of all controls; by this metric, or by the one that their kind is first of all judged by."""
+    kind, first, _ = _headline(runs['speech'])
+    metric, better = metric or first, _METRICS[kind][1]
     result: dict[str, Any] = {'kind': kind, 'metric': metric, 'controls': {}, 'kept': {}}
     for control, found in runs.items():
         result['controls'][control] = _headline(found)[2]

@@ -70,6 +70,20 @@ def run(monkeypatch, capsys):
     return lines
 
 
+def test_phrases_are_put_to_the_model_until_others_are(run, tmp_path, write_wav):
+    write_wav(tmp_path / 'a.wav', 1.0)
+    (tmp_path / 'names.txt').write_text('Ann\nBob\n')
+    file = str(tmp_path / 'a.wav')
+    status, out, err = run('Who?', '/phrases Siobhan, Lake Ohrid', 'Who?', '/phrases', 'Who?', '/history',
+                           argv=[file, '--phrases', str(tmp_path / 'names.txt')])  # fmt: skip
+    listed = ' Some of these may be said: '
+    asked = [line for line in out.splitlines() if line.startswith('> ')]
+    assert status == 0 and asked == [f'> Who?{listed}Ann, Bob.', f'> Who?{listed}Siobhan, Lake Ohrid.', '> Who?']
+    assert [int(np.count_nonzero(tokens)) for _, tokens in Writer.asked] == [len(text) - 2 for text in asked]
+    status, out, err = run('/phrases gone.txt', argv=[file])
+    assert status == 1 and "slm-jax ask: phrases 'gone.txt': there is no such file" in err
+
+
 def test_questions_from_a_pipe(run, tmp_path, write_wav):
     write_wav(tmp_path / 'a.wav', 1.0)
     write_wav(tmp_path / 'b.wav', 2.0)

@@ -456,7 +456,8 @@ def test_labels():
 def test_a_suite_has_its_controls(world, manifest, tmp_path, capsys):
     data, suite_file = tmp_path / 'data', tmp_path / 'two.gin'
     data.mkdir()
-    lines = [{**line, 'id': str(n), 'answers': ['two'], 'answer': 'two'} for n, line in enumerate(read(manifest)[:4])]
+    more = {'answers': ['two'], 'answer': 'two', 'cluster': 'all'}
+    lines = [{**line, 'id': str(n), **more} for n, line in enumerate(read(manifest)[:4])]
     for line in lines:
         line['audio'] = str(manifest.with_name(line['audio']))
     (data / 'asked.jsonl').write_text(''.join(json.dumps({**line, 'choices': ['two', 'six']}) + '\n' for line in lines))
@@ -475,6 +476,7 @@ b/suite.Part:
   reference_field = 'answer'
   instruction = 'Answer.'
   score_choices = True
+  written = True
 suite.Suite.parts = [@a/suite.Part(), @b/suite.Part()]
 """)
     out = tmp_path / 'out'
@@ -487,12 +489,19 @@ suite.Suite.parts = [@a/suite.Part(), @b/suite.Part()]
     assert {name: part['metric'] for name, part in parts.items()} == {'questions': 'contains', 'chosen': 'accuracy'}
     for name, part in parts.items():
         assert set(part['controls']) == {'speech', 'oracle', 'cascade', 'wrong_audio'}
+        assert part['controls']['speech']['intervals'] == {}, 'all four lines are one cluster'
         wrong = json.loads((out / name / 'wrong_audio' / 'results.json').read_text())
         assert wrong['data']['shuffle_audio'] and wrong['data']['oracle'] == str(
             out / name / 'oracle/predictions.jsonl'
         )
         texts = {row['id']: row['prediction'] for row in read(out / name / 'transcripts' / 'predictions.jsonl')}
         assert set(texts) == {line['id'] for line in lines}
+    written = parts['chosen']['written']
+    assert (written['kind'], written['metric'], parts['questions']['written']) == ('answers', 'f1', None)
+    assert set(written['controls']) == set(written['follows']) == set(parts['chosen']['controls'])
+    assert written['controls']['speech']['examples'] == 4 and 0 <= written['controls']['oracle']['f1'] <= 100
+    assert parts['chosen']['controls']['speech']['perplexity'] > 1 and 'chosen, of the right one' in said
+    assert 'chosen, as written' in said
     assert set(parts['questions']['wordings']) == {'loud'} and parts['chosen']['follows']['speech'] is None
     assert 0 <= parts['questions']['follows']['speech'] <= 100
     assert parts['questions']['seen'] == {'instructions': 100.0, 'answers': 0.0, 'sentences': 25.0}

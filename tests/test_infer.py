@@ -11,6 +11,7 @@ import soundfile
 
 from slm_jax import decoding, infer, model_arguments
 from slm_jax.data import prompts
+from slm_jax.inference import asking
 from slm_jax.inference import model as model_lib
 
 RATE = 16000
@@ -418,3 +419,21 @@ def test_the_packaged_model_writes_nothing_where_nothing_is_said(tmp_path, capsy
     for argv in ((), ('--instruction', 'Translate this speech to French.')):
         assert infer.main([*files, *argv, '--model', 'slm_tiny']) == 0
         assert capsys.readouterr().out.splitlines() == [f'{file}\t' for file in files]
+
+
+def test_phrases_are_listed_in_what_is_asked(tmp_path):
+    rows = [{'audio': 'a.wav'}, {'audio': 'a.wav', 'instruction': 'Is one of {phrases} called?'}]
+    (tmp_path / 'm.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    listed = ' Some of these may be said: Ann, Bob.'
+
+    def asked(*argv):
+        found = infer._inputs(infer.parser().parse_args([*argv, '--phrases', 'Ann, Bob']))
+        return [(recording.instruction, recording.transcribed) for recording in found]
+
+    assert asked('a.wav') == [('Transcribe the speech.' + listed, True)]
+    assert asked('a.wav', '--instruction', 'Who calls?') == [('Who calls?' + listed, False)]
+    named = ('Is one of Ann, Bob called?', False)
+    assert asked('--manifest', str(tmp_path / 'm.jsonl')) == [('Transcribe the speech.' + listed, True), named]
+    model = types.SimpleNamespace(text_vocabulary=None, directory=pathlib.Path('usm_tiny'))
+    with pytest.raises(ValueError, match='phrases: usm_tiny reads none; by CTC it writes what is said'):
+        asking.check_lists(model, ('Ann',))

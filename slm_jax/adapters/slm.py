@@ -244,6 +244,26 @@ class SlmAdapter(nn.Module):
         x = nn.with_logical_constraint(jnp.where(valid[:, :, None], x, 0), ('batch', 'length', 'llm_embed'))
         return x, lengths.astype(jnp.int32)
 
+    def spans(
+        self,
+        frames: Float[Array, 'b t d'],
+        frame_lengths: Int32[Array, ' b'],
+        ctc_logits: Float[Array, 'b t v'] | None = None,
+        deterministic: bool = True,
+        label_embeddings: Float[Array, 'v o'] | None = None,
+    ) -> Int32[Array, '2 b s']:
+        """The first frame of each embedding that `__call__` gives, and the one after its last; arguments as there."""
+        factor = self.config.reduction_factor
+        num_slots = -(-frames.shape[1] // factor)
+        if self.config.reduction == 'ctc_blank':
+            assert ctc_logits is not None, '__call__ says why'
+            slots, _ = ctc_segments(jnp.argmax(ctc_logits, axis=-1), frame_lengths, factor)
+            spans = spans_of_slots(slots, num_slots)
+        else:
+            ends = factor * jnp.arange(num_slots + 1)
+            spans = jnp.minimum(jnp.stack([ends[:-1], ends[1:]])[:, None], frame_lengths[:, None])
+        return spans if label_embeddings is None else jnp.pad(spans, ((0, 0), (0, 0), (1, 0)))
+
 
 def transformed(
     x: Float[Array, 'b s i'], lengths: Int32[Array, ' b'], cfg: AdapterConfig, deterministic: bool
@@ -323,6 +343,13 @@ def ctc_segments(
     num_slots = jnp.minimum(num_runs, -(-lengths[:, None] // factor))
     slots = run * num_slots // jnp.maximum(num_runs, 1)
     return jnp.where(kept, slots, -1), num_slots[:, 0]
+
+
+def spans_of_slots(slots: Int32[Array, 'b t'], num_slots: int) -> Int32[Array, '2 b s']:
+    """The first frame of each slot and the one after its last; 0 and 0 where there are none."""
+    member = slots[:, None, :] == jnp.arange(num_slots)[:, None]
+    first, behind = jnp.argmax(member, axis=2), member.shape[2] - jnp.argmax(member[:, :, ::-1], axis=2)
+    return jnp.stack([first, jnp.where(jnp.any(member, axis=2), behind, 0)]).astype(jnp.int32)
 
 
 def mean_of_slots(frames: Float[Array, 'b t d'], slots: Int32[Array, 'b t'], num_slots: int) -> Float[Array, 'b s d']:

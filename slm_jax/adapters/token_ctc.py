@@ -98,6 +98,20 @@ class TokenCtcAdapter(nn.Module):
         """CTC logits in float32 and the number of valid slots of each row; arguments as of `__call__`."""
         return self._heard(frames, frame_lengths, deterministic, self._without_blank(label_embeddings))[:2]
 
+    def spans(
+        self,
+        frames: Float[Array, 'b t d'],
+        frame_lengths: Int32[Array, ' b'],
+        ctc_logits: Float[Array, 'b t l'] | None = None,
+        deterministic: bool = True,
+        label_embeddings: Float[Array, 'v o'] | None = None,
+    ) -> Int32[Array, '2 b s']:
+        """The first frame of each embedding that `__call__` gives, and the one after its last; arguments as there."""
+        logits, lengths = self.label_logits(frames, frame_lengths, None, deterministic, label_embeddings)
+        segments, _ = slm.ctc_segments(jnp.argmax(logits, axis=-1), lengths, 1)
+        spans = slm.spans_of_slots(segments, logits.shape[1])
+        return jnp.minimum(self.config.reduction_factor * spans, frame_lengths[:, None])
+
     def _without_blank(self, label_embeddings: Float[Array, 'v o'] | None) -> Float[Array, 'v-1 o']:
         counts, given = len(self.config.label_counts), 0 if label_embeddings is None else len(label_embeddings) - 1
         if label_embeddings is None or given != counts:

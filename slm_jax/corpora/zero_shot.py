@@ -12,6 +12,8 @@ what voices there are. A run that was broken off goes on where it was.
     quiz        240 questions with four answers to choose from
 
 Endings and dialogs are in pairs with the same choices, each right once: who goes by the choices alone is right in half.
+Lines with the same choices, or on the same story, have the same `cluster`: `evaluate` draws them together for its
+intervals.
 """
 
 import argparse
@@ -58,8 +60,16 @@ def write(out: pathlib.Path, options: Sequence[str]) -> int:
         if status := synthesize.main([str(texts), str(spoken), *kind, '--split', 'test', *options]):
             return status
         lines = json_lines.read(spoken / 'test.jsonl')
-        json_lines.write(out / f'{name}.jsonl', [{**row, 'audio': f'spoken/{name}/{row["audio"]}'} for row in lines])
+        json_lines.write(out / f'{name}.jsonl', [_line(name, row) for row in lines])
     return 0
+
+
+def _line(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """A line of a set as it stands in OUT."""
+    row = {**row, 'audio': f'spoken/{name}/{row["audio"]}'}
+    if 'choices' in row:
+        return {**row, 'cluster': ' / '.join(sorted(row['choices']))}
+    return {**row, 'cluster': row['id'].partition('/')[0]} if name in ('passages', 'asked') else row
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from slm_jax.data import ctc_text, languages
+from slm_jax.data import ctc_text, languages, phrases
 
 TEMPLATES = {
     # The adapter is trained on these.
@@ -112,13 +112,15 @@ SLOTS = tuple(kind.removeprefix('slot/') for kind in TEMPLATES if kind.startswit
 NO_VALUE = 'none'  # The answer to a question about a slot that the order does not fill.
 # A known language, and perhaps a word about it: 'swiss german', 'norwegian bokmål'. Not 'the first half of the'.
 _LANGUAGE = rf'(?:\w+ )?(?:{"|".join(map(ctc_text.normalize, languages.NAMES.values()))})(?: \w+)?'
-_TRANSCRIPTION = re.compile(
-    '|'.join(
-        ctc_text.normalize(wording).replace('language', _LANGUAGE).replace('phrases', '.*')
-        for kind in ('asr', 'asr_language', 'asr_phrases')
-        for wording in TEMPLATES[kind]
-    )
-)
+
+
+def _wordings(*kinds: str) -> str:
+    texts = (ctc_text.normalize(wording) for kind in kinds for wording in TEMPLATES[kind])
+    return '|'.join(text.replace('language', _LANGUAGE).replace('phrases', '.*') for text in texts)
+
+
+_LISTED = ctc_text.normalize(phrases.LISTED.replace('{instruction}', '')).replace('phrases', '.*')
+_TRANSCRIPTION = re.compile(f'{_wordings("asr_phrases")}|(?:{_wordings("asr", "asr_language")})(?: {_LISTED})?')
 
 
 def instruction(kind: str, number: int, **fields: str) -> str:

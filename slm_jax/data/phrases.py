@@ -16,9 +16,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from slm_jax import paths
 from slm_jax.data import ctc_text, json_lines
 
 MOST = 1000
+# How any instruction lists the phrases that may be said.
+LISTED = '{instruction} Some of these may be said: {phrases}.'
 CANDIDATES = 'candidates'  # of a manifest's line: what `slm-jax retrieve` found
 
 
@@ -110,6 +113,42 @@ def of_option(given: str, pool: str) -> PhraseList | str | None:
     listed = PhraseList(pool, (count, count), without=0.0, absent=0.0 if match[1] else 1.0)
     listed.check()
     return listed
+
+
+def of_text(given: str) -> tuple[str, ...]:
+    """The phrases that `--phrases` gives: those of a file, one a line, or those that are `parted`.
+
+    Raises:
+        ValueError: there are none, or too many, or the file is not there.
+    """
+    try:
+        if given and paths.path(given).is_file():
+            return _few(read(given))
+    except OSError:  # longer than the name of a file can be
+        pass
+    if not re.search('[,\n]', given) and re.search(r'[/\\]|\.[a-z]{2,4}$', given):
+        raise ValueError(f'phrases {given!r}: there is no such file. Phrases themselves are parted by commas.')
+    return parted(given)
+
+
+def parted(given: str) -> tuple[str, ...]:
+    """Phrases between commas and line ends; () of ''. A ValueError if there are none, or too many."""
+    return _few(tuple(dict.fromkeys(filter(None, map(str.strip, re.split('[,\n]', given)))))) if given else ()
+
+
+def _few(found: tuple[str, ...]) -> tuple[str, ...]:
+    if not 0 < len(found) <= MOST:
+        raise ValueError(f'phrases: {len(found)} are given; 1 to {MOST} can be listed.')
+    return found
+
+
+def asked(instruction: str, listed: Sequence[str]) -> str:
+    """An instruction that lists phrases: in the place of its {phrases} or, without one, behind it."""
+    if not listed:
+        return instruction
+    if '{phrases}' not in instruction:
+        instruction = LISTED.replace('{instruction}', instruction)
+    return instruction.replace('{phrases}', written(listed))
 
 
 def one_of(own: Sequence[str], text: str, seed: int | str) -> str:

@@ -26,8 +26,13 @@ def times(
         frames_of: how many frames so many seconds of audio have; what they have at their ends does not count.
     """
     starts, stops, fits = align(logits, frame_lengths, labels)
-    seconds = 16 / (frames_of(24) - frames_of(8)) * jnp.stack([starts, stops])
+    seconds = frame_seconds(frames_of) * jnp.stack([starts, stops])
     return jnp.where(fits[:, None] & (labels != 0), seconds, jnp.nan)
+
+
+def frame_seconds(frames_of: Callable[[int], int]) -> float:
+    """Seconds of audio that a frame stands for; `frames_of` as of `times`."""
+    return 16 / (frames_of(24) - frames_of(8))
 
 
 def align(

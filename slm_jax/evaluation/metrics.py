@@ -7,6 +7,7 @@ A prediction is a dictionary, one line of `predictions.jsonl`:
     slot                 name of the slot that was asked for; absent where none was
     reference, prediction, instruction
     phrases              those that are said, of a list of candidates: of them and of all else WER is told apart
+    cluster              those of one are drawn together for intervals; where it is absent, those of one id
     answers              all that are accepted, the first of which is the reference; absent where one text is expected
     log_likelihoods, tokens   of the `choices`, or of the reference alone, where texts were scored and none was written
 
@@ -289,7 +290,7 @@ def _score_kinds(
     """The scores by kind and group, and those of the resamples."""
     scores: dict[str, dict[str, dict[str, Any]]] = {}
     resamples: dict[str, dict[str, Resamples]] = {}
-    units = [f'#{i}' if p.get('id') is None else str(p['id']) for i, p in enumerate(predictions)]
+    units = [str(p.get('cluster', p.get('id', f'#{i}'))) for i, p in enumerate(predictions)]
     for kind in KINDS:
         groups: dict[str, list[int]] = {}
         for i, prediction in enumerate(predictions):

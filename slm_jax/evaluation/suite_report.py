@@ -1,6 +1,6 @@
 """What a suite found (`slm_jax.suite`), as a table for the terminal and as a page."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from slm_jax.evaluation import page, plots
@@ -31,7 +31,7 @@ _HEADING = (
 
 def summary(results: Mapping[str, Any]) -> str:
     """All parts, a row each, in columns of one width."""
-    rows = [_HEADING, *(_row(name, part) for name, part in results['parts'].items())]
+    rows = [_HEADING, *(_row(name, part) for name, part in _scored(results['parts']))]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
         '  '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -43,9 +43,9 @@ def render(results: Mapping[str, Any]) -> str:
     parts = results['parts']
     title = f'{results["model"]["name"] or "model"}: {results["suite"]}'
     table = page.table('Each part beside its controls [95% bootstrap interval]', _HEADING, [
-        _row(name, part) for name, part in parts.items()
+        _row(name, part) for name, part in _scored(parts)
     ])  # fmt: skip
-    percent = {name: part for name, part in parts.items() if part['metric'] not in ('perplexity', 'wer')}
+    percent = {name: part for name, part in _scored(parts) if part['metric'] not in ('perplexity', 'wer')}
     scores = {
         f'{name}, {said}': part['controls'][control]
         | {'score': part['controls'][control][part['metric']]}
@@ -83,6 +83,16 @@ def render(results: Mapping[str, Any]) -> str:
         f'{page.escape(results["created"])}. Each part has a report of its own beside this page.</p></footer>',
     ]
     return page.document(title, '\n'.join(body))
+
+
+def _scored(parts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What has a row of its own: each part, how likely the right one of its choices is, and what is written there."""
+    for name, part in parts.items():
+        yield name, part
+        if part['kind'] == 'choices':
+            yield f'{name}, of the right one', {**part, 'metric': 'perplexity', 'kept': {}}
+        if part['written']:
+            yield f'{name}, as written', part['written']
 
 
 def _seen(parts: Mapping[str, Any]) -> str:

@@ -50,6 +50,12 @@ def check_reads(model: Any, instruction: str) -> None:
         )
 
 
+def check_lists(model: Any, listed: Sequence[str]) -> None:
+    """Refuses phrases where the model reads none, with a ValueError."""
+    if listed and model.text_vocabulary is None:
+        raise ValueError(f'phrases: {model.directory.name} reads none; by CTC it writes what is said. Leave them out.')
+
+
 def cut_note(cut: str, decode: Any) -> str:
     """What to say of an answer that a limit cut, see `slm_jax.inference.model.Answer`."""
     flag = '--max_decode_length ' if cut == 'max_decode_length' else f'--gin.DecodeConfig.{cut}='

@@ -206,6 +206,7 @@ class Question:
         reference_field: field of the line that holds the reference ('slots.size' looks inside), or a list of accepted
             answers.
         text_field: field whose text stands in the place of speech; '' listens to the recording.
+        answered: whether the reference is an answer, scored as one of a list of accepted ones is.
         score_choices: whether the line's `choices`, one of which is the reference, are to be scored.
         listed: what draws the phrases that the instruction lists, {phrases} in it, or `phrases.CANDIDATES`: those that
             the line has; None: it lists none.
@@ -217,6 +218,7 @@ class Question:
     reference_field: str = ''
     text_field: str = ''
     score_choices: bool = False
+    answered: bool = False
     listed: phrases.PhraseList | str | None = None
 
 
@@ -333,6 +335,7 @@ def _ask(
             audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
             phrases=own,
+            cluster=raw.get('cluster'),
         ),
         transcribed=instructions.transcribes(instruction),
     )
@@ -364,7 +367,7 @@ def _references(
     reference = answers[0] if answers else value
     if not isinstance(reference, str) or not reference.strip():
         raise ValueError(f'{line["origin"]}: no reference: {field} is missing or empty.')
-    return {'reference': reference, 'answers': answers}
+    return {'reference': reference, 'answers': answers or ([reference] if question.answered else None)}
 
 
 def _choices(raw: Mapping[str, Any], line: Mapping[str, str], reference: str) -> list[str] | None:

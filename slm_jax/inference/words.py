@@ -1,16 +1,18 @@
-"""When each word of a transcript is said, by the model's own CTC head."""
+"""When each word of a transcript is said: by the model's own CTC head, or by what its language model looks at."""
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from slm_jax.data import ctc_text
-from slm_jax.inference import chunks
+from slm_jax.inference import attended, chunks
 
 _MULTIPLE = 64  # of labels, so that few shapes are compiled
 _ANY = -1
+_NONE = -1  # the word that a sound between two of them belongs to
+_EOS = 1
 # CTC writes a letter within its sound, so half of the gap before its first letter is a word's, up to so many seconds.
 _EARLIER = 0.08
 _LINES = 84  # letters of a cue: two lines of 42
@@ -29,29 +31,52 @@ class Word(NamedTuple):
         """The same in a recording that begins so much earlier."""
         return Word(self.text, round(self.start + seconds, 3), round(self.end + seconds, 3))
 
+    @property
+    def line(self) -> dict[str, str | float]:
+        """As JSON has it."""
+        return {'word': self.text, 'start': self.start, 'end': self.end}
 
-class Aligner:
-    """Finds the words of a model's transcripts.
+
+class Aligner(Protocol):
+    """Finds the words of a model's transcripts."""
+
+    def words(self, batch: Mapping[str, np.ndarray], texts: Sequence[str]) -> list[list[Word]]:
+        """The words of the texts of a batch's first rows; [] where a clip is too short to have said them."""
+
+
+def aligner(model: Any) -> Aligner:
+    """By CTC where there is a head for it, else by attention.
 
     Args:
         model: see `slm_jax.inference.model`.
 
     Raises:
-        ValueError: it has no CTC head.
+        ValueError: it has neither.
+    """
+    system = model.system
+    of_encoder = getattr(getattr(system, 'speech_encoder', None), 'ctc_vocab_size', None)
+    if getattr(system, 'spelt', None) is not None or of_encoder is not None:
+        return CtcAligner(model)
+    if hasattr(getattr(system, 'adapter', None), 'spans'):
+        return AttentionAligner(model)
+    raise ValueError(
+        f'{model.directory.name} has no CTC head, and no adapter with `spans`, which tell when words are said. Give '
+        '--model one that has: slm_base, slm_tiny or usm_tiny, or one that was trained with their model files.'
+    )
+
+
+class CtcAligner:
+    """By the CTC head of the adapter or of the speech encoder; see `alignment`.
+
+    Args:
+        model: one that has such a head.
     """
 
     def __init__(self, model: Any):
-        speech = getattr(model.system, 'speech_encoder', None)
-        self._spelt = getattr(model.system, 'spelt', None)
-        if self._spelt is None and getattr(speech, 'ctc_vocab_size', None) is None:
-            raise ValueError(
-                f'{model.directory.name} has no CTC head, which tells when words are said. Give --model one that has: '
-                'slm_base, slm_tiny or usm_tiny, or one that was trained with their model files.'
-            )
-        self._model = model
+        self._model, self._spelt = model, getattr(model.system, 'spelt', None)
 
     def words(self, batch: Mapping[str, np.ndarray], texts: Sequence[str]) -> list[list[Word]]:
-        """The words of the texts of a batch's first rows; [] where a clip is too short to have said them."""
+        """See `Aligner`."""
         from slm_jax.training import partitioning
 
         split = [text.split() for text in texts]
@@ -78,7 +103,7 @@ class Aligner:
         return jax.jit(times, out_shardings=partitioning.replicated(self._model.mesh))
 
     def _labels(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
-        """(number of the word, label); what is heard between two words belongs to none, -1."""
+        """(number of the word, label); what is heard between two words belongs to none."""
         from slm_jax.data import vocabularies
 
         if self._spelt is not None:
@@ -92,9 +117,52 @@ class Aligner:
             labels = tokenizer.encode(ctc_text.normalize(word))
             labels = labels[1:] if labels[:1] == [between] else labels  # some tokenizers begin a text with it
             if labels and heard:
-                yield -1, between
+                yield _NONE, between
             heard |= bool(labels)
             yield from ((number, _ANY if label == tokenizer.unk_id() else label) for label in labels)
+
+
+class AttentionAligner:
+    """By the attention of the language model to the speech; see `attended`.
+
+    Args:
+        model: one of a system with `attention` and whose adapter has `spans`.
+    """
+
+    def __init__(self, model: Any):
+        self._model = model
+
+    def words(self, batch: Mapping[str, np.ndarray], texts: Sequence[str]) -> list[list[Word]]:
+        """See `Aligner`; the batch has the prompts that the texts are answers to."""
+        from slm_jax.training import partitioning
+
+        split = [text.split() for text in texts]
+        spelt = [list(self._tokens(words)) for words in split]
+        longest = max(map(len, spelt), default=0) + 1
+        targets = np.zeros((len(batch['speech_lengths']), -(-longest // _MULTIPLE) * _MULTIPLE), np.int32)
+        for number, found in enumerate(spelt):
+            targets[number, : len(found) + 1] = [*(token for _, token in found), _EOS]
+        inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        given = self._model.placed({**batch, 'decoder_input_tokens': inputs, 'decoder_target_tokens': targets})
+        out = partitioning.replicated(self._model.mesh)
+        program = self._model.program('attention', self._model.system.attention, given, out=out)
+        weights, spans, lengths = map(np.asarray, program(self._model.params, given))
+        result: list[list[Word]] = []
+        for row, (words, found) in enumerate(zip(split, spelt)):
+            tokens, length = len(found) + 1, lengths[row]
+            if not (found and length):
+                result.append([])
+                continue
+            starts, stops = attended.times(weights[:, row, :tokens, :length], spans[:, row, :length])
+            result.append([*_timed(words, found, starts, stops)])
+        return result
+
+    def _tokens(self, words: Sequence[str]) -> Iterator[tuple[int, int]]:
+        """(number of the word, token); a space that is a token of its own belongs to none."""
+        vocabulary = self._model.text_vocabulary
+        for number, word in enumerate(words):
+            for token in vocabulary.encode(f' {word}' if number else word):
+                yield number if vocabulary.decode([token]).strip() else _NONE, token
 
 
 def _timed(
@@ -113,6 +181,23 @@ def _timed(
             first = starts[mine].min()
             start, last = first - min(_EARLIER, (first - last) / 2), stops[mine].max()
         yield Word(word, round(float(start), 3), round(float(last), 3))
+
+
+def subtitles(pieces: Sequence[chunks.Chunk], said: Sequence[Sequence[Word]]) -> list[chunks.Chunk]:
+    """Pieces of a recording as subtitles: `cues` of their words, or the piece where these have no times.
+
+    Args:
+        pieces: with their texts.
+        said: the words of each, from the start of its piece.
+    """
+    result: list[chunks.Chunk] = []
+    run: list[Word] = []
+    for piece, words in zip(pieces, said, strict=True):
+        run += [word.later(piece.start) for word in words]
+        if not words:
+            result += [*cues(run), piece]
+            run = []
+    return result + cues(run)
 
 
 def cues(words: Sequence[Word]) -> list[chunks.Chunk]:

@@ -2,15 +2,18 @@
 
 In all of them token 0 is padding, and the first that a text is written after; token 1 ends a text.
 
-Shape names: b batch, l tokens, p prompt, t target, e embedding width, v vocabulary, n = b * beams.
+Shape names: b batch, l tokens, p prompt, t target, e embedding width, v vocabulary, h chosen heads, n = b * beams.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
+
+Heads = Sequence[tuple[int, int]]  # (layer, head) of each, from 0
 
 
 class LanguageModel(Protocol):
@@ -45,6 +48,25 @@ class LanguageModel(Protocol):
             decoder_input_tokens: the target shifted right, 0 first.
             decoder_target_tokens: 0 marks padding; None: there is none.
             deterministic: False: drops out, with an rng named 'dropout'.
+        """
+
+    def attention(
+        self,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        heads: Heads | None = None,
+    ) -> Float[Array, 'h b t p']:
+        """Where it looks before it writes each token of a target: the weights, in float32, of the prompt's positions.
+
+        They are of the decoder's attention to what was read, or where the prompt and the target are one text, of
+        self-attention, whose weights of the target's own positions are left out. What masked positions and rows of
+        padding have means nothing. Apply with mutable=['intermediates'].
+
+        Args:
+            prompt, mask, decoder_input_tokens, decoder_target_tokens: as of `logits`.
+            heads: those wanted; None: all of the middle half of the layers. See `chosen`.
         """
 
     def start(
@@ -104,6 +126,24 @@ def continued(llm: LanguageModel, params: Any, cross: Any) -> Callable[[Any, Any
         return jax.nn.log_softmax(logits), updated['cache']
 
     return tokens_to_log_probs
+
+
+def chosen(heads: Heads | None, num_layers: int, num_heads: int) -> Int[np.ndarray, '2 h']:
+    """The layers and the heads that `LanguageModel.attention` is asked for.
+
+    Raises:
+        ValueError: there is no such layer or head.
+    """
+    if heads is None:
+        middle = range(num_layers // 4, num_layers - num_layers // 4)
+        heads = [(layer, head) for layer in middle for head in range(num_heads)]
+    places = np.array(heads, int).reshape(-1, 2)
+    if not len(places) or (places < 0).any() or (places >= (num_layers, num_heads)).any():
+        raise ValueError(
+            f'alignment_heads is {heads!r}; (layer, head) of one or more was expected, of {num_layers} layers, from 0, '
+            f'of {num_heads} heads.'
+        )
+    return places.T
 
 
 def embedding_params(llm: LanguageModel) -> Any:

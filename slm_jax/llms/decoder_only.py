@@ -24,7 +24,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms import cache, rotary
+from slm_jax.llms import Heads, cache, chosen, rotary
 from slm_jax.llms.layers import CACHED, HEADS, REMAT_POLICIES, STREAM, Dense, Embedding, LayerNorm, rematerialised
 
 _BANNED = -1e10
@@ -168,6 +168,8 @@ class Attention(nn.Module):
         values = self._heads('value', cfg.num_kv_heads, x)
         if position is None:
             y = jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
+            self.sow('intermediates', 'queries', queries)
+            self.sow('intermediates', 'keys', keys)
         if position is not None or self.room is not None:
             keys_values = [nn.with_logical_constraint(jnp.transpose(y, (0, 2, 3, 1)), CACHED) for y in (keys, values)]
             prompt = self.variable('cross', 'keys_values', lambda: keys_values).value
@@ -331,7 +333,7 @@ class Decoder(nn.Module):
         windows = cfg.windows()
         layers = nn.scan(
             rematerialised(DecoderLayer, cfg.remat_policy, scanned=True),
-            variable_axes={'params': 0, 'cache': 0, 'cross': 0},
+            variable_axes={'params': 0, 'cache': 0, 'cross': 0, 'intermediates': 0},
             split_rngs={'params': True},
             in_axes=(nn.broadcast if windows is None else 0, *[nn.broadcast] * 4),
             length=cfg.num_layers,
@@ -402,6 +404,38 @@ class DecoderOnly(nn.Module):
         source = jnp.where(place < lengths[:, None], place, size + place - lengths[:, None])
         x = self.decoder(_at(jnp.concatenate([prompt, target], axis=1), source))
         return self._logits(_at(x, lengths[:, None] - 1 + jnp.arange(count)))
+
+    def attention(
+        self,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        heads: Heads | None = None,
+    ) -> Float[Array, 'h b t p']:
+        """See `LanguageModel`: of self-attention."""
+        cfg = self.config
+        self.logits(prompt, mask, decoder_input_tokens)
+        kept = self.decoder.variables['intermediates']['layers']['self_attention']
+        [queries], [keys] = kept['queries'], kept['keys']  # [layers, b, l, heads, d]
+        places = _valid(prompt, mask)[1][:, None] - 1 + jnp.arange(decoder_input_tokens.shape[1])
+        queries = jnp.take_along_axis(queries, places[None, :, :, None, None], axis=2)
+        distances = places[:, :, None] - jnp.arange(keys.shape[2])
+        far = np.full(cfg.num_layers, np.iinfo(np.int32).max)
+        layers, wanted = chosen(heads, cfg.num_layers, cfg.num_heads)
+        read, which = np.unique(layers, return_inverse=True)
+
+        def of_layer(layer):
+            queries, keys, window = layer
+            grouped = queries.reshape(*queries.shape[:2], cfg.num_kv_heads, -1, cfg.head_dim)
+            logits = jnp.einsum('bqhgd,bkhd->hgbqk', grouped, keys, preferred_element_type=jnp.float32)
+            seen = (distances >= 0) & (distances < window)
+            weights = jax.nn.softmax(jnp.where(seen, logits * cfg.head_dim**-0.5, _BANNED))
+            return weights[..., : prompt.shape[1]].reshape(-1, *weights.shape[2:4], prompt.shape[1])
+
+        windows = far if (its := cfg.windows()) is None else its
+        found = jax.lax.map(of_layer, (queries[read], keys[read], jnp.array(windows)[read]))
+        return found[which, wanted]
 
     def start(
         self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1

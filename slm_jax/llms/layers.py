@@ -205,6 +205,7 @@ class Attention(nn.Module):
             nn.with_logical_constraint(y, HEADS) for y in (self.query(x), self.key(memory), self.value(memory))
         )
         weights = self._weights('bqhd,bkhd->bhqk', queries, keys, bias)
+        self.sow('intermediates', 'weights', weights)
         weights = self.dropout(weights, deterministic)
         return self._joined(jnp.einsum('bhqk,bkhd->bqhd', weights, values))
 

@@ -20,7 +20,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms import cache, mimetic
+from slm_jax.llms import Heads, cache, chosen, mimetic
 from slm_jax.llms.layers import (
     REMAT_POLICIES,
     STREAM,
@@ -188,7 +188,7 @@ def _run_layers(layer, cfg: T5Config, num_layers: int, scanned_name: str, x, *sh
         return x
     stack = nn.scan(
         layer.func,
-        variable_axes={'params': 1, 'cache': 0, 'cross': 0},
+        variable_axes={'params': 1, 'cache': 0, 'cross': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=num_layers,
@@ -349,6 +349,25 @@ class T5(nn.Module):
         """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
         encoded = self.encode(prompt, mask, deterministic)
         return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+
+    def attention(
+        self,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        heads: Heads | None = None,
+    ) -> Float[Array, 'h b t p']:
+        """See `LanguageModel`: of the decoder's attention to the encoder's output."""
+        self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens)
+        kept = self.decoder.variables['intermediates']
+        if self.config.scan_layers:
+            [weights] = kept['decoder']['encoder_decoder_attention']['weights']  # [layers, b, heads, t, p]
+        else:
+            layers = [kept[f'layers_{number}'] for number in range(self.config.num_decoder_layers)]
+            weights = jnp.stack([layer['encoder_decoder_attention']['weights'][0] for layer in layers])
+        layers, wanted = chosen(heads, *weights.shape[:3:2])
+        return weights[layers, :, wanted].astype(jnp.float32)
 
     def start(
         self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import time
 from collections.abc import AsyncIterator
@@ -13,6 +14,9 @@ import starlette.requests
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.datastructures import Headers, UploadFile
 
+from slm_jax.inference.queries import Query
+from slm_jax.inference.words import Word
+from slm_jax.inference.writing import Part
 from slm_jax.serving import errors, formats, metrics, requests
 from slm_jax.serving.errors import ApiError
 from slm_jax.serving.service import Gone, Service, Visit
@@ -179,16 +183,28 @@ async def transcriptions(request: fastapi.Request) -> Response:
     asked = requests.transcription(fields)
     service.check_model(asked.model)
     service.check_sampling(asked.temperature)
+    aligner = service.aligner if asked.word_times else None
     samples = await service.samples(name, content, 'file')
-    bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language)
+    bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language, asked.prompt)
     queues = [visit.ask(query, asked.stream) for query in wanted]
     if asked.stream:
         return StreamingResponse(_transcript_events(request, queues, bounds), media_type=_SSE)
     parts = [await visit.last(queue, request) for queue in queues]
-    result = formats.transcript(asked.response_format, bounds, parts, asked.language)
+    said = None if aligner is None else [await _words(request, *each) for each in zip(wanted, parts, strict=True)]
+    segmented = 'segment' in asked.timestamp_granularities
+    result = formats.transcript(asked.response_format, bounds, parts, asked.language, said, segmented)
     if isinstance(result, str):
         return PlainTextResponse(result, media_type=formats.MEDIA[asked.response_format])
     return JSONResponse(result)
+
+
+async def _words(request: fastapi.Request, query: Query, part: Part) -> list[Word]:
+    """The words of a piece, by the engine: others are answered before those of the next."""
+    if not part.text.strip():
+        return []
+    if await request.is_disconnected():
+        raise Gone
+    return await request.scope['visit'].call(functools.partial(request.app.state.service.words, query, part.text))
 
 
 async def _transcript_events(request: fastapi.Request, queues: Any, bounds: Any) -> AsyncIterator[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from slm_jax.data import languages
 from slm_jax.inference import chunks
+from slm_jax.inference.words import Word, subtitles
 from slm_jax.inference.writing import Part
 
 MEDIA = {
@@ -24,7 +25,12 @@ def event(content: Any) -> bytes:
 
 
 def transcript(
-    form: str, bounds: Sequence[tuple[float, float]], parts: Sequence[Part], lang: str
+    form: str,
+    bounds: Sequence[tuple[float, float]],
+    parts: Sequence[Part],
+    lang: str,
+    said: Sequence[Sequence[Word]] | None = None,
+    segmented: bool = True,
 ) -> str | dict[str, Any]:
     """A transcript: text for the formats of `MEDIA`, an object for the others.
 
@@ -33,15 +39,16 @@ def transcript(
         bounds: (start, end) of each piece of the recording, in seconds.
         parts: what was heard in each.
         lang: code of the language, as the client gave it; '' if it did not.
+        said: the words of each piece, from its start; None where they are not asked for.
+        segmented: whether 'verbose_json' has the pieces.
     """
     pieces = [chunks.Chunk(start, end, part.text) for (start, end), part in zip(bounds, parts, strict=True)]
     text = chunks.join([piece.text for piece in pieces]) if len(pieces) > 1 else pieces[0].text
     if form == 'text':
         return text + '\n'
-    if form == 'srt':
-        return chunks.srt(pieces)
-    if form == 'vtt':
-        return chunks.vtt(pieces)
+    if form in ('srt', 'vtt'):
+        cues = pieces if said is None else subtitles(pieces, said)
+        return chunks.srt(cues) if form == 'srt' else chunks.vtt(cues)
     seconds = bounds[-1][1]
     usage = {'type': 'duration', 'seconds': round(seconds, 3)}
     if form == 'json':
@@ -63,14 +70,18 @@ def transcript(
         for number, (piece, part) in enumerate(zip(pieces, parts, strict=True))
         if piece.text.strip()
     ]
-    return {
+    result = {
         'task': 'transcribe',
         'language': (languages.name(lang) or 'unknown').lower(),
         'duration': round(seconds, 3),
         'text': text,
-        'segments': segments,
         'usage': usage,
     }
+    if segmented:
+        result['segments'] = segments
+    if said is not None:
+        result['words'] = [word.later(piece.start).line for piece, its in zip(pieces, said) for word in its]
+    return result
 
 
 class Completion:

@@ -15,14 +15,13 @@ import re
 import fastapi
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 
+from slm_jax.data import phrases
 from slm_jax.evaluation.page import STYLE
 from slm_jax.inference import speech_tokens
 from slm_jax.serving.app import body
 from slm_jax.serving.errors import ApiError
 from slm_jax.serving.service import Service
 
-# How an instruction lists the phrases that may be said.
-WITH_PHRASES = '{instruction} Some of these may be said: {phrases}.'
 _EXAMPLES = pathlib.Path(__file__).with_name('examples')
 
 router = fastapi.APIRouter()
@@ -74,7 +73,7 @@ def _page(service: Service) -> tuple[str, str]:
         'token': bool(service.token),
         'seconds': service.longest,
         'tokens': speech_tokens.are_known(service.model),
-        'withPhrases': WITH_PHRASES,
+        'withPhrases': phrases.LISTED,
         'examples': _examples(),
     }
     text = pathlib.Path(__file__).with_name('page.html').read_text(encoding='utf-8')

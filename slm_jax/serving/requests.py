@@ -113,16 +113,21 @@ class Chat(_Strict):
 
 
 class Transcription(_Strict):
-    """The fields of /v1/audio/transcriptions beside the file."""
+    """The fields of /v1/audio/transcriptions beside the file; `prompt` has phrases that may be said."""
 
     model: str
     language: str = ''
     response_format: Literal['json', 'text', 'srt', 'vtt', 'verbose_json'] = 'json'
     temperature: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
-    timestamp_granularities: list[Literal['segment']] = ['segment']
+    timestamp_granularities: list[Literal['segment', 'word']] = ['segment']
     stream: bool = False
     chunking_strategy: Literal['auto'] = 'auto'
-    prompt: Literal[''] = ''
+    prompt: str = ''
+
+    @property
+    def word_times(self) -> bool:
+        """Whether the times of words are asked for."""
+        return 'word' in self.timestamp_granularities
 
 
 def chat(content: bytes) -> Chat:
@@ -136,9 +141,16 @@ def chat(content: bytes) -> Chat:
 def transcription(fields: Mapping[str, Any]) -> Transcription:
     """The fields of a form; ApiError if they are not those of a transcription."""
     try:
-        return Transcription.model_validate(fields)
+        asked = Transcription.model_validate(fields)
     except pydantic.ValidationError as error:
         raise _refused(error) from None
+    if asked.word_times and (asked.stream or asked.response_format in ('json', 'text')):
+        raise ApiError(
+            400,
+            'timestamp_granularities: words have times in response_format verbose_json, srt and vtt, not streamed.',
+            'timestamp_granularities',
+        )
+    return asked
 
 
 def _refused(error: pydantic.ValidationError) -> ApiError:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import functools
 import io
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -11,8 +12,8 @@ import numpy as np
 from jaxtyping import Int16
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages
-from slm_jax.inference import asking, chunks, queries
+from slm_jax.data import languages, phrases
+from slm_jax.inference import asking, chunks, queries, words
 from slm_jax.inference.writing import Part
 from slm_jax.serving.engine import Engine, Job
 from slm_jax.serving.errors import ApiError
@@ -125,34 +126,60 @@ class Service:
                 param,
             )
 
-    def query(self, messages: Sequence[asking.Message], samples: Int16[np.ndarray, ' n'] | None) -> queries.Query:
-        """One query of a conversation."""
+    def query(
+        self, messages: Sequence[asking.Message], samples: Int16[np.ndarray, ' n'] | None, param: str = 'messages'
+    ) -> queries.Query:
+        """One query of a conversation, which is in the request's field `param`."""
         if samples is not None:
-            self.check_length(samples, 'messages')
+            self.check_length(samples, param)
         *before, last = messages
         if not last.text:  # a recording alone
             last = last._replace(text=queries.wording('', '', ''))
         try:
             query = asking.query(self.model, [*before, last], samples, self._with_ctc)
         except ValueError as error:
-            raise ApiError(400, str(error), 'messages') from None
+            raise ApiError(400, str(error), param) from None
         if len(query.tokens) > _PROMPT_TOKENS:
             raise ApiError(
-                400, f'The text has {len(query.tokens)} tokens; {_PROMPT_TOKENS} are read at most.', 'messages',
+                400, f'The text has {len(query.tokens)} tokens; {_PROMPT_TOKENS} are read at most.', param,
                 'context_length_exceeded',
             )  # fmt: skip
         return query
 
     def pieces(
-        self, samples: Int16[np.ndarray, ' n'], lang: str
+        self, samples: Int16[np.ndarray, ' n'], lang: str, listed: str
     ) -> tuple[list[tuple[float, float]], list[queries.Query]]:
-        """(start, end) in seconds of what is transcribed at once, and its query."""
+        """(start, end) in seconds of what is transcribed at once, and its query.
+
+        Args:
+            samples: of the recording.
+            lang: code of its language; '' if that is not known.
+            listed: phrases that may be said, `phrases.parted`.
+        """
         if lang and not languages.name(lang):
             raise ApiError(400, f'language: {lang!r} is not known; give a code such as en.', 'language')
-        message = asking.Message('user', queries.wording('', lang, ''), True)
+        try:
+            asking.check_lists(self.model, found := phrases.parted(listed))
+            instruction = phrases.asked(queries.wording('', lang, ''), found)
+        except ValueError as error:
+            raise ApiError(400, f'prompt: {error}', 'prompt') from None
+        message = asking.Message('user', instruction, True)
         bounds = chunks.cut(samples, self._chunk_seconds)
-        asked = [asking.query(self.model, [message], samples[start:end]) for start, end in bounds]
+        asked = [self.query([message], samples[start:end], 'prompt') for start, end in bounds]
         return [(start / queries.SAMPLE_RATE, end / queries.SAMPLE_RATE) for start, end in bounds], asked
+
+    @functools.cached_property
+    def aligner(self) -> words.Aligner:
+        """What finds the words of transcripts; ApiError if nothing can."""
+        try:
+            return words.aligner(self.model)
+        except ValueError as error:
+            raise ApiError(400, str(error), 'timestamp_granularities') from None
+
+    def words(self, query: queries.Query, text: str) -> list[words.Word]:
+        """The words of the transcript that a query has, for the engine's thread."""
+        shape = queries.shape_of(query, self.model.encoder_seconds)
+        return self.aligner.words(queries.batch_of([query], shape, self.model.row_multiple), [text])[0]
 
 
 def _failed() -> ApiError:

@@ -22,11 +22,11 @@ from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders import alignment
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
-from slm_jax.llms import LanguageModel, embedding_params, initial_params
+from slm_jax.llms import Heads, LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
-from slm_jax.systems.speech_encoder import frames_of, stored
+from slm_jax.systems.speech_encoder import frames_of, stored, unheard
 from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
@@ -75,6 +75,9 @@ class SLM:
     `ctc_answers` says whether answers, to whatever is asked, are what this head writes; None: where it is all that
     is learnt by. `heard_from` is the probability that it must give to some label, or nothing is heard.
 
+    `alignment_heads` are the LLM's attention heads that tell where in the speech a token is, where no CTC does; see
+    `LanguageModel.attention`.
+
     `lora` updates linear maps of any of the three; see `LoraConfig`. Its parameters are the part 'lora'.
     """
 
@@ -89,6 +92,7 @@ class SLM:
     distil_temperature: float = 1.0
     ctc_answers: bool | None = None
     heard_from: float = 0.0
+    alignment_heads: Heads | None = None
     lora: lora_lib.LoraConfig | None = None
 
     def __post_init__(self):
@@ -188,7 +192,7 @@ class SLM:
         joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
         joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
         mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
-        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'heard': heard}
+        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'speech_starts': before[:, 0], 'heard': heard}
         return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
 
     def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...] | None:
@@ -235,8 +239,8 @@ class SLM:
         valid = jnp.arange(logits.shape[1]) < lengths[:, None]
         likeliest = jnp.max(jax.nn.softmax(logits)[..., 1:], axis=-1)
         sure = jnp.max(jnp.where(valid, likeliest, 0.0), axis=1) >= self.heard_from
-        unheard = _unheard(batch, None, jnp.where(sure, lengths, 0))
-        return jnp.where(unheard[:, None], 0, ctc_greedy(logits, lengths))
+        nothing = unheard(batch, None, jnp.where(sure, lengths, 0))
+        return jnp.where(nothing[:, None], 0, ctc_greedy(logits, lengths))
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
@@ -361,7 +365,7 @@ class SLM:
             said = ctc_logits if by_ctc else None, lengths
             if self._own_labels is not None:
                 said = None, jnp.sum(self._written(params, batch, parts['heard']) > 0, axis=1)
-            mask = mask & ~_unheard(batch, *said)[:, None]
+            mask = mask & ~unheard(batch, *said)[:, None]
             if decode.ctc_weight:
                 ctc = {
                     'log_probs': ctc_logits,
@@ -405,6 +409,34 @@ class SLM:
         logits = functools.partial(self.ctc_logits, params)
         return alignment.times(*logits(batch), labels, frames_of(lambda batch: logits(batch)[0]))
 
+    def attention(
+        self, params: Params, batch: Batch
+    ) -> tuple[Float[Array, 'h b t s'], Float[Array, '2 b s'], Int[Array, ' b']]:
+        """What of the speech the LLM looks at before it writes each token of the target.
+
+        Returns:
+            Weights of its `alignment_heads` at the positions of the speech, the seconds at which each of these begins
+            and ends, and how many a row has.
+        """
+        prompt, mask, parts = self._prompt(params, batch, None)
+        assert parts, 'texts alone are not heard'
+        weights, _ = self.llm.apply(
+            {'params': params['llm']},
+            prompt,
+            mask,
+            batch['decoder_input_tokens'],
+            batch['decoder_target_tokens'],
+            self.alignment_heads,
+            method='attention',
+            mutable=['intermediates'],
+        )
+        lengths = parts['speech_lengths']
+        places = parts['speech_starts'][:, None] + jnp.arange(parts['speech'].shape[1])
+        weights = jnp.take_along_axis(weights, places[None, :, None], axis=3, mode='clip')
+        spans = self._adapt(params, parts['heard'], None, 'spans')
+        second = alignment.frame_seconds(frames_of(lambda batch: (self._hear(params, batch, None) or ())[0]))
+        return weights, second * spans, lengths
+
     @property
     def ctc_tokens(self) -> tuple[int, ...] | None:
         """The LLM's token for each label of `ctc_logits`; None where these are the labels of the encoder's head."""
@@ -447,23 +479,6 @@ class SLM:
             )
         # Embeddings without a token are never written.
         return jnp.pad(jnp.array(token_labels), (0, self.llm.config.vocab_size - len(token_labels)))
-
-
-def _unheard(
-    batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
-) -> Bool[Array, ' b']:
-    """Whether a row has a recording, and nothing is to be heard in it: by its samples, its number of frames, or CTC."""
-    samples, lengths = batch['speech_samples'], batch['speech_lengths']
-    valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = frame_lengths == 0
-    if samples.shape[1]:  # else there are stored frames, which do not tell
-        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
-    if ctc_logits is not None:
-        sound = 1.0 - jax.nn.softmax(ctc_logits.astype(jnp.float32))[..., 0]
-        frames = jnp.arange(sound.shape[1]) < frame_lengths[:, None]
-        # Only of a single short sound, as the name of a letter, may CTC have a mere inkling.
-        nothing |= jnp.max(sound, axis=1, where=frames, initial=0.0) < jnp.where(lengths < 16_000, 0.03, 0.5)
-    return nothing & (lengths > 0)
 
 
 def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, ' b']) -> Float[Array, 'b e']:

@@ -79,6 +79,24 @@ def check_alone_as_in_a_batch(speech, reduction):
         np.testing.assert_allclose(alone[0, :n], together[i, :n], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize('reduction', ['stack', 'ctc_blank'])
+def test_the_frames_of_each_embedding(speech, reduction):
+    module = slm.SlmAdapter(config(reduction=reduction, reduction_factor=3))
+    spans = np.asarray(module.apply({}, speech[0], LENGTHS, speech[1], method='spans'))
+    assert spans.shape == (2, 4, 7)
+    if reduction == 'stack':
+        assert spans[:, 1].T.tolist() == [[0, 3], [3, 6], [6, 9], [9, 12], [12, 13], [13, 13], [13, 13]]
+    else:
+        slots, lengths = slm.ctc_segments(jnp.argmax(speech[1], axis=-1), LENGTHS, 3)
+        for row, slot in np.ndindex(4, 7):
+            frames = np.flatnonzero(slots[row] == slot)
+            assert spans[:, row, slot].tolist() == ([frames[0], frames[-1] + 1] if len(frames) else [0, 0])
+    if reduction == 'ctc_blank':
+        labels = jnp.zeros((LABELS, 12))
+        after = module.apply({}, speech[0], LENGTHS, speech[1], True, labels, method='spans')
+        np.testing.assert_array_equal(after, np.pad(spans, ((0, 0), (0, 0), (1, 0))), 'the first begins the text')
+
+
 def reduced(speech, reduction, factor, lengths=LENGTHS):
     cfg = config(reduction=reduction, reduction_factor=factor)
     valid = jnp.arange(FRAMES) < lengths[:, None]

@@ -58,6 +58,21 @@ def test_it_starts_from_the_shares_of_the_labels_and_writes_embeddings(heard):
     assert speech.shape == (4, 6, OUTPUT) and (speech[:, 1:] == 0).all() and (speech[3] == 0).all()
 
 
+def test_the_frames_of_each_embedding(heard):
+    frames, embeddings, params = heard
+    speech, lengths, logits, slots = both(params, frames, LENGTHS, embeddings)
+    given = ({'params': params}, frames, LENGTHS, None, True, embeddings)
+    spans = np.asarray(adapter().apply(*given, method='spans'))
+    assert spans.shape == (2, *speech.shape[:2])
+    for row, (length, count, most) in enumerate(zip(lengths, slots, LENGTHS)):
+        labels = np.argmax(logits[row, :count], axis=-1)
+        starts, stops = spans[:, row, :length]
+        assert (starts % 4 == 0).all() and (stops > starts).all() and (stops[:-1] <= starts[1:]).all()
+        assert (stops <= most).all()
+        runs = np.flatnonzero((labels > 0) & (labels != np.append(-1, labels[:-1])))
+        assert starts.tolist() == (4 * runs).tolist() or not labels.any()
+
+
 def test_a_cosine_knows_neither_the_length_of_embeddings_nor_what_all_share(heard):
     frames, embeddings, params = heard
     logits = both(params, frames, LENGTHS, embeddings)[2]

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_word_times.py --model slm_tiny --sentences FILE    a sentence a line
     python tests/benchmarks/bench_word_times.py --model slm_tiny --splice digits.jsonl
+    … --attention [--heads 1,0 1,5]    by what the language model looks at, as where there is no CTC head
 
 Sentences are read by espeak-ng (Debian's libespeak-ng1), which says when it begins each word. Recordings of single
 words (a manifest) are joined to rows of four, with silence between them; each begins where it is a tenth as loud as at
@@ -83,16 +84,23 @@ def main() -> None:
     parser.add_argument('--count', type=int, default=50, help='rows of spliced words')
     parser.add_argument('--model', default='slm_tiny')
     parser.add_argument('--voice', default='en-us')
+    parser.add_argument('--attention', action='store_true', help='and not CTC')
+    parser.add_argument('--heads', nargs='*', metavar='LAYER,HEAD', help='SLM.alignment_heads')
     args = parser.parse_args()
     cli.quiet_libraries()
-    aligner, errors, left_out = words.Aligner(model := model_lib.load(args.model)), [], 0
+    heads = [f'SLM.alignment_heads = {[tuple(map(int, each.split(","))) for each in args.heads]}'] if args.heads else []
+    model, errors, left_out = model_lib.load(args.model, bindings=heads), [], 0
+    aligner = words.AttentionAligner(model) if args.attention else words.aligner(model)
+    prompt = (
+        () if model.text_vocabulary is None else model.prompt.tokens(model.text_vocabulary, queries.wording('', '', ''))
+    )
     if args.splice:
         known = list(spliced(args.splice, args.count, np.random.default_rng(0)))
     else:
         sentences = [line for line in args.sentences.read_text().splitlines() if line.strip()]
         known = [(text, *clip) for text, clip in zip(sentences, spoken(args.voice, sentences))]
     asked = [
-        queries.Query((), samples, {'text': text, 'begun': begun})
+        queries.Query(prompt, samples, {'text': text, 'begun': begun})
         for text, samples, begun in known
         if len(begun) == len(text.split())  # espeak-ng reads some, as numbers, as several
     ]

@@ -55,6 +55,30 @@ def test_lists_that_cannot_be(fields, said):
         PhraseList(**fields).check()
 
 
+def test_a_list_of_texts_or_a_file(pool, tmp_path):
+    assert phrases.of_text('') == () and phrases.of_text(' Ann,Bob, Ann\nLake Ohrid ,') == ('Ann', 'Bob', 'Lake Ohrid')
+    assert phrases.of_text(pool) == phrases.read(pool) and phrases.of_text('St. Ives') == ('St. Ives',)
+    assert phrases.parted(pool) == (pool,), 'who asks from elsewhere names no file'
+    assert len(phrases.of_text(', '.join(f'name{n}' for n in range(1000)))) == 1000
+    (tmp_path / 'many.txt').write_text('\n'.join(f'name{n}' for n in range(1001)))
+    for given, said in (
+        ('names.txt', "phrases 'names.txt': there is no such file. Phrases themselves are parted by commas."),
+        (', ,', 'phrases: 0 are given; 1 to 1000 can be listed'),
+        (str(tmp_path / 'many.txt'), 'phrases: 1001 are given'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            phrases.of_text(given)
+
+
+@pytest.mark.parametrize('wording', [*instructions.TEMPLATES['asr'], 'Transcribe the French speech.'])
+def test_a_request_for_a_transcript_stays_one_with_phrases(wording):
+    assert phrases.asked(wording, ()) == wording
+    listed = phrases.asked(wording, OWN)
+    assert listed == f'{wording} Some of these may be said: Siobhan, Lake Ohrid.' and instructions.transcribes(listed)
+    assert phrases.asked('Is one of {phrases} there?', OWN) == 'Is one of Siobhan, Lake Ohrid there?'
+    assert not instructions.transcribes(phrases.asked('Who is called?', OWN))
+
+
 def test_the_option_of_evaluate(pool):
     assert phrases.of_option('', '') is None
     assert phrases.of_option('own', '')(OWN, TEXT, 0) in (OWN, OWN[::-1])

@@ -253,3 +253,17 @@ def test_words_of_phrases_are_scored_apart():
     assert shared['wer'] == 100 and 'b_wer' not in shared
     with pytest.raises(metrics.MetricsError, match="example 'x': field \"phrases\" is 'Siobhan'; a list of texts"):
         metrics.score([example('a', 'b', id='x', phrases='Siobhan')])
+
+
+def test_examples_of_a_cluster_are_drawn_together():
+    """Two endings of which each is right once: who goes by the endings alone is right in one of each pair, for sure."""
+    rows = [
+        example('a', 'a', id=f'{pair}/{n}', cluster=pair, choices=['a', 'b'], log_likelihoods=[-1, -2], tokens=[1, 1])
+        | {'reference': 'ab'[n]}
+        for pair in range(20)
+        for n in range(2)
+    ]
+    [scores] = metrics.score(rows)['scores']['choices'].values()
+    assert scores['accuracy'] == 50.0 and scores['intervals']['accuracy'] == [50.0, 50.0]
+    [alone] = metrics.score([{**row, 'cluster': row['id']} for row in rows])['scores']['choices'].values()
+    assert alone['intervals']['accuracy'][0] < 40 < 60 < alone['intervals']['accuracy'][1]

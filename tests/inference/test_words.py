@@ -11,7 +11,7 @@ import soundfile
 
 from slm_jax import infer
 from slm_jax.data import vocabularies
-from slm_jax.inference import words
+from slm_jax.inference import chunks, words
 from slm_jax.inference.words import Word
 
 BENCHMARK = pathlib.Path(__file__).parents[1] / 'benchmarks/bench_word_times.py'
@@ -22,7 +22,7 @@ def aligner(times=None, spelt=None, **system):
     """Of a model with a tokenizer of one token a letter, whose labels begin and end when `times` says."""
     system = types.SimpleNamespace(spelt=spelt, speech_encoder=types.SimpleNamespace(ctc_vocab_size=9), **system)
     vocabulary = types.SimpleNamespace(encode=lambda text: [ord(letter) for letter in text])
-    found = words.Aligner(types.SimpleNamespace(system=system, text_vocabulary=vocabulary))
+    found = words.CtcAligner(types.SimpleNamespace(system=system, text_vocabulary=vocabulary))
     found.__dict__['_times'] = lambda params, batch: times
     return found
 
@@ -80,6 +80,13 @@ def test_a_recording_with_words():
     assert '00:00:02.000 --> 00:00:02.300\nb\n' in infer.render(recording, 'vtt', False, True)
 
 
+def test_a_piece_whose_words_have_no_times_is_a_subtitle_itself():
+    said = [[Word('a', 0.1, 0.2)], [], [Word('c', 0.5, 0.6)], [], [Word('d', 0.1, 0.3)], [Word('e', 0.0, 0.1)]]
+    pieces = [chunks.Chunk(float(number), number + 1.0, text) for number, text in enumerate('a b c _ d e'.split())]
+    found = words.subtitles(pieces, said)
+    assert [(cue.start, cue.text) for cue in found] == [(0.1, 'a'), (1.0, 'b'), (2.5, 'c'), (3.0, '_'), (4.1, 'd e')]
+
+
 @pytest.mark.parametrize(
     ('options', 'match'),
     [
@@ -98,10 +105,11 @@ def test_where_there_are_no_words(options, match, tmp_path, capsys):
     assert match in capsys.readouterr().err
 
 
-def test_a_model_without_a_ctc_head():
+def test_a_model_that_cannot_say_when():
     system = types.SimpleNamespace(spelt=None, speech_encoder=types.SimpleNamespace(ctc_vocab_size=None))
-    with pytest.raises(ValueError, match='mine has no CTC head, which tells when words are said. Give --model one'):
-        words.Aligner(types.SimpleNamespace(system=system, directory=pathlib.Path('mine')))
+    said = 'mine has no CTC head, and no adapter with `spans`, which tell when words are said. Give --model one'
+    with pytest.raises(ValueError, match=said):
+        words.aligner(types.SimpleNamespace(system=system, directory=pathlib.Path('mine')))
 
 
 @pytest.mark.slow

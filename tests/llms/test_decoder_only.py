@@ -62,6 +62,32 @@ def test_logits_and_texts_are_those_of_transformers(family):
             np.testing.assert_array_equal(found[name], golden[name], err_msg=name)
 
 
+def test_attention_before_a_token_is_that_after_a_prompt_which_ends_there():
+    llm, params = made('qwen3', 0, sliding_window=4, sliding_layers=(0,))
+    params, heads = foundations.unflatten(params), [(2, 1), (0, 3), (2, 0)]
+    tokens = jax.random.randint(jax.random.key(0), (2, 9), 3, llm.config.vocab_size)
+    tokens = jnp.where(jnp.arange(9) < jnp.array([[9], [6]]), tokens, 0)
+    target = jnp.array([[0, 7, 8, 9], [0, 5, 4, 3]])
+
+    def weights(tokens, target, heads=None):
+        variables, prompt = {'params': params}, llm.apply({'params': params}, tokens, method='embed')
+        options = {'heads': heads, 'method': 'attention', 'mutable': ['intermediates']}
+        return np.asarray(llm.apply(variables, prompt, tokens > 0, target, **options)[0])
+
+    found = weights(tokens, target, heads)
+    assert found.shape == (3, 2, 4, 9)
+    np.testing.assert_allclose(found, weights(tokens, target, [(n, h) for n in range(3) for h in range(4)])[[9, 3, 8]])
+    for row, length in enumerate((9, 6)):
+        for written in range(4):
+            text = jnp.concatenate([tokens[row, :length], target[row, 1 : written + 1]])[None]
+            alone = weights(text, target[:1, :1], heads)[:, 0, 0]
+            np.testing.assert_allclose(found[:, row, written, :length], alone[:, :length], rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(alone.sum(axis=1), 1.0, rtol=1e-5)
+    assert (found[1, 0, 3] == 0).sum() == 8, 'of the layer that sees four positions: one of the prompt and three tokens'
+    with pytest.raises(ValueError, match=r'alignment_heads is \[\(3, 0\)\]; \(layer, head\) .* of 3 layers, from 0'):
+        weights(tokens, target, [(3, 0)])
+
+
 def test_names_and_axes_of_parameters():
     llm, params = made('qwen3', 0)
     assert {path: value.shape for path, value in params.items()} == {

@@ -51,6 +51,39 @@ def test_parameter_names_and_shapes_are_those_of_t5x(setting):
     assert {k: v.shape for k, v in made.items()} == {k: v.shape for k, v in expected.items()}
 
 
+def test_attention_is_of_the_decoder_to_what_is_read(setting):
+    module, params, golden = setting
+    read, inputs, targets = text_batch(golden)
+    mask = read > 0
+
+    def weights(noise, heads=None):
+        prompt = module.apply({'params': params}, read, method='embed')
+        prompt = jnp.where(mask[..., None], prompt, noise)
+        given = (prompt, mask, inputs, targets, heads)
+        return np.asarray(module.apply({'params': params}, *given, method='attention', mutable=['intermediates'])[0])
+
+    found = weights(0.0)
+    assert found.shape == (6, *targets.shape, read.shape[1]), 'three layers of two heads'
+    valid = np.broadcast_to(targets > 0, found.shape[:3])
+    np.testing.assert_allclose(found.sum(axis=3), 1.0, rtol=1e-5)
+    assert (found[valid][:, :] * ~np.broadcast_to(mask[:, None], found.shape)[valid] == 0).all()
+    np.testing.assert_array_equal(weights(9.0)[valid], found[valid])
+    np.testing.assert_array_equal(weights(0.0, [(2, 1), (0, 0)]), found[[5, 0]])
+    assert not np.allclose(found[0][valid[0]], found[1][valid[0]])
+
+
+def test_attention_is_the_same_in_both_layouts():
+    golden, params = load('t5_1_1')
+    stacked = stack_layers(params)
+    read, inputs, targets = text_batch(golden)
+    found = []
+    for module, its in ((t5.T5(config()), params), (t5.T5(config(scan_layers=True)), stacked)):
+        prompt = module.apply({'params': its}, read, method='embed')
+        given = (prompt, read > 0, inputs, targets)
+        found.append(module.apply({'params': its}, *given, method='attention', mutable=['intermediates'])[0])
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-6)
+
+
 def test_logical_axes(setting):
     module, _, golden = setting
     made = jax.eval_shape(module.init, jax.random.key(0), *text_batch(golden))['params']

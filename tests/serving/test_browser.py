@@ -16,6 +16,7 @@ import soundfile
 from served import Seconds, running
 
 from slm_jax.audio import waveforms
+from slm_jax.data import phrases
 from slm_jax.inference import model as model_lib
 from slm_jax.serving import page as page_lib
 from slm_jax.serving import service
@@ -134,7 +135,7 @@ def test_a_chosen_clip(width, address, opened, tmp_path):
     }""")
     page.get_by_role('button', name='Ask').click()
     text = answered(page)
-    instruction = page_lib.WITH_PHRASES.format(instruction='Transcribe the speech.', phrases='Utica, York')
+    instruction = phrases.LISTED.format(instruction='Transcribe the speech.', phrases='Utica, York')
     assert text and text == asked(address, np.int16(heard), instruction)
     assert page.evaluate('grown.size') > 3, 'it came piece by piece'
     page.get_by_text('Speech tokens as a table').click()

@@ -14,6 +14,7 @@ from served import RATE, running
 from slm_jax import infer
 from slm_jax.audio import waveforms
 from slm_jax.inference import model as model_lib
+from slm_jax.inference import queries, words
 from slm_jax.serving import service as service_lib
 
 CLIPS = sorted((pathlib.Path(__file__).parents[1] / 'testdata' / 'speech').glob('*.ogg'))
@@ -81,6 +82,53 @@ def test_a_long_recording_is_cut_at_its_pauses(client, wanted):
     file.seek(0)
     events = list(transcribed(client, file, stream=True))
     assert ''.join(event.delta for event in events[:-1]) == events[-1].text == found.text
+
+
+def test_words_have_the_times_that_infer_gives(client, model, wanted):
+    clip = CLIPS[0]
+    recordings = [infer.Recording(str(clip), ASKED, transcribed=True)]
+    [recording] = infer.Inference(model, 2.0, aligner=words.aligner(model)).run(recordings)
+    [said] = recording.words
+    both = transcribed(client, clip, response_format='verbose_json', timestamp_granularities=['word', 'segment'])
+    assert [word.model_dump() for word in both.words] == [word.line for word in said]
+    assert ' '.join(word.word for word in both.words) == wanted[clip] and both.segments[0].text == wanted[clip]
+    alone = transcribed(client, clip, response_format='verbose_json', timestamp_granularities=['word'])
+    assert alone.words == both.words and alone.segments is None
+    assert transcribed(client, clip, response_format='verbose_json').words is None
+    for form in ('srt', 'vtt'):
+        found = transcribed(client, clip, response_format=form, timestamp_granularities=['word'])
+        assert found == infer.render(recording, form, False, True)
+    for options in ({}, {'response_format': 'text'}, {'stream': True}):
+        with pytest.raises(openai.BadRequestError, match='words have times in response_format verbose_json, srt'):
+            transcribed(client, clip, timestamp_granularities=['word'], **options)
+
+
+def test_attention_tells_nearly_what_ctc_does(model, wanted):
+    clips = CLIPS[:3]
+    tokens = model.prompt.tokens(model.text_vocabulary, ASKED)
+    asked = [queries.Query(tokens, waveforms.read_waveform(clip)) for clip in clips]
+    batch, texts = queries.batch_of(asked, (2.0, 32), 4), [wanted[clip] for clip in clips]
+    by_ctc = words.aligner(model).words(batch, texts)
+    found = words.AttentionAligner(model).words(batch, [*texts[:2], ''])
+    assert found[2] == [] and isinstance(words.aligner(model), words.CtcAligner)
+    for text, said, expected in zip(texts, found[:2], by_ctc):
+        assert [word.text for word in said] == text.split()
+        flat = [time for word in said for time in (word.start, word.end)]
+        assert flat == sorted(flat) and flat[-1] <= 2.0
+        off = [abs(a.start - b.start) for a, b in zip(said, expected)]
+        assert np.median(off) < 0.1, off
+
+
+def test_words_of_a_long_recording_follow_each_other(client):
+    samples = [waveforms.read_waveform(clip)[: round(1.6 * RATE)] for clip in CLIPS[:2]]
+    file = io.BytesIO()
+    soundfile.write(file, np.concatenate(samples), RATE, format='FLAC')
+    file.name = 'two.flac'
+    file.seek(0)
+    found = transcribed(client, file, response_format='verbose_json', timestamp_granularities=['word', 'segment'])
+    flat = [time for word in found.words for time in (word.start, word.end)]
+    assert flat == sorted(flat) and flat[-1] > 2.0 and len(found.segments) > 1
+    assert [word.word for word in found.words] == found.text.split()
 
 
 def test_a_streamed_answer_is_the_whole_one(client, wanted):

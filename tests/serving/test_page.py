@@ -19,7 +19,7 @@ from served import Seconds, running, wav
 
 from slm_jax import demo, model_arguments, serve
 from slm_jax.audio import waveforms
-from slm_jax.data import instructions
+from slm_jax.data import instructions, phrases
 from slm_jax.serving import page, service
 from slm_jax.training import partitioning
 
@@ -138,7 +138,7 @@ def test_the_examples_are_there_and_free(at):
 
 
 def test_phrases_are_put_behind_the_instruction():
-    text = page.WITH_PHRASES.format(instruction=instructions.TEMPLATES['asr'][0], phrases='Ann, Bob')
+    text = phrases.LISTED.format(instruction=instructions.TEMPLATES['asr'][0], phrases='Ann, Bob')
     assert text == 'Transcribe the speech. Some of these may be said: Ann, Bob.'
 
 

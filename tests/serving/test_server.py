@@ -74,6 +74,15 @@ def test_lengths_and_texts(server):
     assert lines[-2:] == ['data: [DONE]', ''] and 'heard 7' in lines[1]
 
 
+def test_phrases_that_may_be_said_are_in_the_prompt(server):
+    assert transcribe(server, wav(1.3), prompt='Ann, Lake Ohrid').json()['text'] == 'heard 13'
+    _, [query] = server.service.pieces(np.zeros(16_000, np.int16), 'fr', 'Ann, Lake Ohrid')
+    said = ''.join(chr(token) for token in query.tokens if token > 1)
+    assert said.endswith('Some of these may be said: Ann, Lake Ohrid.') and 'French' in said and query.transcribed
+    assert refused(transcribe(server, wav(1), prompt=' , '), 400, 'prompt: phrases: 0 are given')['param'] == 'prompt'
+    assert refused(transcribe(server, wav(1), prompt='x' * 3000), 400, '2048 are read at most')['param'] == 'prompt'
+
+
 def test_what_is_too_much(server):
     refused(transcribe(server, wav(13)), 413, 'more than 400000 bytes')
     silence = io.BytesIO()
@@ -191,7 +200,7 @@ def malformed(seed):
         yield f'{at} bytes of a form', TRANSCRIPTIONS, whole | {'content': whole['content'][:at]}
     for fields in (
         {'model': ''}, {'model': 'x'}, {'language': 'xx'}, {'response_format': 'xml'}, {'temperature': 'hot'},
-        {'temperature': '0.5'}, {'timestamp_granularities[]': 'word'}, {'prompt': 'Names: Ann'}, {'stream': 'maybe'},
+        {'temperature': '0.5'}, {'timestamp_granularities[]': 'word'}, {'prompt': 'x' * 3000}, {'stream': 'maybe'},
         {'include[]': 'logprobs'}, {'unknown': 'x'}, {'chunking_strategy': 'vad'}, {'file': 'x'},
     ):  # fmt: skip
         yield fields, TRANSCRIPTIONS, form(sound, **fields)

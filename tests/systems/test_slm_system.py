@@ -365,3 +365,20 @@ def test_what_a_limit_cut_has_no_end(method):
 
     assert lengths(max_decode_length=6) == [-6, -6, -6]
     assert lengths(max_decode_length=12, max_length_ratio=2.0) == [-5, -7, -5]
+
+
+@both_kinds
+def test_attention_to_the_speech_whatever_stands_before_it(system, params):
+    data = marked(batch(), 2, 0, None)
+    weights, spans, lengths = jax.jit(system.attention)(params, data)
+    assert weights.shape[1:] == (3, 4, spans.shape[2]) and lengths.tolist() == [7, 4, 2]
+    prompt, mask, _ = system._prompt(params, data, None)
+    given = (prompt, mask, data['decoder_input_tokens'], data['decoder_target_tokens'])
+    whole, _ = system.llm.apply({'params': params['llm']}, *given, method='attention', mutable=['intermediates'])
+    for row, (before, length) in enumerate(zip((2, 0, 0), lengths)):
+        expected = whole[:, row, :, before : before + length]
+        np.testing.assert_allclose(weights[:, row, :, :length], expected, rtol=1e-5, atol=1e-7)
+        ends = 0.16 * np.arange(1, length + 1)
+        seconds = data['speech_lengths'][row] / 16_000
+        np.testing.assert_allclose(spans[0, row, :length], ends - 0.16, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(spans[1, row, :length], np.minimum(ends, np.ceil(25 * seconds) / 25), atol=0.041)
