@@ -26,7 +26,7 @@ from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
-from slm_jax.systems.speech_encoder import frames_of, stored
+from slm_jax.systems.speech_encoder import frames_of, stored, unheard
 from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
@@ -235,8 +235,8 @@ class SLM:
         valid = jnp.arange(logits.shape[1]) < lengths[:, None]
         likeliest = jnp.max(jax.nn.softmax(logits)[..., 1:], axis=-1)
         sure = jnp.max(jnp.where(valid, likeliest, 0.0), axis=1) >= self.heard_from
-        unheard = _unheard(batch, None, jnp.where(sure, lengths, 0))
-        return jnp.where(unheard[:, None], 0, ctc_greedy(logits, lengths))
+        nothing = unheard(batch, None, jnp.where(sure, lengths, 0))
+        return jnp.where(nothing[:, None], 0, ctc_greedy(logits, lengths))
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objectives by their weights.
@@ -361,7 +361,7 @@ class SLM:
             said = ctc_logits if by_ctc else None, lengths
             if self._own_labels is not None:
                 said = None, jnp.sum(self._written(params, batch, parts['heard']) > 0, axis=1)
-            mask = mask & ~_unheard(batch, *said)[:, None]
+            mask = mask & ~unheard(batch, *said)[:, None]
             if decode.ctc_weight:
                 ctc = {
                     'log_probs': ctc_logits,
@@ -447,23 +447,6 @@ class SLM:
             )
         # Embeddings without a token are never written.
         return jnp.pad(jnp.array(token_labels), (0, self.llm.config.vocab_size - len(token_labels)))
-
-
-def _unheard(
-    batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
-) -> Bool[Array, ' b']:
-    """Whether a row has a recording, and nothing is to be heard in it: by its samples, its number of frames, or CTC."""
-    samples, lengths = batch['speech_samples'], batch['speech_lengths']
-    valid = jnp.arange(samples.shape[1]) < lengths[:, None]
-    nothing = frame_lengths == 0
-    if samples.shape[1]:  # else there are stored frames, which do not tell
-        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
-    if ctc_logits is not None:
-        sound = 1.0 - jax.nn.softmax(ctc_logits.astype(jnp.float32))[..., 0]
-        frames = jnp.arange(sound.shape[1]) < frame_lengths[:, None]
-        # Only of a single short sound, as the name of a letter, may CTC have a mere inkling.
-        nothing |= jnp.max(sound, axis=1, where=frames, initial=0.0) < jnp.where(lengths < 16_000, 0.03, 0.5)
-    return nothing & (lengths > 0)
 
 
 def _mean(embeddings: Float[Array, 'b l e'], lengths: Int[Array, ' b']) -> Float[Array, 'b e']:

@@ -6,11 +6,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from slm_jax.audio.spec_augment import SpecAugmentConfig, spec_augment
 from slm_jax.encoders.ctc import CtcHead
 from slm_jax.encoders.layers import FRAMES
+from slm_jax.encoders.whisper import OneWindowConfig
 from slm_jax.systems import Batch
 
 
@@ -29,7 +30,8 @@ class SpeechEncoder(nn.Module):
     @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""
-        return self.frontend.max_seconds
+        config = getattr(self.encoder, 'config', None)
+        return config.seconds if isinstance(config, OneWindowConfig) else self.frontend.max_seconds
 
     def setup(self):
         if self.ctc_vocab_size is not None:
@@ -78,3 +80,20 @@ def frames_of(frames: Callable[[Batch], Array]) -> Callable[[int], int]:
         return jax.eval_shape(lambda: frames(batch)).shape[1]
 
     return count
+
+
+def unheard(
+    batch: Batch, ctc_logits: Float[Array, 'b t v'] | None, frame_lengths: Int[Array, ' b']
+) -> Bool[Array, ' b']:
+    """Whether a row has a recording, and nothing is to be heard in it: by its samples, its number of frames, or CTC."""
+    samples, lengths = batch['speech_samples'], batch['speech_lengths']
+    valid = jnp.arange(samples.shape[1]) < lengths[:, None]
+    nothing = frame_lengths == 0
+    if samples.shape[1]:  # else there are stored frames, which do not tell
+        nothing |= ~jnp.any((samples != samples[:, :1]) & valid, axis=1)
+    if ctc_logits is not None:
+        sound = 1.0 - jax.nn.softmax(ctc_logits.astype(jnp.float32))[..., 0]
+        frames = jnp.arange(sound.shape[1]) < frame_lengths[:, None]
+        # Only of a single short sound, as the name of a letter, may CTC have a mere inkling.
+        nothing |= jnp.max(sound, axis=1, where=frames, initial=0.0) < jnp.where(lengths < 16_000, 0.03, 0.5)
+    return nothing & (lengths > 0)
