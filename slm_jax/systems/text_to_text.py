@@ -72,11 +72,11 @@ class TextToText:
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
-        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
         """See `System`."""
-        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
         """See `System`."""
@@ -100,14 +100,15 @@ def generate(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
+    first: Int[Array, ' b'] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
-    `log_probs`, the head's logits.
+    `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
     """
-    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first)
     return _finished(search.run()[0], state)
 
 
@@ -118,9 +119,10 @@ def begin(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
+    first: Int[Array, ' b'] | None = None,
 ) -> dict[str, Any]:
     """What `generate` knows before the first token: arrays, with which `proceed` goes on."""
-    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first)
     return {**state, 'search': search.state}
 
 
@@ -158,6 +160,7 @@ def _begun(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None,
+    first: Int[Array, ' b'] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -166,7 +169,7 @@ def _begun(
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
     if ctc is not None:
         ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
-    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
+    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc, 'first': first}
     return state, _search(llm, params, cache, state, decode)
 
 
@@ -178,6 +181,8 @@ def _search(
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
         step, cache = decoding.limited(step, cache, state['lengths'])
+    if state['first'] is not None:
+        step, cache = decoding.begun(step, cache, state['first'])
     rows = len(state['active'])
     return decoding.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
 
