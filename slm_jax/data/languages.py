@@ -1,4 +1,8 @@
-"""English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS."""
+"""English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS; and tokens of languages."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
 
 NAMES = {
     'ab': 'Abkhaz',
@@ -136,3 +140,41 @@ NAMES = {
 def name(code: str) -> str | None:
     """'pt-BR' → 'Portuguese', '' and what is not known → None."""
     return NAMES.get(code.replace('_', '-').split('-')[0].lower())
+
+
+_OF_THE_SAME = {'cmn': 'zh', 'fil': 'tl'}
+
+
+def begun(vocabulary: Any, lang: str) -> tuple[int, ...]:
+    """The token with which a text in `lang` begins, () where the language model has no such tokens.
+
+    Args:
+        vocabulary: its tokenizer, whose `languages` are codes such as de_DE and their ids.
+        lang: such a code, or 'de', 'pt-BR'; '' is not known.
+
+    Raises:
+        ValueError: the language model has tokens of languages, and none of this one; names the nearest.
+    """
+    codes: Mapping[str, int] = vocabulary.languages
+    if not codes:
+        return ()
+    if not lang:
+        raise ValueError('the language of the text is not stated, and the language model begins a text with its code.')
+    if lang in codes:
+        return (codes[lang],)
+    main = _main(lang)
+    own = [token for code, token in codes.items() if _main(code) == main]
+    if own:
+        return (own[0],)
+    known = {name(code) or code: code for code in codes} | {_main(code): code for code in codes}
+    near = difflib.get_close_matches(name(lang) or lang, known, 3, 0.5) or difflib.get_close_matches(main, known, 3, 0.3)
+    nearest = ', '.join(dict.fromkeys(known[each] for each in near))
+    raise ValueError(
+        f'the language model has no code for the language {lang!r} ({name(lang) or "unknown"}). Of its {len(codes)} '
+        f'the nearest are {nearest or ", ".join(codes)}; `slm-jax import SOURCE OUT --language {main}_XX=mean` adds one.'
+    )
+
+
+def _main(code: str) -> str:
+    main = code.replace('_', '-').split('-')[0].lower()
+    return _OF_THE_SAME.get(main, main)

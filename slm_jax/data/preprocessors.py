@@ -245,6 +245,7 @@ def to_text(
             'targets': targets.encode(),
             'error': (texts['error'] or error).encode(),
             'target_lang': texts['target_lang'].encode(),
+            'answer_lang': _answer_lang(kind, texts).encode(),
         }
 
     return ExampleStep(
@@ -263,8 +264,13 @@ def to_text(
             'template_seed',
             'speech_length',
         ),
-        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang'), _STRING),
+        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang', 'answer_lang'), _STRING),
     )
+
+
+def _answer_lang(kind: str, example: Mapping[str, str]) -> str:
+    own, target = example['lang'], example['target_lang']
+    return {'asr': own, 'ast': target}.get(kind, target or own)
 
 
 def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int) -> tuple[str, str, str]:
@@ -315,24 +321,32 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
 
 
 def _tokenize(example, output_features, unused_sequence_length):
-    tokens = {}
+    tokens, error = {}, example.get('error', b'')
+    lang, answer_lang = (example.get(name, b'').decode() for name in ('lang', 'answer_lang'))
     for name in ('inputs', 'targets'):
         feature, text = output_features[name], example[name].decode()
-        if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
-            speech = prompts.SPEECH if example.get('speech_length') else ''
-            ids = prompts.Prompt().tokens(feature.vocabulary, text, speech)
-        else:
-            ids = [*feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+        ids: Sequence[int] = ()
+        try:
+            if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
+                speech = prompts.SPEECH if example.get('speech_length') else ''
+                ids = prompts.Prompt().tokens(feature.vocabulary, text, speech, lang)
+            else:
+                begun = languages.begun(feature.vocabulary, answer_lang) if feature.add_eos else ()
+                ids = [*begun, *feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+        except ValueError as problem:  # a language that the language model has no code for
+            error = error or f'{example["origin"].decode()}: {problem}'.encode()
         tokens[name] = np.array(ids, np.int32)
         tokens[f'{name}_pretokenized'] = example[name]
-    return tokens
+    return {**tokens, 'error': error}
 
 
-# Encodes `inputs` as a prompt (`prompts.Prompt`) and `targets` with EOS, and keeps the texts as `…_pretokenized`.
+# Encodes `inputs` as a prompt (`prompts.Prompt`) and `targets` with EOS, and keeps the texts as `…_pretokenized`. For a
+# language model with codes of languages, both begin with theirs.
 tokenize = ExampleStep(
     _tokenize,
-    reads=('inputs', 'targets', 'speech_length'),
+    reads=('inputs', 'targets', 'speech_length', 'lang', 'answer_lang', 'error', 'origin'),
     adds={
+        'error': _STRING,
         'inputs': _TOKENS,
         'targets': _TOKENS,
         'inputs_pretokenized': _STRING,
@@ -354,7 +368,8 @@ def teacher_inputs(example: Mapping[str, Any], output_features: Mapping[str, seq
         fault = 'field "text" is missing. Distillation (SLM.objective) needs the transcript, which its teacher reads.'
         error = f'{example["origin"].decode()}: {fault}'.encode()
         return {'teacher_inputs': np.zeros(0, np.int32), 'error': error}
-    ids = prompts.Prompt().tokens(feature.vocabulary, example['inputs_pretokenized'].decode(), text)
+    lang = example.get('lang', b'').decode()
+    ids = prompts.Prompt().tokens(feature.vocabulary, example['inputs_pretokenized'].decode(), text, lang)
     return {'teacher_inputs': np.array(ids, np.int32)}
 
 

@@ -31,6 +31,8 @@ class Query:
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
         target: ids of an answer whose likelihood is asked for; () where one is to be written.
+        first: token with which the answer begins: the code of its language, for a language model that has such; 0: the
+            model chooses.
     """
 
     tokens: tuple[int, ...]
@@ -38,6 +40,7 @@ class Query:
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     transcribed: bool = False
     target: tuple[int, ...] = ()
+    first: int = 0
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
         """The same with a target."""
@@ -132,6 +135,8 @@ def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, target
         'decoder_loss_weights': np.zeros((rows, targets), np.float32),
         'transcribed': np.zeros(rows, bool),
     }
+    if any(query.first for query in group):
+        batch['first_tokens'] = np.array([query.first for query in group] + [0] * (rows - len(group)), np.int32)
     for row, query in enumerate(group):
         if query.samples is not None:
             batch['speech_samples'][row, : len(query.samples)] = query.samples
@@ -191,6 +196,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     phrases=info.phrases,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
+                first=int(targets[0]) if vocabulary.languages else 0,
             )
 
 
@@ -317,8 +323,13 @@ def _ask(
         if not isinstance(text, str):
             raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
         speech, samples = text, None
+    begun: tuple[int, ...] = ()
+    if vocabulary is not None and vocabulary.languages:
+        begun = _begun(vocabulary, target_lang or line['lang'], line['origin'])
+        _begun(vocabulary, line['lang'], line['origin'])
     return Query(
-        tokens=prompt.tokens(vocabulary, instruction, speech),
+        tokens=prompt.tokens(vocabulary, instruction, speech, line['lang']),
+        first=begun[0] if begun else 0,
         samples=samples,
         info=_present(
             id=line['id'],
@@ -336,6 +347,16 @@ def _ask(
         ),
         transcribed=instructions.transcribes(instruction),
     )
+
+
+def _begun(vocabulary: Any, lang: str, origin: str) -> tuple[int, ...]:
+    """`languages.begun` of a language that may be unknown."""
+    from slm_jax.data import languages
+
+    try:
+        return languages.begun(vocabulary, lang) if lang else ()
+    except ValueError as error:
+        raise ValueError(f'{origin}: {error}') from error
 
 
 def _references(

@@ -72,11 +72,11 @@ class TextToText:
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
-        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
         """See `System`."""
-        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
         """See `System`."""
@@ -107,7 +107,7 @@ def generate(
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `first` stands in the place of the token 0 after which a text is written, for models that are told its language so.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
-    `log_probs`, the head's logits.
+    `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
     """
     state, search = _begun(llm, params, prompt, mask, decode, ctc, first)
     return _finished(search.run()[0], state)
@@ -184,6 +184,8 @@ def _search(
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
         step, cache = decoding.limited(step, cache, state['lengths'])
+    if state['first'] is not None:
+        step, cache = decoding.begun(step, cache, state['first'])
     rows = len(state['active'])
     return decoding.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
 
