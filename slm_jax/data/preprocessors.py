@@ -329,6 +329,7 @@ def _tokenize(example, output_features, unused_sequence_length):
         try:
             if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
                 speech = prompts.SPEECH if example.get('speech_length') else ''
+                languages.begun(feature.vocabulary, lang)  # a language that is not stated is a fault, too
                 ids = prompts.Prompt().tokens(feature.vocabulary, text, speech, lang)
             else:
                 begun = languages.begun(feature.vocabulary, answer_lang) if feature.add_eos else ()
@@ -365,7 +366,10 @@ def teacher_inputs(example: Mapping[str, Any], output_features: Mapping[str, seq
     if example.get('error') or not example.get('speech_length') or not feature.add_eos:
         return {'teacher_inputs': np.zeros(0, np.int32)}
     if not text:
-        fault = 'field "text" is missing. Distillation (SLM.objective) needs the transcript, which its teacher reads.'
+        fault = (
+            'field "text" is missing. The transcript is needed: the teacher of a distillation (SLM.objective) or the '
+            'text encoder of ComSL reads it.'
+        )
         error = f'{example["origin"].decode()}: {fault}'.encode()
         return {'teacher_inputs': np.zeros(0, np.int32), 'error': error}
     lang = example.get('lang', b'').decode()

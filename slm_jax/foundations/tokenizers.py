@@ -55,6 +55,11 @@ class SentencePiece:
         """Token for what cannot be written."""
         return self.tokenizer.unk_id()
 
+    def special(self, piece: str) -> int | None:
+        """The id of a piece that no text has; None where there is none."""
+        token = self.tokenizer.piece_to_id(piece)
+        return None if token == self.unk_id else token
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end."""
         return self.tokenizer.encode(text)
@@ -98,9 +103,7 @@ class HuggingFace:
     bos_id = None  # a prompt's template writes what begins it
     eos_id = 1
 
-    def __init__(
-        self, content: bytes, swapped: Sequence[Sequence[int]] = (), languages: Mapping[str, int] = _NONE
-    ):
+    def __init__(self, content: bytes, swapped: Sequence[Sequence[int]] = (), languages: Mapping[str, int] = _NONE):
         """Opens a tokenizer.
 
         Args:
@@ -144,6 +147,11 @@ class HuggingFace:
             token, left, right = (self._ours.get(each, each) for each in ids)
             result.setdefault(token, (left, right))
         return result
+
+    def special(self, piece: str) -> int | None:
+        """The id of a token that no text has; None where there is none."""
+        token = self.tokenizer.token_to_id(piece)
+        return None if token is None else self._ours.get(token, token)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without what a model wants around it; the token that pads has no place in a text."""

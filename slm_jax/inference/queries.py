@@ -323,13 +323,12 @@ def _ask(
         if not isinstance(text, str):
             raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
         speech, samples = text, None
-    begun: tuple[int, ...] = ()
-    if vocabulary is not None and vocabulary.languages:
-        begun = _begun(vocabulary, target_lang or line['lang'], line['origin'])
-        _begun(vocabulary, line['lang'], line['origin'])
+    try:
+        put = asked(vocabulary, prompt, instruction, speech, line['lang'], target_lang)
+    except ValueError as error:
+        raise ValueError(f'{line["origin"]}: {error}') from error
     return Query(
-        tokens=prompt.tokens(vocabulary, instruction, speech, line['lang']),
-        first=begun[0] if begun else 0,
+        **put,
         samples=samples,
         info=_present(
             id=line['id'],
@@ -349,14 +348,45 @@ def _ask(
     )
 
 
-def _begun(vocabulary: Any, lang: str, origin: str) -> tuple[int, ...]:
-    """`languages.begun` of a language that may be unknown."""
-    from slm_jax.data import languages
+def asked(
+    vocabulary: Any,
+    prompt: prompts.Prompt,
+    instruction: str,
+    speech: int | str = prompts.SPEECH,
+    lang: str = '',
+    target_lang: str = '',
+) -> dict[str, Any]:
+    """`tokens` and `first` of a `Query`.
 
-    try:
-        return languages.begun(vocabulary, lang) if lang else ()
-    except ValueError as error:
-        raise ValueError(f'{origin}: {error}') from error
+    Args:
+        vocabulary, prompt, instruction, speech: see `prompts.Prompt.tokens`.
+        lang: of the speech or text, where it is known; else the instruction may name it.
+        target_lang: of the answer, where the instruction is no request for a transcript or a translation.
+
+    Raises:
+        ValueError: the language model knows languages by codes, and has none of these; or it reads no instructions,
+            and this is none that codes of languages say.
+    """
+    if vocabulary is None or not vocabulary.languages:
+        return {'tokens': prompt.tokens(vocabulary, instruction, speech)}
+    from slm_jax.data import instructions, languages
+
+    named = instructions.spoken_and_wanted(instruction)
+    lang = lang or (named[0] if named else '')
+    wanted = target_lang if named is None else named[1] or lang
+    if '{instruction}' not in (prompt.template or '{instruction}'):
+        if not wanted and named is None:
+            raise ValueError(
+                f'instruction {instruction!r}: this model reads none, it transcribes and translates. Ask so in words '
+                'of slm_jax/data/instructions.py, as "Translate this French speech to English."'
+            )
+        if not lang:
+            raise ValueError(
+                f'instruction {instruction!r}: which language is spoken is not known, and this model is told it. Name '
+                'it ("Transcribe the French speech."), or give lang in a manifest.'
+            )
+    first = languages.begun(vocabulary, wanted) if wanted else ()
+    return {'tokens': prompt.tokens(vocabulary, instruction, speech, lang), 'first': first[0] if first else 0}
 
 
 def _references(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
+from slm_jax.data.prompts import SPEECH
 from slm_jax.llms import initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.cross_modal import mask_tokens, matched, unit_distance
@@ -104,7 +105,8 @@ class Texts(NamedTuple):
         text: the transcript as the text model reads it, its language first and the end last; the language alone where
             there is no transcript.
         into: code of the language to write in.
-        translation, weights: target tokens with the end, and their weights.
+        translation, weights: target tokens with the end, and which of them count: none where `into` is the language
+            of the speech.
         spoken, transcribed, translated: what a row has.
     """
 
@@ -121,8 +123,9 @@ class Texts(NamedTuple):
 class ComSL:
     """A speech encoder, an adapter and a text model with an encoder of embeddings (`llms.mbart.MBart`).
 
-    Prompts are `data.prompts.Prompt`'s of a vocabulary with languages: the code of what is spoken or read, a text and
-    its end if there is one, the code of the language to write in. The transcript is `teacher_input_tokens`.
+    Of a batch it reads, besides the recordings, codes and texts as `data.languages.begun` has them: prompts begin with
+    the code of what is spoken or read, targets (or `first_tokens`, where an answer is to be written) with that of the
+    language to write in. The transcript is `teacher_input_tokens`, for rows of text alone the prompt.
     """
 
     speech_encoder: nn.Module
@@ -184,21 +187,22 @@ class ComSL:
                 )
 
     def _texts(self, batch: Mapping[str, Any]) -> Texts:
-        spoken, prompt = batch['speech_lengths'] > 0, batch['encoder_input_tokens']
+        spoken, text = batch['speech_lengths'] > 0, batch['encoder_input_tokens']
         if self._transcribed:
             if 'teacher_input_tokens' not in batch:
                 raise ValueError(
                     'ComSL needs the transcripts, teacher_input_tokens in the batch: SpeechTextLoader(teacher=True) '
                     'gives them, as `slm-jax train` asks it to. T5X has none.'
                 )
-            width = max(batch['teacher_input_tokens'].shape[1], prompt.shape[1])
-            taught, prompt = (
+            width = max(batch['teacher_input_tokens'].shape[1], text.shape[1])
+            said, text = (
                 jnp.pad(tokens, ((0, 0), (0, width - tokens.shape[1])))
-                for tokens in (batch['teacher_input_tokens'], prompt)
+                for tokens in (batch['teacher_input_tokens'], text)
             )
-            prompt = jnp.where((spoken & jnp.any(taught > 0, axis=1))[:, None], taught, prompt)
-        text, into = source_and_target(prompt)
-        translation, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
+            text = jnp.where((spoken & jnp.any(said > 0, axis=1))[:, None], said, text)
+        text = written(text)
+        into, translation = batch['decoder_target_tokens'][:, 0], batch['decoder_target_tokens'][:, 1:]
+        weights = (translation > 0) * (into != text[:, 0])[:, None].astype(jnp.float32)
         return Texts(
             text=text,
             into=into,
@@ -206,7 +210,7 @@ class ComSL:
             weights=weights,
             spoken=spoken,
             transcribed=jnp.sum(text > 0, axis=1) > 2,
-            translated=(jnp.sum(weights, axis=1) > 0) & (into != text[:, 0]),
+            translated=jnp.any(weights > 0, axis=1),
         )
 
     # ------------------------------------------------------------------ losses
@@ -238,11 +242,10 @@ class ComSL:
             masked: which of the transcript's tokens are masked in the mixed pass.
         """
         texts, passes, config = self._texts(batch), _Passes(self, params, rng), self.config
-        written = texts.text[:, 1:]  # the transcript as a target
-        of_text, of_translation = (written > 0).astype(jnp.float32), texts.weights * texts.translated[:, None]
+        transcript, of_translation = texts.text[:, 1:], texts.weights
+        of_text = (transcript > 0) * texts.transcribed[:, None].astype(jnp.float32)
         terms: dict[str, Any] = {name: (jnp.float32(0), jnp.float32(0)) for name in (*config.weights, 'accuracy')}
-        tokens = jnp.sum(of_text * texts.transcribed[:, None]) + jnp.sum(of_translation)
-        terms['tokens'] = tokens, jnp.float32(1)
+        terms['tokens'] = jnp.sum(of_text) + jnp.sum(of_translation), jnp.float32(1)
 
         said = None  # of the translation by the text pass
         if self._has('mt') or (self._has('st', 'st_mix') and config.ddm_alpha > 0):
@@ -263,7 +266,7 @@ class ComSL:
             encoded, mask, alone = passes.encoded_speech(speech, lengths)
             if self._has('asr'):
                 logits = passes.transcript(texts, encoded, mask)
-                terms['asr'] = matched(logits, None, written, of_text * spoken, 0.0)
+                terms['asr'] = matched(logits, None, transcript, of_text * spoken, 0.0)
             if self._has('st'):
                 logits = passes.translation(texts, encoded, mask)
                 terms['st'] = matched(logits, said, texts.translation, of_translation * spoken, alpha)
@@ -274,13 +277,13 @@ class ComSL:
             (text_half, text_mask), (speech_half, mask), beside = passes.mixed(speech, lengths, texts, masked)
             if self._has('asr_mix'):
                 logits = passes.transcript(texts, speech_half, mask)
-                terms['asr_mix'] = matched(logits, None, written, of_text * both, 0.0)
+                terms['asr_mix'] = matched(logits, None, transcript, of_text * spoken, 0.0)
             if self._has('st_mix'):
                 logits = passes.translation(texts, speech_half, mask)
                 terms['st_mix'] = matched(logits, said, texts.translation, of_translation * both, alpha)
             if self._has('mtp'):
                 logits = passes.transcript(texts, text_half, text_mask)
-                terms['mtp'] = matched(logits, None, written, of_text * both * masked[:, 1:], 0.0)
+                terms['mtp'] = matched(logits, None, transcript, of_text * spoken * masked[:, 1:], 0.0)
             if self._has('erm'):
                 valid = jnp.ones(speech.shape[:2], bool) if mask is None else mask & both
                 terms['erm'] = unit_distance(alone, beside, valid)
@@ -291,12 +294,12 @@ class ComSL:
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`. Where nothing is heard, nothing is written: see `unheard`."""
         prompt, mask, into = self._prompt(params, batch)
-        return generate(self.llm, params['llm'], prompt, mask, decode, first=into)
+        return generate(self.llm, params['llm'], prompt, mask, decode, after=into)
 
     def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
         """See `System`."""
         prompt, mask, into = self._prompt(params, batch)
-        return begin(self.llm, params['llm'], prompt, mask, decode, first=into)
+        return begin(self.llm, params['llm'], prompt, mask, decode, after=into)
 
     def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
         """See `System`."""
@@ -306,14 +309,16 @@ class ComSL:
         """Log-likelihood of each row's target as the answer; see `log_likelihood`."""
         prompt, mask, into = self._prompt(params, batch)
         passes = _Passes(self, params, None)
-        encoded = passes.encode('llm', prompt, mask)[0]
-        return log_likelihood(passes.decode('llm', _after(into, batch['decoder_target_tokens']), encoded, mask), batch)
+        targets = apart(batch)[1]
+        logits = passes.decode('llm', _after(into, targets), passes.encode('llm', prompt, mask)[0], mask)
+        scored = {'decoder_target_tokens': targets, 'decoder_loss_weights': (targets > 0).astype(jnp.float32)}
+        return log_likelihood(logits, scored)
 
     def _prompt(
         self, params: Params, batch: Batch
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], Int[Array, ' b']]:
         """What the text model reads of each row, speech or else its text, and the language to write in."""
-        text, into = source_and_target(batch['encoder_input_tokens'])
+        text, (into, _) = written(batch['encoder_input_tokens']), apart(batch)
         passes = _Passes(self, params, None)
         read, read_mask = passes.embed(text), text > 0
         if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
@@ -433,11 +438,17 @@ class _Passes:
         return 2 * encoded - jax.lax.stop_gradient(encoded) if self._quirks else encoded
 
 
-def source_and_target(tokens: Int[Array, 'b l']) -> tuple[Int[Array, 'b m'], Int[Array, ' b']]:
-    """A prompt of a text model with languages, apart: what it reads, and the code, its last token, to write in."""
-    last = jnp.maximum(jnp.sum(tokens > 0, axis=1) - 1, 0)
-    into = jnp.take_along_axis(tokens, last[:, None], axis=1)[:, 0]
-    return jnp.where(jnp.arange(tokens.shape[1] - 1) < last[:, None], tokens[:, :-1], 0), into
+def written(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:
+    """A prompt without the mark of speech, and without all that is behind the mark."""
+    return jnp.where(jnp.cumsum(tokens == SPEECH, axis=1) > 0, 0, tokens)
+
+
+def apart(batch: Mapping[str, Any]) -> tuple[Int[Array, ' b'], Int[Array, 'b t']]:
+    """The code of the language to write in, and the target tokens without it."""
+    targets = batch['decoder_target_tokens']
+    into = batch.get('first_tokens', targets[:, 0])
+    begins = (into == targets[:, 0])[:, None]
+    return into, jnp.where(begins, jnp.pad(targets[:, 1:], ((0, 0), (0, 1))), targets)
 
 
 def _after(first: Int[Array, ' b'], targets: Int[Array, 'b t']) -> Int[Array, 'b t']:

@@ -101,15 +101,16 @@ def generate(
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
     first: Int[Array, ' b'] | None = None,
+    after: Int[Array, ' b'] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
-    `first` stands in the place of the token 0 after which a text is written, for models that are told its language so.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
     `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
+    `after` are those after which they are written, in the place of token 0.
     """
-    state, search = _begun(llm, params, prompt, mask, decode, ctc, first)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
     return _finished(search.run()[0], state)
 
 
@@ -121,9 +122,10 @@ def begin(
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
     first: Int[Array, ' b'] | None = None,
+    after: Int[Array, ' b'] | None = None,
 ) -> dict[str, Any]:
     """What `generate` knows before the first token: arrays, with which `proceed` goes on."""
-    state, search = _begun(llm, params, prompt, mask, decode, ctc, first)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
     return {**state, 'search': search.state}
 
 
@@ -162,6 +164,7 @@ def _begun(
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None,
     first: Int[Array, ' b'] | None,
+    after: Int[Array, ' b'] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -170,7 +173,8 @@ def _begun(
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
     if ctc is not None:
         ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
-    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc, 'first': first}
+    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
+    state |= {'first': first, 'after': after}
     return state, _search(llm, params, cache, state, decode)
 
 
@@ -178,8 +182,8 @@ def _search(
     llm: LanguageModel, params: Params, cache: Any, state: Mapping[str, Any], decode: decoding.DecodeConfig
 ) -> decoding.Search:
     axis, step = llm.config.cache_batch_axis, continued(llm, params, state['cross'])
-    if state['first'] is not None:
-        step = _after(step, state['first'])
+    if state['after'] is not None:
+        step = _after(step, state['after'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:

@@ -59,12 +59,12 @@ def batch(rows=3, seconds=SECONDS, wider=0):
     rng = np.random.default_rng(0)
     samples = (2000 * rng.standard_normal((3, round(16_000 * seconds)))).astype(np.int16)
     lengths = np.array([samples.shape[1], samples.shape[1] * 2 // 3, samples.shape[1] // 2], np.int32)
-    targets = padded(TRANSLATIONS, 6 + wider)
+    targets = padded([[ENGLISH, *text] for text in TRANSLATIONS], 7 + wider)
     found = {
         'speech_samples': np.where(np.arange(samples.shape[1]) < lengths[:, None], samples, 0).astype(np.int16),
         'speech_lengths': lengths,
-        'encoder_input_tokens': padded([[FRENCH, ENGLISH]] * 3, 2 + wider),
-        'teacher_input_tokens': padded([[FRENCH, *text, ENGLISH] for text in TRANSCRIPTS], 9 + wider),
+        'encoder_input_tokens': padded([[FRENCH, -1, 1]] * 3, 3 + wider),
+        'teacher_input_tokens': padded([[FRENCH, *text] for text in TRANSCRIPTS], 8 + wider),
         'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         'decoder_target_tokens': targets,
         'decoder_loss_weights': (targets > 0).astype(np.float32),

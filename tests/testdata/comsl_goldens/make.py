@@ -188,7 +188,7 @@ def reference(checkout, leaves, mel, batch, masked, teacher=None):
         return torch.tensor(np.array(rows)).long()
 
     source = tiny.padded([[tiny.FRENCH, *text] for text in tiny.TRANSCRIPTS], masked.shape[1])
-    target = tiny.padded([[tiny.ENGLISH, *text] for text in tiny.TRANSLATIONS], batch['decoder_target_tokens'].shape[1])
+    target = batch['decoder_target_tokens']
     which = torch.tensor(masked)
     source, target = tensor(source), tensor(target)
     labels = [torch.nn.functional.pad(each[:, 1:], (0, 1)) for each in (source, target)]
