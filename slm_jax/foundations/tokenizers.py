@@ -98,9 +98,7 @@ class HuggingFace:
     bos_id = None  # a prompt's template writes what begins it
     eos_id = 1
 
-    def __init__(
-        self, content: bytes, swapped: Sequence[Sequence[int]] = (), languages: Mapping[str, int] = _NONE
-    ):
+    def __init__(self, content: bytes, swapped: Sequence[Sequence[int]] = (), languages: Mapping[str, int] = _NONE):
         """Opens a tokenizer.
 
         Args:
