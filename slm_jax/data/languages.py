@@ -155,7 +155,7 @@ def begun(vocabulary: Any, lang: str) -> tuple[int, ...]:
     Raises:
         ValueError: the language model has tokens of languages, and none of this one; names the nearest.
     """
-    codes: Mapping[str, int] = vocabulary.languages
+    codes: Mapping[str, int] = getattr(vocabulary, 'languages', {})  # SeqIO's own have none
     if not codes:
         return ()
     if not lang:

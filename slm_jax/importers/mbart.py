@@ -229,8 +229,8 @@ def reference_file(content: bytes, tokens: int) -> bytes:
     ordered = [type(unknown).FromString(piece.SerializeToString()) for piece in kept]
     del model.pieces[:]
     model.pieces.extend(ordered)
-    spec = model.trainer_spec
-    spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
+    for field in ('unk_id', 'bos_id', 'eos_id', 'pad_id'):  # 0, 1, 2 and -1, the defaults
+        model.trainer_spec.ClearField(field)
     return model.SerializeToString()
 
 

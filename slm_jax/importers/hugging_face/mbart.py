@@ -107,7 +107,7 @@ def config(directory: Directory) -> MBartConfig:
         raise CheckpointError(
             f'{file}: encoder_attention_heads {sizes["num_heads"]} do not divide d_model {sizes["emb_dim"]}.'
         )
-    rates = {}
+    rates: dict[str, Any] = {}
     for key, name in DROPOUTS.items():
         rate = flags.get(key)
         rate = _DROPOUT_DEFAULTS.get(key, 0.0) if rate is None else rate
