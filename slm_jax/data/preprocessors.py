@@ -330,7 +330,7 @@ def _tokenize(example, output_features, unused_sequence_length):
     lang, answer_lang = (example.get(name, b'').decode() for name in ('lang', 'answer_lang'))
     for name in ('inputs', 'targets'):
         feature, text = output_features[name], example[name].decode()
-        ids: Sequence[int] = ()
+        ids = ()
         try:
             if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
                 speech = prompts.SPEECH if example.get('speech_length') else example.get('said', b'').decode()
