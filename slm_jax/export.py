@@ -124,14 +124,13 @@ def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any
 
     model.configure(card, [], [])
     llm = getattr(model.configured_system(), 'llm', None)
-    for kind, shapes, exporter in (
-        (t5.T5, importers_t5.shapes, t5_exporter),
-        (mbart.MBart, importers_mbart.shapes, mbart_exporter),
-    ):
-        if isinstance(llm, kind):
-            params = _llm(directory, leaves, card, shapes(llm.config))
-            exporter.write(out, llm.config, params, foundations.find(vocabularies.names()['llm']))
-            return
+    vocabulary = foundations.find(vocabularies.names()['llm'])
+    if isinstance(llm, t5.T5):
+        params = _llm(directory, leaves, card, importers_t5.shapes(llm.config))
+        return t5_exporter.write(out, llm.config, params, vocabulary)
+    if isinstance(llm, mbart.MBart):
+        params = _llm(directory, leaves, card, importers_mbart.shapes(llm.config))
+        return mbart_exporter.write(out, llm.config, params, vocabulary)
     raise ExportError(
         f'{directory}: its language model is a {type(llm).__name__}; only a T5 or an mBART can be exported.'
     )

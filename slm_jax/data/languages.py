@@ -1,7 +1,7 @@
 """English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS; and tokens of languages."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 NAMES = {
@@ -155,26 +155,36 @@ def begun(vocabulary: Any, lang: str) -> tuple[int, ...]:
     Raises:
         ValueError: the language model has tokens of languages, and none of this one; names the nearest.
     """
-    codes: Mapping[str, int] = vocabulary.languages
+    codes: Mapping[str, int] = getattr(vocabulary, 'languages', {})  # SeqIO's own have none
     if not codes:
         return ()
     if not lang:
         raise ValueError('the language of the text is not stated, and the language model begins a text with its code.')
-    if lang in codes:
-        return (codes[lang],)
-    main = _main(lang)
-    own = [token for code, token in codes.items() if _main(code) == main]
-    if own:
-        return (own[0],)
-    known = {name(code) or code: code for code in codes} | {_main(code): code for code in codes}
-    near = difflib.get_close_matches(name(lang) or lang, known, 3, 0.5) or difflib.get_close_matches(main, known, 3, 0.3)
+    return (codes[code(codes, lang)],)
+
+
+def code(codes: Iterable[str], lang: str) -> str:
+    """Which of some codes such as de_DE is of a language; see `begun`.
+
+    Raises:
+        ValueError: none is.
+    """
+    codes = [*codes]
+    same = [each for each in codes if each == lang] or [each for each in codes if main(each) == main(lang)]
+    if same:
+        return same[0]
+    known = {name(each) or each: each for each in codes} | {main(each): each for each in codes}
+    near = difflib.get_close_matches((name(lang) or lang).capitalize(), known, 3)
+    near = near or difflib.get_close_matches(main(lang), known, 3, 0.5)
     nearest = ', '.join(dict.fromkeys(known[each] for each in near))
     raise ValueError(
         f'the language model has no code for the language {lang!r} ({name(lang) or "unknown"}). Of its {len(codes)} '
-        f'the nearest are {nearest or ", ".join(codes)}; `slm-jax import SOURCE OUT --language {main}_XX=mean` adds one.'
+        f'the nearest are {nearest or ", ".join(codes)}; `slm-jax import SOURCE OUT --language {main(lang)}_XX=mean` '
+        'adds one.'
     )
 
 
-def _main(code: str) -> str:
+def main(code: str) -> str:
+    """'pt-BR' and 'pt_XX' → 'pt'."""
     main = code.replace('_', '-').split('-')[0].lower()
     return _OF_THE_SAME.get(main, main)

@@ -38,7 +38,7 @@ class Prompt:
         for field, places in (('template', ('speech', 'instruction')), ('chat', ('user',))):
             text = getattr(self, field)
             found = [] if text is None else _PLACE.findall(text)
-            if text is None or sorted(found) in (sorted(places), ['speech'][: field == 'template']):
+            if text is None or sorted(found) == sorted(places) or (field, found) == ('template', ['speech']):
                 continue
             wrong = [f'{{{name}}}, which nothing fills' for name in found if name not in places]
             wrong += [f'{found.count(name) or "no"} place{"s" * (name in found)} {{{name}}}' for name in places
@@ -49,9 +49,7 @@ class Prompt:
                 f'braces. It is {text if len(text) < 200 else text[:200] + "…"!r}.'
             )
 
-    def tokens(
-        self, vocabulary: Any, instruction: str, speech: int | str = SPEECH, lang: str = ''
-    ) -> tuple[int, ...]:
+    def tokens(self, vocabulary: Any, instruction: str, speech: int | str = SPEECH, lang: str = '') -> tuple[int, ...]:
         """Ids of the prompt; () without a vocabulary (CTC reads none).
 
         Text is encoded as one, up to the speech and from there on. Two texts that stand side by side are encoded each

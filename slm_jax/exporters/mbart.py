@@ -103,7 +103,7 @@ def write(
             '`python -m slm_jax.corpora.tokenizers` makes it.'
         )
     described = config(cfg) | {'tokenizer_class': 'MBart50Tokenizer'}
-    settings = {
+    settings: dict[str, Any] = {
         'tokenizer_class': 'MBart50Tokenizer', 'src_lang': None, 'tgt_lang': None,
         'additional_special_tokens': [*languages], 'bos_token': '<s>', 'eos_token': '</s>', 'sep_token': '</s>',
         'cls_token': '<s>', 'unk_token': '<unk>', 'pad_token': '<pad>', 'mask_token': importers_mbart.MASK,

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -110,9 +110,7 @@ def model_file(cfg: mbart.MBartConfig, params: dict[str, Any], source: str, out:
     )
 
 
-def vocabulary(
-    directory: pathlib.Path, stated: Mapping[str, int | None], rows: int, added: Mapping[str, str]
-) -> Text:
+def vocabulary(directory: pathlib.Path, stated: Mapping[str, int | None], rows: int, added: Mapping[str, str]) -> Text:
     """Reads a tokenizer: SentencePiece's file, or else tokenizer.json.
 
     Args:
@@ -162,7 +160,7 @@ def vocabulary(
         grown[size + place] = tuple(languages.values()) if begun_as == MEAN else (languages[begun_as],)
     tokens |= {code: size + place for place, code in enumerate(added)}
     content = file.read_bytes()
-    content = _swapped(content, tokens) if name == foundations.TOKENIZER else _extended(content, tokens, added)
+    content = swapped(content, tokens) if name == foundations.TOKENIZER else _extended(content, tokens, added)
     card: dict[str, Any] = {'swapped': [list(pair) for pair in SWAPPED]}
     card['languages'] = {token: tokens[token] for token in (*languages, *added)}
     if added:
@@ -177,8 +175,8 @@ def _check_added(code: str, begun_as: str, languages: Mapping[str, int]) -> None
         raise CheckpointError(f'--language {code}={begun_as}: {code!r} is no code such as ca_ES.')
     if begun_as != MEAN and begun_as not in languages:
         raise CheckpointError(
-            f'--language {code}={begun_as}: the model has no {begun_as!r}; its row can begin as the {MEAN} of all, or as '
-            f'one of {", ".join(languages)}.'
+            f'--language {code}={begun_as}: the model has no {begun_as!r}; its row can begin as the {MEAN} of all, or '
+            f'as one of {", ".join(languages)}.'
         )
 
 
@@ -202,8 +200,14 @@ def _pieces(file: pathlib.Path) -> list[str]:
     return pieces[len(_PIECES) :]
 
 
-def _swapped(content: bytes, tokens: Mapping[str, int]) -> bytes:
-    """A SentencePiece file whose ids are ours, with `tokens` after its pieces."""
+def with_tokens(content: bytes, tokens: Iterable[str]) -> tuple[bytes, dict[str, int]]:
+    """A SentencePiece file of the reference with ids that are ours and `tokens` after its pieces, and their ids."""
+    ids = {token: len(_proto(content).pieces) + 1 + place for place, token in enumerate(tokens)}
+    return swapped(content, ids), ids
+
+
+def swapped(content: bytes, tokens: Mapping[str, int]) -> bytes:
+    """A SentencePiece file of the reference with ids that are ours and `tokens` after its pieces."""
     model = _proto(content)
     unknown, begin, end, *pieces = model.pieces
     model_piece = type(unknown)
@@ -218,15 +222,15 @@ def _swapped(content: bytes, tokens: Mapping[str, int]) -> bytes:
 
 
 def reference_file(content: bytes, tokens: int) -> bytes:
-    """The inverse of `_swapped`: the SentencePiece file of the reference, without its last `tokens` pieces."""
+    """The inverse of `swapped`: the SentencePiece file of the reference, without its last `tokens` pieces."""
     model = _proto(content)
     _, end, begin, unknown, *pieces = model.pieces
     kept = [unknown, begin, end, *pieces[: len(pieces) - tokens]]
     ordered = [type(unknown).FromString(piece.SerializeToString()) for piece in kept]
     del model.pieces[:]
     model.pieces.extend(ordered)
-    spec = model.trainer_spec
-    spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id = 0, 1, 2, -1
+    for field in ('unk_id', 'bos_id', 'eos_id', 'pad_id'):  # 0, 1, 2 and -1, the defaults
+        model.trainer_spec.ClearField(field)
     return model.SerializeToString()
 
 

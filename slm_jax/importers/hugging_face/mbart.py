@@ -107,7 +107,7 @@ def config(directory: Directory) -> MBartConfig:
         raise CheckpointError(
             f'{file}: encoder_attention_heads {sizes["num_heads"]} do not divide d_model {sizes["emb_dim"]}.'
         )
-    rates = {}
+    rates: dict[str, Any] = {}
     for key, name in DROPOUTS.items():
         rate = flags.get(key)
         rate = _DROPOUT_DEFAULTS.get(key, 0.0) if rate is None else rate
@@ -124,7 +124,9 @@ def config(directory: Directory) -> MBartConfig:
 
 def _plain(flags: Mapping[str, Any]) -> dict[str, Any]:
     """Flags, of which an id may come in a list."""
-    return {key: value[0] if key in IDS and isinstance(value, list) and value else value for key, value in flags.items()}
+    return {
+        key: value[0] if key in IDS and isinstance(value, list) and value else value for key, value in flags.items()
+    }
 
 
 def _stated(directory: Directory) -> dict[str, int | None]:
@@ -203,9 +205,7 @@ def _bias(bias: Tensor | None, shared: Tensor, rows: int, text: importers_mbart.
     return _rows(foundations.Blocks((rows,), bias.dtype, lambda a, b: flat.open()[a:b]), flat, BIAS, text)
 
 
-def _rows(
-    blocks: foundations.Blocks, tensor: Tensor, what: str, text: importers_mbart.Text
-) -> foundations.Blocks:
+def _rows(blocks: foundations.Blocks, tensor: Tensor, what: str, text: importers_mbart.Text) -> foundations.Blocks:
     """A leaf with a row for each token, some of which stand in other places, or are new."""
     sources: Mapping[int, tuple[int, ...]] = {
         **{ours: (theirs,) for ours, theirs in importers_mbart.moved().items()}, **text.grown,
