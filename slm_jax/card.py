@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 def sizes(
     system: Any,
-    trainable: Sequence[str],
+    trainable: Sequence[str] | Mapping[str, int],
     mesh: Mapping[str, int] | None = None,
     frozen_dtype: Any = 'bfloat16',
 ) -> dict[str, Any]:

@@ -30,7 +30,9 @@ from slm_jax import cli, paths
 
 _PART = 'llm/'
 # What else of a language model's card holds of the same one merged.
-_OF_A_VOCABULARY = ('licence', 'vocabulary', 'extra_ids', 'added_tokens', 'swapped', 'chat_template')
+_OF_A_VOCABULARY = (
+    'licence', 'vocabulary', 'extra_ids', 'added_tokens', 'swapped', 'chat_template', 'languages', 'added_languages',
+)  # fmt: skip
 
 
 def export(model_dir: str, out: str, step: int | None = None, form: str = '') -> list[str]:
@@ -113,17 +115,25 @@ def _write_llm(out: pathlib.Path, directory: pathlib.Path, leaves: dict[str, Any
     from slm_jax import foundations
     from slm_jax.data import vocabularies
     from slm_jax.exporters import ExportError
-    from slm_jax.exporters import t5 as exporter
+    from slm_jax.exporters import mbart as mbart_exporter
+    from slm_jax.exporters import t5 as t5_exporter
+    from slm_jax.importers import mbart as importers_mbart
     from slm_jax.importers import t5 as importers_t5
     from slm_jax.inference import model
-    from slm_jax.llms import t5
+    from slm_jax.llms import mbart, t5
 
     model.configure(card, [], [])
     llm = getattr(model.configured_system(), 'llm', None)
-    if not isinstance(llm, t5.T5):
-        raise ExportError(f'{directory}: its language model is a {type(llm).__name__}; only a T5 can be exported.')
-    params = _llm(directory, leaves, card, importers_t5.shapes(llm.config))
-    exporter.write(out, llm.config, params, foundations.find(vocabularies.names()['llm']))
+    vocabulary = foundations.find(vocabularies.names()['llm'])
+    if isinstance(llm, t5.T5):
+        params = _llm(directory, leaves, card, importers_t5.shapes(llm.config))
+        return t5_exporter.write(out, llm.config, params, vocabulary)
+    if isinstance(llm, mbart.MBart):
+        params = _llm(directory, leaves, card, importers_mbart.shapes(llm.config))
+        return mbart_exporter.write(out, llm.config, params, vocabulary)
+    raise ExportError(
+        f'{directory}: its language model is a {type(llm).__name__}; only a T5 or an mBART can be exported.'
+    )
 
 
 def _llm(
@@ -190,7 +200,8 @@ def _write_merged(
     from slm_jax import foundations
     from slm_jax.data import prompts, vocabularies
     from slm_jax.exporters import lora as exporter
-    from slm_jax.importers import decoder_only, t5
+    from slm_jax.importers import decoder_only, mbart, t5
+    from slm_jax.llms.mbart import MBart
     from slm_jax.llms.t5 import T5
 
     system, found = _lora(directory, leaves, card)
@@ -211,6 +222,8 @@ def _write_merged(
     tree, cfg = foundations.unflatten(blocks), system.llm.config
     if isinstance(system.llm, T5):
         text = t5.model_file(cfg, tree, said['source'], place)
+    elif isinstance(system.llm, MBart):
+        text = mbart.model_file(cfg, tree, said['source'], place)
     else:
         text = decoder_only.model_file(cfg, tree, prompts.Prompt().chat or '{user}', said['source'], place)
     files = [vocabulary / name for name in (foundations.TOKENIZER, foundations.TOKENIZER_JSON)]

@@ -53,6 +53,7 @@ def import_checkpoint(
     out: str,
     dtype: str = 'bfloat16',
     known: Known | None = None,
+    languages: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """Imports a checkpoint.
 
@@ -61,6 +62,7 @@ def import_checkpoint(
         out: directory that is made, and is not there yet.
         dtype: of the parameters in it.
         known: what is known of it before.
+        languages: codes that an mBART gets, and the code as whose row each begins, or 'mean'.
 
     Returns:
         The card.
@@ -73,7 +75,7 @@ def import_checkpoint(
     from tqdm import tqdm
 
     from slm_jax import foundations
-    from slm_jax.importers import ctranslate2, gguf, hugging_face, t5x
+    from slm_jax.importers import CheckpointError, ctranslate2, gguf, hugging_face, t5x
     from slm_jax.importers.hugging_face import directory
 
     path = _vacant(out)
@@ -90,8 +92,11 @@ def import_checkpoint(
             imported = ctranslate2.convert(dataclasses.replace(found, source=what), called)
         else:
             family, found = hugging_face.family(found)
+            found = dataclasses.replace(found, languages=languages or {})
             directory.fetch(found, family.FILES, landmark=getattr(family, 'LANDMARK', None))  # which encoders have
             imported = family.convert(dataclasses.replace(found, source=what), called)
+    if languages and 'added_languages' not in imported.card:
+        raise CheckpointError(f'{source}: --language is for an mBART, which this is not.')
     with tempfile.TemporaryDirectory() as folder:
         files = [pathlib.Path(folder, foundations.MODEL_FILE)]
         files[0].write_text(imported.gin, encoding='utf-8')
@@ -265,6 +270,13 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         '--dtype', choices=('bfloat16', 'float32'), default='bfloat16', help='of the parameters (default: bfloat16)'
     )
+    result.add_argument(
+        '--language',
+        action='append',
+        default=[],
+        metavar='CODE=FROM',
+        help="a language more for an mBART, as ca_ES=es_XX: its code's row begins as that of FROM, or as the mean",
+    )
     return result
 
 
@@ -290,7 +302,10 @@ def _import(args: argparse.Namespace) -> tuple[dict[str, Any], str | os.PathLike
     """The card, where the foundation is, and whether it was written or found there."""
     from slm_jax.foundations import named
 
+    languages = dict(each.partition('=')[::2] for each in args.language)
     if args.source in named.FOUNDATIONS:
+        if languages:
+            raise ValueError(f'{args.source}: --language is for an mBART, which this is not.')
         out = args.out or named.directory(args.source)
         verb = 'found' if not args.out and out.exists() else 'wrote'
         return import_named(args.source, args.out, args.dtype), out, verb
@@ -302,7 +317,7 @@ def _import(args: argparse.Namespace) -> tuple[dict[str, Any], str | os.PathLike
             f'{args.source}: OUT, the directory of the foundation, is missing. Only these go without it: '
             f'{", ".join(named.FOUNDATIONS)}.'
         )
-    return import_checkpoint(args.source, args.out, args.dtype), args.out, 'wrote'
+    return import_checkpoint(args.source, args.out, args.dtype, languages=languages), args.out, 'wrote'
 
 
 if __name__ == '__main__':

@@ -82,6 +82,7 @@ class Recording:
         cuts: the limit that each answer reached, '' where it ended before; see `slm_jax.inference.model.Answer`.
         error: what is wrong with the input; '' if nothing.
         segment: its offset and duration, as `slm_jax.data.segments` reads them; '' where there are none.
+        lang: of the speech, '' where nobody but perhaps the instruction says it.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Recording:
     cuts: list[str] = dataclasses.field(default_factory=list)
     error: str = ''
     segment: tuple[str, str] = ('', '')
+    lang: str = ''
 
     @property
     def done(self) -> bool:
@@ -143,13 +145,13 @@ class Inference:
                 except ValueError as error:
                     recording.error = str(error)
                     continue
-                tokens = self._model.prompt.tokens(self._model.text_vocabulary, recording.instruction)
+                put = self._put(recording)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
                 recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
                 recording.words = [[] for _ in pieces]
                 for number, (_, samples) in enumerate(pieces):
                     info = {'of': recording, 'number': number}
-                    yield queries.Query(tokens, samples, info, recording.transcribed)
+                    yield queries.Query(**put, samples=samples, info=info, transcribed=recording.transcribed)
 
         for group, batch in self._batched(stream()):
             answers = self._model.answers(batch)[: len(group)]
@@ -161,6 +163,12 @@ class Inference:
             while waiting and waiting[0].done:
                 yield waiting.pop(0)
         yield from waiting  # After the last batch only faulty inputs are left.
+
+    def _put(self, recording: Recording) -> dict[str, Any]:
+        from slm_jax.inference import queries
+
+        model = self._model
+        return queries.asked(model.text_vocabulary, model.prompt, recording.instruction, lang=recording.lang)
 
     def _batched(self, asked):
         from slm_jax.inference import queries
@@ -193,10 +201,10 @@ class Inference:
         def both(size):
             return head.read(size) or read(size)
 
-        tokens = self._model.prompt.tokens(self._model.text_vocabulary, recording.instruction)
+        put = self._put(recording)
         assert self._chunk_seconds is not None, 'only what is cut is answered as it comes'
         for start, samples in chunks.cut_stream(both, self._chunk_seconds, self._overlap):
-            query = queries.Query(tokens, samples, transcribed=recording.transcribed)
+            query = queries.Query(**put, samples=samples, transcribed=recording.transcribed)
             [(_, batch)] = self._batched([query])
             yield start, start + len(samples) / _SAMPLE_RATE, self._model.answers(batch)[0]
 
@@ -341,7 +349,7 @@ def infer(args: argparse.Namespace) -> int:
 def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Recording]) -> None:
     """Refuses what the model cannot hear or read, and decides where CTC takes part; says where it does not."""
     from slm_jax.data import notices
-    from slm_jax.inference import asking
+    from slm_jax.inference import asking, queries
 
     asking.check_hears(model)
     asking.check_lists(model, args.phrases)
@@ -350,6 +358,7 @@ def _check_asked(args: argparse.Namespace, model: Any, recordings: Sequence[Reco
         try:
             if not recording.error:
                 asking.check_reads(model, recording.instruction)
+                queries.asked(model.text_vocabulary, model.prompt, recording.instruction, lang=recording.lang)
         except ValueError as error:
             if args.instruction:
                 raise ValueError(f'--{error}') from None
@@ -451,7 +460,7 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
 
         for line in manifests.read(args.manifest):
             recording = Recording(line['audio'] or line['origin'], '', error=line['error'])
-            recording.segment = line['offset'], line['duration']
+            recording.segment, recording.lang = (line['offset'], line['duration']), line['lang']
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:

@@ -38,6 +38,12 @@ RECIPES = {
         data='the text corpora in TEXT_CORPORA',
         licence='CC BY-SA 4.0',
     ),
+    'mbart_tiny': Recipe(
+        part='llm',
+        stages=('translation',),
+        data='the texts and translations in TEXT_MANIFEST',
+        licence="that of TEXT_MANIFEST's texts",
+    ),
 }
 
 
@@ -47,7 +53,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
     Args:
         name: of `RECIPES`.
         out: directory for the stages and the foundation.
-        tokenizer: directory with `tokenizer.model` and a `card.json` that may give `extra_ids`.
+        tokenizer: directory with `tokenizer.model` and a `card.json`, as slm_jax.corpora.tokenizers writes them.
         gin_files, bindings: parsed after each stage's own.
 
     Returns:
@@ -58,7 +64,8 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
 
     recipe, folder = RECIPES[name], paths.path(out).absolute()
     tokenizer_dir = paths.path(tokenizer)
-    extra_ids = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8')).get('extra_ids', 0)
+    said = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8'))
+    of_tokenizer = {key: said[key] for key in ('extra_ids', 'swapped', 'languages') if key in said}
 
     def configure(stage: str, previous: Mapping[str, str]) -> pathlib.Path:
         model_dir = folder / 'stages' / stage
@@ -91,7 +98,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
             'kind': recipe.part,
             'data': recipe.data,
             'licence': recipe.licence,
-            'extra_ids': extra_ids,
+            **of_tokenizer,
             'recipe': card['config'].replace(f'{folder}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],

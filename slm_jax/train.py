@@ -30,7 +30,7 @@ def train(
     train_steps: int,
     eval_loaders: Mapping[str, Any] | None = None,
     foundations: Mapping[str, str] | None = None,
-    trainable: Sequence[str] = ('.*',),
+    trainable: Sequence[str] | Mapping[str, int] = ('.*',),
     partitioner: Any = None,
     seed: int = 0,
     frozen_dtype: Any = None,
@@ -59,7 +59,7 @@ def train(
         system: see `slm_jax.systems.System`.
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
             Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
-            system has one.
+            system has one or reads transcripts. Where the system checks its data, `first_examples` is used too.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -68,7 +68,8 @@ def train(
             foundation, a foundation's directory, or the model directory of another training that trained this part.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
             fresh; frozen ones must be given.
-        trainable: regular expressions; a parameter trains if one matches its whole path ('adapter/.*').
+        trainable: regular expressions; a parameter trains if one matches its whole path ('adapter/.*'). Or each with
+            the step from which on, {'adapter/.*': 0, 'speech_encoder/.*': 5000}: before, there is no gradient of it.
         partitioner: `slm_jax.training.partitioning.Partitioner`; None: data parallel over all devices.
         seed: of initialisation, dropout and masks. The order of the data has its own, in the loader.
         frozen_dtype: in which frozen parameters are held; int8: their kernels and embeddings with a scale for each
@@ -144,7 +145,7 @@ class _Plan:
 def _planned(
     system: Any,
     optimizer: Any,
-    trainable: Sequence[str],
+    trainable: Sequence[str] | Mapping[str, int],
     foundations: Mapping[str, str],
     partitioner: Any,
     frozen_dtype: Any,
@@ -162,7 +163,7 @@ def _planned(
     setup.check_metric(layout, best_metric, eval_loaders)
     found = origins.find(foundations)
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
+    needs: dict[str, Any] = {'teacher': True} if setup.reads_transcripts(system) else {}
     if encoded:
         layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations)
         needs['encoder'] = encoder
@@ -218,6 +219,8 @@ def _read(
     with hosts.doing('reading its data'):
         eval_loaders = {name: _made(each, needs) for name, each in eval_loaders.items()}
         loader = _made(loader, needs)
+        if hasattr(plan.layout.system, 'check_data') and hasattr(loader, 'first_examples'):  # others may not tell
+            plan.layout.system.check_data(loader.first_examples())
         card['data'] = loader.state()
     hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
     rows = [each['speech_lengths'][0][0] for each in loader.batch_shapes()]

@@ -16,6 +16,7 @@ from slm_jax.data.phrases import PhraseList
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
     'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
+    'mt': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'instruct': (),
     'ctc': (),
     'phrase': (),
@@ -41,10 +42,10 @@ def speech_task(
     Args:
         name: of the task.
         source: a SeqIO source.
-        kind: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
+        kind: 'asr', 'ast', 'mt', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
         before_cache: steps from what the source gives to canonical examples with `speech`.
         after_cache: further steps, run each time.
-        target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
+        target_lang, translated_only: of 'ast' and 'mt'; see `preprocessors.to_text`.
         templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
         phrases: of 'asr': what draws the phrases that an instruction lists.
     """
@@ -99,8 +100,8 @@ def manifest(
         name: of the task.
         path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
             'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
-        task: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'.
-        target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
+        task: 'asr', 'ast', 'mt' (text alone: recordings are not read), 'instruct', 'ctc' or 'phrase'.
+        target_lang: for 'ast' and 'mt', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
         templates: wordings instead of those of slm_jax/data/instructions.py.
         phrases: of 'asr': what draws the phrases that an instruction lists, slm_jax/data/phrases.py.
@@ -194,6 +195,8 @@ def _files_task(
                 f'task {name!r}: unknown language {code!r}; use an ISO 639 code such as "en", or '
                 'add its name to slm_jax/data/languages.py'
             )
+    if task == 'mt' and decode is not preprocessors.decode_file:
+        raise ValueError(f"task {name!r}: task = 'mt' reads text alone, from a manifest (@tasks.manifest()).")
     known = seqio.TaskRegistry._REGISTRY.get(name)
     definition = (source, task, target_lang, templates, phrases)
     if known is not None and getattr(known, 'files_definition', None) != definition:
@@ -202,7 +205,7 @@ def _files_task(
         name,
         seqio.FunctionDataSource(source, splits=list(splits)),
         task,
-        before_cache=(decode,),
+        before_cache=() if task == 'mt' else (decode,),
         target_lang=target_lang,
         templates=templates,
         phrases=phrases,

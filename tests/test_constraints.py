@@ -16,7 +16,7 @@ from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
-from slm_jax.llms import decoder_only, t5
+from slm_jax.llms import decoder_only, mbart, t5
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import partitioning
 
@@ -27,6 +27,7 @@ SLM = dict(output_dim=24, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
 T5 = dict(vocab_size=64, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=8, mlp_dim=32)
 LLAMA = dict(vocab_size=64, emb_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32)
 OPT = LLAMA | dict(norm='layer', positions='learned', max_positions=16, embed_dim=8, norm_first=False, final_norm=False)
+MBART = dict(vocab_size=64, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, mlp_dim=32)
 W2V = dict(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32, adapter_dim=24)
 
 # A new model has to stand here, with one example for each of its ways.
@@ -62,6 +63,7 @@ EXAMPLES = {
     't5': (t5.T5(t5.T5Config(**T5)), TOKENS, TOKENS, TOKENS),
     't5, scanned': (t5.T5(t5.T5Config(**T5, scan_layers=True, remat_policy='full')), TOKENS, TOKENS, TOKENS),
     't5, old': (t5.T5(t5.T5Config(**T5, logits_via_embedding=True, mlp_activations=('relu',))), *[TOKENS] * 3),
+    'mbart': (mbart.MBart(mbart.MBartConfig(**MBART, remat_policy='minimal')), TOKENS, TOKENS),
     'llama': (decoder_only.DecoderOnly(decoder_only.DecoderOnlyConfig(**LLAMA, sliding_window=3)), *[TOKENS] * 3),
     'opt': (
         decoder_only.DecoderOnly(
@@ -93,7 +95,7 @@ def test_every_product_with_weights_is_named_before_the_next(name, tracing):
         )
 
 
-@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old', 'llama', 'opt'])
+@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old', 'mbart', 'llama', 'opt'])
 def test_so_it_is_in_a_step_of_decoding(name, tracing):
     module, *inputs = EXAMPLES[name]
 

@@ -52,7 +52,9 @@ def logits(system, params):
         return system.llm.apply({'params': parts['llm']}, PROMPT, TARGET, TARGET)
 
 
-@pytest.mark.parametrize('kind', ['llama', 't5', pytest.param('scanned t5', marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    'kind', ['llama', 't5', *(pytest.param(kind, marks=pytest.mark.slow) for kind in ('scanned t5', 'mbart'))]
+)
 def test_merged_it_is_a_language_model(kind, tmp_path, capsys):
     system, params = trained(tmp_path, kind)
     out = tmp_path / 'out/merged'
@@ -113,10 +115,14 @@ def reference(kind, params, cfg, folder):
     import torch
     import transformers
 
-    from slm_jax.exporters import safetensors
+    from slm_jax.exporters import mbart, safetensors
     from slm_jax.exporters import t5 as exporter
 
     leaves = foundations.flatten(params)
+    if kind == 'mbart':
+        (folder / 'config.json').write_text(json.dumps(mbart.config(cfg)))
+        safetensors.write(folder / 'model.safetensors', mbart.tensors(leaves, []), {'format': 'pt'})
+        return transformers.MBartForConditionalGeneration.from_pretrained(folder).eval()
     if kind != 'llama':
         (folder / 'config.json').write_text(json.dumps(exporter.config(cfg)))
         safetensors.write(folder / 'model.safetensors', exporter.tensors(cfg, leaves), {'format': 'pt'})
@@ -160,7 +166,8 @@ def test_peft_agrees(kind, tmp_path):
         with torch.no_grad():
             if kind == 'llama':
                 return model(torch.cat([prompt, target[:, 1:]], dim=1)).logits[:, prompt.shape[1] - 1 :].numpy()
-            return model(input_ids=prompt, decoder_input_ids=target).logits.numpy()
+            first = torch.clamp(target, min=1) if kind == 'mbart' else target  # which has the end for token 0
+            return model(input_ids=prompt, decoder_input_ids=first).logits.numpy()
 
     np.testing.assert_allclose(logits(system, {'llm': params['llm']}), said(base), rtol=0, atol=1e-4)
     model = peft.PeftModel.from_pretrained(base, tmp_path / 'out')

@@ -8,9 +8,11 @@ import optax
 
 from slm_jax import configuration, foundations, llms
 from slm_jax.importers import decoder_only as importers_decoder_only
+from slm_jax.importers import mbart as importers_mbart
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.inference import model
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
+from slm_jax.llms.mbart import MBart, MBartConfig
 from slm_jax.llms.t5 import T5, T5Config
 
 GIN = """
@@ -51,6 +53,7 @@ LLMS = {
     ),
     't5': T5(T5Config(384, **T5_SIZES)),
     'scanned t5': T5(T5Config(384, **T5_SIZES, scan_layers=True)),
+    'mbart': MBart(MBartConfig(384, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=3, mlp_dim=20)),
 }  # fmt: skip
 
 
@@ -76,6 +79,8 @@ def write(folder, kind, bindings=()):
     blocks = jax.tree.map(lambda leaf: foundations.Blocks(leaf.shape, leaf.dtype, lambda a, b: leaf[a:b]), params)
     if kind == 'llama':
         text = importers_decoder_only.model_file(llm.config, blocks, '{user}', 'a test', place)
+    elif kind == 'mbart':
+        text = importers_mbart.model_file(llm.config, blocks, 'a test', place)
     else:
         text = importers_t5.model_file(llm.config, blocks, 'a test', place)
     (place / 'model.gin').write_text(text)

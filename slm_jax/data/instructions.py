@@ -123,6 +123,20 @@ _LISTED = ctc_text.normalize(phrases.LISTED.replace('{instruction}', '')).replac
 _TRANSCRIPTION = re.compile(f'{_wordings("asr_phrases")}|(?:{_wordings("asr", "asr_language")})(?: {_LISTED})?')
 
 
+def _asking(kind: str) -> re.Pattern[str]:
+    """What matches the wordings of a kind, normalised, with the languages that they name."""
+    names = '|'.join(sorted({ctc_text.normalize(name) for name in languages.NAMES.values()}, key=len, reverse=True))
+    wordings, number = '|'.join(map(ctc_text.normalize, TEMPLATES[kind])), itertools.count()
+
+    def group(found: re.Match[str]) -> str:
+        return f'(?P<{"to" if found[1] else "of"}{next(number)}>{names})'
+
+    return re.compile(re.sub('(target )?language', group, wordings))
+
+
+_ASKING = {kind: _asking(kind) for kind in ('asr', 'asr_language', 'ast', 'ast_language')}
+
+
 def instruction(kind: str, number: int, **fields: str) -> str:
     """Wording `number` (modulo how many there are) of a kind, its fields filled in.
 
@@ -167,3 +181,17 @@ def transcribes(text: str) -> bool:
     Case, punctuation and spaces do not count, nor which phrases are listed.
     """
     return bool(_TRANSCRIPTION.fullmatch(ctc_text.normalize(text)))
+
+
+def spoken_and_wanted(text: str) -> tuple[str, str] | None:
+    """(language of the speech, language of the answer) that a request for a transcript or a translation names.
+
+    Codes; '' where it names none. Of a transcript both are the same. None: it is no such request.
+    """
+    codes = {ctc_text.normalize(name): code for code, name in reversed(languages.NAMES.items())}
+    for kind, pattern in _ASKING.items():
+        if found := pattern.fullmatch(ctc_text.normalize(text)):
+            named = {group[:2]: codes[name] for group, name in found.groupdict().items() if name}
+            spoken = named.get('of', '')
+            return spoken, named['to'] if kind.startswith('ast') else spoken
+    return None

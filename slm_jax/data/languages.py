@@ -1,4 +1,8 @@
-"""English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS."""
+"""English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS; and tokens of languages."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 NAMES = {
     'ab': 'Abkhaz',
@@ -136,3 +140,51 @@ NAMES = {
 def name(code: str) -> str | None:
     """'pt-BR' → 'Portuguese', '' and what is not known → None."""
     return NAMES.get(code.replace('_', '-').split('-')[0].lower())
+
+
+_OF_THE_SAME = {'cmn': 'zh', 'fil': 'tl'}
+
+
+def begun(vocabulary: Any, lang: str) -> tuple[int, ...]:
+    """The token with which a text in `lang` begins, () where the language model has no such tokens.
+
+    Args:
+        vocabulary: its tokenizer, whose `languages` are codes such as de_DE and their ids.
+        lang: such a code, or 'de', 'pt-BR'; '' is not known.
+
+    Raises:
+        ValueError: the language model has tokens of languages, and none of this one; names the nearest.
+    """
+    codes: Mapping[str, int] = getattr(vocabulary, 'languages', {})  # SeqIO's own have none
+    if not codes:
+        return ()
+    if not lang:
+        raise ValueError('the language of the text is not stated, and the language model begins a text with its code.')
+    return (codes[code(codes, lang)],)
+
+
+def code(codes: Iterable[str], lang: str) -> str:
+    """Which of some codes such as de_DE is of a language; see `begun`.
+
+    Raises:
+        ValueError: none is.
+    """
+    codes = [*codes]
+    same = [each for each in codes if each == lang] or [each for each in codes if main(each) == main(lang)]
+    if same:
+        return same[0]
+    known = {name(each) or each: each for each in codes} | {main(each): each for each in codes}
+    near = difflib.get_close_matches((name(lang) or lang).capitalize(), known, 3)
+    near = near or difflib.get_close_matches(main(lang), known, 3, 0.5)
+    nearest = ', '.join(dict.fromkeys(known[each] for each in near))
+    raise ValueError(
+        f'the language model has no code for the language {lang!r} ({name(lang) or "unknown"}). Of its {len(codes)} '
+        f'the nearest are {nearest or ", ".join(codes)}; `slm-jax import SOURCE OUT --language {main(lang)}_XX=mean` '
+        'adds one.'
+    )
+
+
+def main(code: str) -> str:
+    """'pt-BR' and 'pt_XX' → 'pt'."""
+    main = code.replace('_', '-').split('-')[0].lower()
+    return _OF_THE_SAME.get(main, main)

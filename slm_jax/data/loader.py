@@ -319,6 +319,15 @@ class SpeechTextLoader:
 
         return self._ahead(make())
 
+    def first_examples(self) -> dict[str, np.ndarray]:
+        """A batch of one example of each task, to see what kinds there are."""
+        examples = [self._example(number, 0, 0) for number in range(len(self._tasks))]
+        lengths = {name: max(len(each.get(name, ())) for each in examples) for name in DEFAULT_LENGTHS}
+        if not self._teacher:
+            del lengths['teacher_inputs']
+        rows = [feature_converter.model_features(each, lengths) for each in examples]
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
     def _info(self, task: int, example: Mapping) -> ExampleInfo:
         def text(name: str) -> str:
             return example.get(name, b'').decode()

@@ -7,6 +7,7 @@ become the tokenizers of the foundations that gin names (`vocabularies.names`).
 from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load TensorFlow
 
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 import seqio
@@ -30,6 +31,11 @@ class FoundationVocabulary(seqio.Vocabulary):
     def fingerprint(self) -> str:
         """SHA-256 of what decides how texts are encoded."""
         return hashlib.sha256(self.vocabulary.serialized).hexdigest()
+
+    @property
+    def languages(self) -> Mapping[str, int]:
+        """Codes with which texts begin, see `languages.begun`."""
+        return self.vocabulary.languages
 
     @property
     def bos_id(self) -> int | None:

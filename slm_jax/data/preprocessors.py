@@ -36,7 +36,8 @@ class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
 
-KINDS = ('asr', 'ast', 'instruct', 'ctc', 'phrase')
+KINDS = ('asr', 'ast', 'mt', 'instruct', 'ctc', 'phrase')
+_TRANSLATED = ('ast', 'mt')
 # Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
 MAX_TEMPLATES = 8
 
@@ -213,12 +214,13 @@ def to_text(
     `template_seed`, a hash of its id stands for it.
 
     Args:
-        kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
-            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it), 'phrase' (no
-            instruction; one of its phrases, or without any some words of the text, as CTC spells them).
+        kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'mt' (the same of the text, which
+            is read in the place of speech), 'instruct' (the example's own instruction and target), 'ctc' (no
+            instruction; text as CTC spells it), 'phrase' (no instruction; one of its phrases, or without any some words
+            of the text, as CTC spells them).
         templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
             the language are passed over for an example whose language is not known.
-        target_lang: for 'ast'; '' takes the example's own.
+        target_lang: for 'ast' and 'mt'; '' takes the example's own.
         translated_only: leave out examples without that translation, instead of calling it a fault.
         listed: which phrases an instruction carries, drawn by the `template_seed` too. Wordings that name {phrases} are
             for examples that have any, the others for those that have none.
@@ -237,14 +239,16 @@ def to_text(
         if listed:
             own = json.loads(texts.get('phrases') or '[]')
             texts['listed'] = phrases.written(listed(own, texts['text'], f'{texts["id"]}/{seed}'))
-        inputs, targets, error = _request(kind, templates, texts, int(seed), int(example['speech_length']))
-        if translated_only and kind == 'ast' and not targets:
+        inputs, targets, error = _request(kind, templates, texts, int(seed), int(example.get('speech_length', 0)))
+        if translated_only and kind in _TRANSLATED and not targets:
             return None
         return {
             'inputs': inputs.encode(),
             'targets': targets.encode(),
             'error': (texts['error'] or error).encode(),
             'target_lang': texts['target_lang'].encode(),
+            'answer_lang': _answer_lang(kind, texts).encode(),
+            'said': texts['text'].encode() if kind == 'mt' else b'',
         }
 
     return ExampleStep(
@@ -263,8 +267,13 @@ def to_text(
             'template_seed',
             'speech_length',
         ),
-        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang'), _STRING),
+        adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang', 'answer_lang', 'said'), _STRING),
     )
+
+
+def _answer_lang(kind: str, example: Mapping[str, str]) -> str:
+    own, target = example['lang'], example['target_lang']
+    return {'asr': own, **dict.fromkeys(_TRANSLATED, target)}.get(kind, target or own)
 
 
 def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int) -> tuple[str, str, str]:
@@ -273,14 +282,16 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
     def lacks(field: str, remedy: str) -> tuple[str, str, str]:
         return '', '', f'{example["origin"]}: field "{field}" is missing. {remedy}'
 
-    if not speech_length:
+    if kind == 'mt' and not example['text']:
+        return lacks('text', "A task of kind 'mt' translates it.")
+    if not speech_length and kind != 'mt':
         return lacks('audio', f'A task of kind {kind!r} needs the path of a recording.')
     if kind == 'instruct':
         for field in ('instruction', 'target'):
             if not example[field]:
                 return lacks(field, "A task of kind 'instruct' needs both of its texts.")
         return example['instruction'], example['target'], ''
-    if kind == 'ast':
+    if kind in _TRANSLATED:
         to = example['target_lang']
         if not to:
             return lacks('target_lang', 'Give it on the line or to the task.')
@@ -315,24 +326,33 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
 
 
 def _tokenize(example, output_features, unused_sequence_length):
-    tokens = {}
+    tokens, error = {}, example.get('error', b'')
+    lang, answer_lang = (example.get(name, b'').decode() for name in ('lang', 'answer_lang'))
     for name in ('inputs', 'targets'):
         feature, text = output_features[name], example[name].decode()
-        if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
-            speech = prompts.SPEECH if example.get('speech_length') else ''
-            ids = prompts.Prompt().tokens(feature.vocabulary, text, speech)
-        else:
-            ids = [*feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+        ids = ()
+        try:
+            if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
+                speech = prompts.SPEECH if example.get('speech_length') else example.get('said', b'').decode()
+                languages.begun(feature.vocabulary, lang)  # one that is not stated is a fault, too
+                ids = prompts.Prompt().tokens(feature.vocabulary, text, speech, lang)
+            else:
+                begun = languages.begun(feature.vocabulary, answer_lang) if feature.add_eos else ()
+                ids = [*begun, *feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+        except ValueError as problem:  # a language that the language model has no code for
+            error = error or f'{example["origin"].decode()}: {problem}'.encode()
         tokens[name] = np.array(ids, np.int32)
         tokens[f'{name}_pretokenized'] = example[name]
-    return tokens
+    return {**tokens, 'error': error}
 
 
-# Encodes `inputs` as a prompt (`prompts.Prompt`) and `targets` with EOS, and keeps the texts as `…_pretokenized`.
+# Encodes `inputs` as a prompt (`prompts.Prompt`) and `targets` with EOS, and keeps the texts as `…_pretokenized`. For a
+# language model with codes of languages, both begin with theirs.
 tokenize = ExampleStep(
     _tokenize,
-    reads=('inputs', 'targets', 'speech_length'),
+    reads=('inputs', 'targets', 'said', 'speech_length', 'lang', 'answer_lang', 'error', 'origin'),
     adds={
+        'error': _STRING,
         'inputs': _TOKENS,
         'targets': _TOKENS,
         'inputs_pretokenized': _STRING,
@@ -351,10 +371,14 @@ def teacher_inputs(example: Mapping[str, Any], output_features: Mapping[str, seq
     if example.get('error') or not example.get('speech_length') or not feature.add_eos:
         return {'teacher_inputs': np.zeros(0, np.int32)}
     if not text:
-        fault = 'field "text" is missing. Distillation (SLM.objective) needs the transcript, which its teacher reads.'
+        fault = (
+            'field "text" is missing. The transcript is needed: the teacher of a distillation (SLM.objective) or the '
+            'text encoder of ComSL reads it.'
+        )
         error = f'{example["origin"].decode()}: {fault}'.encode()
         return {'teacher_inputs': np.zeros(0, np.int32), 'error': error}
-    ids = prompts.Prompt().tokens(feature.vocabulary, example['inputs_pretokenized'].decode(), text)
+    lang = example.get('lang', b'').decode()
+    ids = prompts.Prompt().tokens(feature.vocabulary, example['inputs_pretokenized'].decode(), text, lang)
     return {'teacher_inputs': np.array(ids, np.int32)}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gin
+from slm_jax.data import languages
 
 SPEECH = -1  # in the place of a token: speech stands here
 _END = 1
@@ -24,7 +25,8 @@ class Prompt:
     Attributes:
         template: the turn: text with one place {speech} and one {instruction}. Speech comes first by default, which
             AlignFormer (2412.01145) found better to follow instructions; the SLM paper does not say. None:
-            '{speech}{instruction}', and in a chat '{speech}\n{instruction}'.
+            '{speech}{instruction}', and in a chat '{speech}\n{instruction}'. '{speech}' alone is for a model that
+            reads no instructions, as mBART.
         chat: text with one place {user} for the turn; '{user}' is a decoder-only model without a chat. None: an
             encoder reads the turn, and the end token after it.
     """
@@ -36,7 +38,7 @@ class Prompt:
         for field, places in (('template', ('speech', 'instruction')), ('chat', ('user',))):
             text = getattr(self, field)
             found = [] if text is None else _PLACE.findall(text)
-            if text is None or sorted(found) == sorted(places):
+            if text is None or sorted(found) == sorted(places) or (field, found) == ('template', ['speech']):
                 continue
             wrong = [f'{{{name}}}, which nothing fills' for name in found if name not in places]
             wrong += [f'{found.count(name) or "no"} place{"s" * (name in found)} {{{name}}}' for name in places
@@ -47,7 +49,7 @@ class Prompt:
                 f'braces. It is {text if len(text) < 200 else text[:200] + "…"!r}.'
             )
 
-    def tokens(self, vocabulary: Any, instruction: str, speech: int | str = SPEECH) -> tuple[int, ...]:
+    def tokens(self, vocabulary: Any, instruction: str, speech: int | str = SPEECH, lang: str = '') -> tuple[int, ...]:
         """Ids of the prompt; () without a vocabulary (CTC reads none).
 
         Text is encoded as one, up to the speech and from there on. Two texts that stand side by side are encoded each
@@ -57,14 +59,22 @@ class Prompt:
             vocabulary: a tokenizer.
             instruction: what is asked.
             speech: `SPEECH`: the mark stands in its place, or nothing where it comes first. A text: that does.
-                '': there is none, nor the space between it and the instruction.
+                '': there is none, nor the space between it and the instruction, which stands in its place where no
+                instruction is read.
+            lang: of what is read, where that is known; see `languages.begun`.
+
+        Raises:
+            ValueError: the language model knows languages by codes, and not this one.
         """
         if vocabulary is None:
             return ()
         turn = self.template
         if turn is None:
             turn = '{speech}{instruction}' if self.chat is None else '{speech}\n{instruction}'
-        before, first, between, _, after = _PLACE.split((self.chat or '{user}').replace('{user}', turn))
+        pieces = _PLACE.split((self.chat or '{user}').replace('{user}', turn))
+        if len(pieces) == 3:  # there is no place for the instruction
+            pieces, instruction, speech = [*pieces[:2], '', 'instruction', pieces[2]], '', speech or instruction
+        before, first, between, _, after = pieces
         said = instruction, '' if speech == SPEECH else str(speech)
         left, right = said if first == 'instruction' else said[::-1]
         left, right = before + left, right + after
@@ -76,6 +86,8 @@ class Prompt:
         elif not between:
             parts = [left, right]
         ids = [id for part in parts for id in ([part] if isinstance(part, int) else vocabulary.encode(part))]
+        if lang:
+            ids = [*languages.begun(vocabulary, lang), *ids]
         if ids[:1] == [SPEECH]:
             ids = ids[1:]
         return tuple(ids) if self.chat is not None else (*ids, _END)

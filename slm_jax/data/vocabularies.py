@@ -37,6 +37,23 @@ def _load(name: str) -> Any:
 
 
 @gin.configurable
+def mask_token() -> int:
+    """The language model's token that stands for a masked one, such as mBART's.
+
+    Raises:
+        FoundationError: its tokenizer has none.
+    """
+    vocabulary, token = of('llm'), None
+    if not isinstance(vocabulary, tokenizers.Bytes):
+        token = vocabulary.special('<mask>')
+    if token is None:
+        raise foundations.FoundationError(
+            f'the tokenizer of {names()["llm"]} has no <mask>; give ComSlConfig.mask_token another id that no text has.'
+        )
+    return token
+
+
+@gin.configurable
 def label_tokens() -> tuple[int, ...]:
     """The language model's token for each label of the speech encoder's tokenizer, -1 where it has no such piece.
 

@@ -199,6 +199,21 @@ def limited(
     return step, (cache, jnp.int32(0))
 
 
+def begun(
+    tokens_to_log_probs: TokensToLogProbs, cache: Cache, first: Int[Array, ' b']
+) -> tuple[TokensToLogProbs, Cache]:
+    """(tokens_to_log_probs, cache) that write `first` first, without a choice; 0: whatever is likeliest."""
+
+    def step(tokens, state):
+        cache, position = state
+        log_probs, cache = tokens_to_log_probs(tokens, cache)
+        wanted = jnp.repeat(first, tokens.shape[0] // first.shape[0])[:, None]
+        alone = jnp.where(jnp.arange(log_probs.shape[-1]) == wanted, 0.0, 100 * _IMPOSSIBLE)
+        return jnp.where((position == 0) & (wanted > 0), alone, log_probs), (cache, position + 1)
+
+    return step, (cache, jnp.int32(0))
+
+
 def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:
     """Logits over temperature, -inf outside the likeliest `top_k` and then `top_p` tokens."""
     logits = logits / config.temperature

@@ -54,6 +54,28 @@ class WhisperConfig:
         return min(window, _WINDOW) if isinstance(window, int) else jnp.minimum(window, _WINDOW)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneWindowConfig(WhisperConfig):
+    """Whisper whose every clip is computed in one window that is shorter than 30 s, as ComSL's are in one of 11 s.
+
+    Longer clips are refused. What was trained on one window is to be used with the same.
+    """
+
+    seconds: float = 30.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.window_seconds is not None or not 1 / _RATE <= self.seconds <= 30:
+            raise ValueError(
+                f'OneWindowConfig: window_seconds is {self.window_seconds!r} and seconds {self.seconds!r}; they must '
+                f'be None, as all windows are of one length, and from {1 / _RATE:g} to 30.'
+            )
+
+    def window(self, frames: Any) -> Any:
+        """See `WhisperConfig`."""
+        return round(self.seconds * _RATE)
+
+
 def encoder_seconds(config: WhisperConfig) -> float:
     """Seconds that are computed of any clip at least: what a model file says as `ENCODER_SECONDS`."""
     return config.window(1) / _RATE
@@ -151,7 +173,13 @@ class WhisperEncoder(nn.Module):
         config = self.config
         u, lengths = -(-features.shape[1] // 2), -(-lengths // 2)
         t = config.window(-(-max(features.shape[1] - _SILENT_FEATURES, 0) // 2))
-        x = jnp.pad(features, ((0, 0), (0, 2 * t - features.shape[1]), (0, 0)), mode='edge').astype(config.dtype)
+        if features.shape[1] > 2 * t + _SILENT_FEATURES:
+            raise ValueError(
+                f'The speech encoder computes {t / _RATE:g} s (OneWindowConfig.seconds), and a clip has '
+                f"{features.shape[1] / 2 / _RATE:.1f} s. Set TASK_FEATURE_LENGTHS['speech'] to {t * 320} or less."
+            )
+        x = jnp.pad(features[:, : 2 * t], ((0, 0), (0, max(2 * t - features.shape[1], 0)), (0, 0)), mode='edge')
+        x, u = x.astype(config.dtype), min(u, t)
         windows = None
         if config.window_seconds is not None:
             windows = config.window(lengths)

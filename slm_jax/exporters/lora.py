@@ -11,9 +11,10 @@ from jaxtyping import Array
 from slm_jax.adapters import lora
 from slm_jax.exporters import ExportError, safetensors
 from slm_jax.importers.hugging_face import decoder_only as decoder_only_layout
+from slm_jax.importers.hugging_face import mbart as mbart_layout
 from slm_jax.importers.hugging_face import t5 as t5_layout
 from slm_jax.importers.hugging_face.tensors import Tensor
-from slm_jax.llms import t5
+from slm_jax.llms import mbart, t5
 
 _KINDS = {lora.DOWN: 'lora_A', lora.UP: 'lora_B'}
 _HEAD = 'decoder/logits_dense'
@@ -50,7 +51,7 @@ def write(directory: pathlib.Path, llm: Any, config: lora.LoraConfig, leaves: Ma
             modules.add(name)
     described = {
         'peft_type': 'LORA',
-        'task_type': 'SEQ_2_SEQ_LM' if isinstance(llm, t5.T5) else 'CAUSAL_LM',
+        'task_type': 'SEQ_2_SEQ_LM' if isinstance(llm, (mbart.MBart, t5.T5)) else 'CAUSAL_LM',
         'base_model_name_or_path': None,  # card.json says what it belongs to
         'r': config.rank,
         'lora_alpha': config.alpha,
@@ -93,7 +94,7 @@ def _layers(llm: Any, module: str) -> int | None:
     """The axis of a module's parameters that its layers have; None: it is of one."""
     if isinstance(llm, t5.T5):
         return 1 if t5_layout.scanned(f'{module}/kernel', llm.config) else None
-    return 0 if module.startswith('decoder/layers/') else None
+    return 0 if '/layers/' in module else None
 
 
 def _names(llm: Any, module: str) -> list[str]:
@@ -101,5 +102,9 @@ def _names(llm: Any, module: str) -> list[str]:
     if isinstance(llm, t5.T5):
         names = t5_layout.names(f'{module}/kernel', llm.config, own_biases=False)
         return [name.removesuffix('.weight') for name in names]
-    name = decoder_only_layout.module_name(module, llm.config)
-    return [name.format(layer) for layer in range(llm.config.num_layers if '{}' in name else 1)]
+    if isinstance(llm, mbart.MBart):
+        name = 'model.' + mbart_layout.tensor_name(f'{module}/kernel').removesuffix('.weight')
+        layers = getattr(llm.config, f'num_{module.split("/")[0]}_layers')
+    else:
+        name, layers = decoder_only_layout.module_name(module, llm.config), llm.config.num_layers
+    return [name.format(layer) for layer in range(layers if '{}' in name else 1)]

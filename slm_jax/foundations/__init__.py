@@ -389,7 +389,8 @@ def vocabulary(name_or_dir: str | os.PathLike) -> Any:
     """The foundation's tokenizer: SentencePiece, tokenizer.json, or bytes where the card says so (see `tokenizers`).
 
     `extra_ids` of the card are SentencePiece's sentinels, counted from the end (0 if unsaid); `added_tokens` come on
-    top. `swapped` are ids of tokenizer.json that have changed places.
+    top. `swapped` are ids of tokenizer.json that have changed places; `languages` are the codes of languages, by which
+    a text begins that mBART reads or writes, and their ids.
     """
     path = find(name_or_dir)
     said = card(path)
@@ -406,7 +407,8 @@ def vocabulary(name_or_dir: str | os.PathLike) -> Any:
             f'{file} has the SHA-256 {sha256}, by its card it is {expected}. It was damaged or changed after it was '
             'made: copy it again from where it came.'
         )
+    languages = said.get('languages', {})
     if file.name == TOKENIZER_JSON:
-        return tokenizers.HuggingFace(file.read_bytes(), said.get('swapped', ()))
-    found = tokenizers.SentencePiece(file, said.get('extra_ids', 0))
+        return tokenizers.HuggingFace(file.read_bytes(), said.get('swapped', ()), languages)
+    found = tokenizers.SentencePiece(file, said.get('extra_ids', 0), languages)
     return added_tokens.AddedTokens(found, said['added_tokens']) if said.get('added_tokens') else found

@@ -38,6 +38,10 @@ class AddedTokens:
         return self._vocabulary.extra_ids
 
     @property
+    def languages(self) -> Mapping[str, int]:
+        return self._vocabulary.languages
+
+    @property
     def vocab_size(self) -> int:
         return max(self._vocabulary.vocab_size, 1 + max(self._contents))
 

@@ -3,12 +3,14 @@
 import functools
 import json
 import os
-from collections.abc import Iterable, Sequence
+import types
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from slm_jax import paths
 
 BYTES = 256
+_NONE: Mapping[str, int] = types.MappingProxyType({})
 _SPECIAL = 3  # 0 padding, 1 end, 2 unknown; bytes follow
 
 
@@ -19,9 +21,10 @@ class SentencePiece:
         tokenizer: the SentencePiece processor, which knows the sentinels.
         serialized: the serialised model with them: texts are encoded alike where this is the same.
         extra_ids: number of sentinels; the last piece is the first of them, `<extra_id_0>`.
+        languages: ids of the codes with which texts of a language begin, which are control pieces.
     """
 
-    def __init__(self, file: str | os.PathLike, extra_ids: int = 0):
+    def __init__(self, file: str | os.PathLike, extra_ids: int = 0, languages: Mapping[str, int] = _NONE):
         import sentencepiece
         from sentencepiece import sentencepiece_model_pb2
 
@@ -29,7 +32,7 @@ class SentencePiece:
         model = schema.ModelProto.FromString(paths.path(file).read_bytes())
         for number in reversed(range(extra_ids)):
             model.pieces.add(piece=f'▁<extra_id_{number}>', score=0.0, type=model.SentencePiece.USER_DEFINED)
-        self.extra_ids, self.serialized = extra_ids, model.SerializeToString()
+        self.extra_ids, self.serialized, self.languages = extra_ids, model.SerializeToString(), languages
         self.tokenizer = sentencepiece.SentencePieceProcessor(model_proto=self.serialized)
 
     @functools.cached_property
@@ -52,6 +55,11 @@ class SentencePiece:
         """Token for what cannot be written."""
         return self.tokenizer.unk_id()
 
+    def special(self, piece: str) -> int | None:
+        """The id of a piece that no text has; None where there is none."""
+        token = self.tokenizer.piece_to_id(piece)
+        return None if token == self.unk_id else token
+
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without an end."""
         return self.tokenizer.encode(text)
@@ -66,7 +74,7 @@ class Bytes:
     """UTF-8 bytes behind padding, end and unknown, as `seqio.ByteVocabulary` and ByT5 have them."""
 
     serialized = b'bytes'
-    bos_id, eos_id, unk_id = None, 1, 2
+    bos_id, eos_id, unk_id, languages = None, 1, 2, _NONE
 
     def __init__(self, extra_ids: int = 0):
         self.extra_ids = extra_ids
@@ -89,17 +97,19 @@ class HuggingFace:
     Attributes:
         tokenizer: of the library `tokenizers`, which knows nothing of the rearrangement.
         serialized: file and rearrangement: texts are encoded alike where this is the same.
+        languages: ids of the codes with which texts of a language begin, which are special tokens.
     """
 
     bos_id = None  # a prompt's template writes what begins it
     eos_id = 1
 
-    def __init__(self, content: bytes, swapped: Sequence[Sequence[int]] = ()):
+    def __init__(self, content: bytes, swapped: Sequence[Sequence[int]] = (), languages: Mapping[str, int] = _NONE):
         """Opens a tokenizer.
 
         Args:
             content: of `tokenizer.json`.
             swapped: pairs of ids that change places, one pair after the other, see `rearranged`.
+            languages: see above.
 
         Raises:
             ValueError: the file means nothing.
@@ -112,7 +122,7 @@ class HuggingFace:
         self.serialized = content + json.dumps([list(pair) for pair in swapped]).encode()
         self._theirs = rearranged(swapped)
         self._ours = {theirs: ours for ours, theirs in self._theirs.items()}
-        self._content = content
+        self._content, self.languages = content, languages
 
     @functools.cached_property
     def vocab_size(self) -> int:
@@ -137,6 +147,11 @@ class HuggingFace:
             token, left, right = (self._ours.get(each, each) for each in ids)
             result.setdefault(token, (left, right))
         return result
+
+    def special(self, piece: str) -> int | None:
+        """The id of a token that no text has; None where there is none."""
+        token = self.tokenizer.token_to_id(piece)
+        return None if token is None else self._ours.get(token, token)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without what a model wants around it; the token that pads has no place in a text."""

@@ -86,10 +86,10 @@ def query(
     transcribed = samples is not None and (with_ctc or instructions.transcribes(last.text))
     if len(messages) == 1:
         speech: int | str = prompts.SPEECH if samples is not None else ''
-        tokens = model.prompt.tokens(model.text_vocabulary, last.text, speech)
+        put = queries.asked(model.text_vocabulary, model.prompt, last.text, speech)
     else:
-        tokens = _conversation(model, messages)
-    return queries.Query(tokens, samples, transcribed=transcribed)
+        put = {'tokens': _conversation(model, messages)}
+    return queries.Query(**put, samples=samples, transcribed=transcribed)
 
 
 def reads_history(model: Any) -> str:

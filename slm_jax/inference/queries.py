@@ -31,6 +31,8 @@ class Query:
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
         target: ids of an answer whose likelihood is asked for; () where one is to be written.
+        first: token with which the answer begins: the code of its language, for a language model that has such; 0: the
+            model chooses.
     """
 
     tokens: tuple[int, ...]
@@ -38,6 +40,7 @@ class Query:
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     transcribed: bool = False
     target: tuple[int, ...] = ()
+    first: int = 0
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
         """The same with a target."""
@@ -132,6 +135,8 @@ def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, target
         'decoder_loss_weights': np.zeros((rows, targets), np.float32),
         'transcribed': np.zeros(rows, bool),
     }
+    if any(query.first for query in group):
+        batch['first_tokens'] = np.array([query.first for query in group] + [0] * (rows - len(group)), np.int32)
     for row, query in enumerate(group):
         if query.samples is not None:
             batch['speech_samples'][row, : len(query.samples)] = query.samples
@@ -191,6 +196,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     phrases=info.phrases,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
+                first=int(targets[0]) if vocabulary.languages else 0,
             )
 
 
@@ -319,8 +325,12 @@ def _ask(
         if not isinstance(text, str):
             raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
         speech, samples = text, None
+    try:
+        put = asked(vocabulary, prompt, instruction, speech, line['lang'], target_lang)
+    except ValueError as error:
+        raise ValueError(f'{line["origin"]}: {error}') from error
     return Query(
-        tokens=prompt.tokens(vocabulary, instruction, speech),
+        **put,
         samples=samples,
         info=_present(
             id=line['id'],
@@ -339,6 +349,47 @@ def _ask(
         ),
         transcribed=instructions.transcribes(instruction),
     )
+
+
+def asked(
+    vocabulary: Any,
+    prompt: prompts.Prompt,
+    instruction: str,
+    speech: int | str = prompts.SPEECH,
+    lang: str = '',
+    target_lang: str = '',
+) -> dict[str, Any]:
+    """`tokens` and `first` of a `Query`.
+
+    Args:
+        vocabulary, prompt, instruction, speech: see `prompts.Prompt.tokens`.
+        lang: of the speech or text, where it is known; else the instruction may name it.
+        target_lang: of the answer, where the instruction is no request for a transcript or a translation.
+
+    Raises:
+        ValueError: the language model knows languages by codes, and has none of these; or it reads no instructions,
+            and this is none that codes of languages say.
+    """
+    if vocabulary is None or not vocabulary.languages:
+        return {'tokens': prompt.tokens(vocabulary, instruction, speech)}
+    from slm_jax.data import instructions, languages
+
+    named = instructions.spoken_and_wanted(instruction)
+    lang = lang or (named[0] if named else '')
+    wanted = target_lang if named is None else named[1] or lang
+    if '{instruction}' not in (prompt.template or '{instruction}'):
+        if not wanted and named is None:
+            raise ValueError(
+                f'instruction {instruction!r}: this model reads none, it transcribes and translates. Ask so in words '
+                'of slm_jax/data/instructions.py, as "Translate this French speech to English."'
+            )
+        if not lang:
+            raise ValueError(
+                f'instruction {instruction!r}: which language is spoken is not known, and this model is told it. Name '
+                'it ("Transcribe the French speech."), or give lang in a manifest.'
+            )
+    first = languages.begun(vocabulary, wanted) if wanted else ()
+    return {'tokens': prompt.tokens(vocabulary, instruction, speech, lang), 'first': first[0] if first else 0}
 
 
 def _references(

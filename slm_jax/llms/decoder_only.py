@@ -25,18 +25,22 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from slm_jax.llms import Heads, cache, chosen, rotary
-from slm_jax.llms.layers import CACHED, HEADS, REMAT_POLICIES, STREAM, Dense, Embedding, LayerNorm, rematerialised
+from slm_jax.llms.layers import (
+    ACTIVATIONS,
+    CACHED,
+    HEADS,
+    REMAT_POLICIES,
+    STREAM,
+    Dense,
+    Embedding,
+    LayerNorm,
+    layer_norm,
+    rematerialised,
+)
 
 _BANNED = -1e10
 _PADDING, _END = 0, 1
 _INIT = 0.02  # standard deviation, in all families
-_ACTIVATIONS = {
-    'linear': lambda x: x,
-    'relu': nn.relu,
-    'silu': nn.silu,
-    'gelu': nn.gelu,  # by tanh, as T5X's
-    'gelu_exact': functools.partial(nn.gelu, approximate=False),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +106,8 @@ class DecoderOnlyConfig:
             ('norm', self.norm in ('rms', 'layer'), "'rms' or 'layer'"),
             ('positions', self.positions in ('rotary', 'learned'), "'rotary' or 'learned'"),
             ('max_positions', self.positions != 'learned' or (self.max_positions or 0) > 0, 'stated for learned ones'),
-            ('mlp_activations', len(activations) in (1, 2) and set(activations) <= set(_ACTIVATIONS), 'one or two of'
-             f' {[*_ACTIVATIONS]}'),
+            ('mlp_activations', len(activations) in (1, 2) and set(activations) <= set(ACTIVATIONS), 'one or two of'
+             f' {[*ACTIVATIONS]}'),
             ('num_kv_heads', self.num_kv_heads > 0 and self.num_heads % self.num_kv_heads == 0, 'a divisor of the'
              f' {self.num_heads} heads'),
             ('head_dim', self.positions != 'rotary' or self.head_dim % 2 == 0, 'even, as positions are rotations'),
@@ -134,14 +138,7 @@ class DecoderOnlyConfig:
 def _norm(config: DecoderOnlyConfig, name: str | None = None) -> nn.Module:
     if config.norm == 'rms':
         return LayerNorm(config.dtype, config.norm_epsilon, name=name)
-    return nn.LayerNorm(
-        config.norm_epsilon,
-        config.dtype,
-        use_fast_variance=False,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
-        name=name,
-    )
+    return layer_norm(config.norm_epsilon, config.dtype, name)
 
 
 class Attention(nn.Module):
@@ -230,7 +227,7 @@ class Mlp(nn.Module):
             name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
             branch = dense((cfg.emb_dim,), (cfg.mlp_dim,), ('embed', 'mlp'), name=name)(x)
             branch = nn.with_logical_constraint(branch, ('llm_batch', 'length', 'mlp'))
-            branches.append(_ACTIVATIONS[activation](branch))
+            branches.append(ACTIVATIONS[activation](branch))
         y = functools.reduce(operator.mul, branches)
         return dense((cfg.mlp_dim,), (cfg.emb_dim,), ('mlp', 'embed'), name='wo')(y)
 

@@ -1,4 +1,4 @@
-"""The layers of T5: relative position bias, norm, linear map, embedding and attention, with T5X's numerics."""
+"""Layers of language models: those of T5 with T5X's numerics, and what others share with it."""
 
 import functools
 from typing import Any
@@ -20,6 +20,13 @@ STREAM = ('llm_batch', 'length', 'embed')
 HEADS = ('batch', 'length', 'heads', 'kv')
 CACHED = ('batch', 'heads', 'kv', 'length')
 REMAT_POLICIES = ('none', 'minimal', 'full')
+ACTIVATIONS = {
+    'linear': lambda x: x,
+    'relu': nn.relu,
+    'silu': nn.silu,
+    'gelu': nn.gelu,  # by tanh, as T5X's
+    'gelu_exact': functools.partial(nn.gelu, approximate=False),
+}
 
 
 def relative_position_bucket(
@@ -109,6 +116,18 @@ class LayerNorm(nn.Module):
         x = x.astype(jnp.float32)
         x = x * lax.rsqrt(jnp.mean(lax.square(x), axis=-1, keepdims=True) + self.epsilon)
         return x.astype(self.dtype) * scale.astype(self.dtype)
+
+
+def layer_norm(epsilon: float, dtype: Any, name: str | None) -> nn.Module:
+    """Normalisation with mean and bias, which `LayerNorm` lacks."""
+    return nn.LayerNorm(
+        epsilon,
+        dtype,
+        use_fast_variance=False,
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ('embed',)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed',)),
+        name=name,
+    )
 
 
 class Dense(nn.Module):

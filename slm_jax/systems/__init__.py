@@ -21,6 +21,9 @@ class System(Protocol):
 
     One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
+    One whose other losses read the transcripts says so: `reads_transcripts`; the batch has them likewise.
+    One whose losses need examples of some kind has `check_data(batch)`, which is given an example of each task before
+    the first step and raises a ValueError if a loss has none.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.
     One with a language model says how likely a text is as an answer: `score_batch`, see `SLM`.
     One that can write its answers some tokens at a time says so, `in_steps`, and has `begin(params, batch, decode)` and

@@ -372,7 +372,7 @@ class SLM:
                     'frame_lengths': jnp.where(batch.get('transcribed', True), lengths, 0),
                     'token_labels': self._checked(ctc_logits, token_labels, decode.ctc_weight),
                 }
-        return prompt, mask, decode, ctc
+        return prompt, mask, decode, ctc, batch.get('first_tokens')
 
     def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
         """Log-likelihood of each row's target as the answer; see `log_likelihood`. CTC takes no part in it.

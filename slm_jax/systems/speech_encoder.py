@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from slm_jax.audio.spec_augment import SpecAugmentConfig, spec_augment
 from slm_jax.encoders.ctc import CtcHead
 from slm_jax.encoders.layers import FRAMES
+from slm_jax.encoders.whisper import OneWindowConfig
 from slm_jax.systems import Batch
 
 
@@ -29,7 +30,8 @@ class SpeechEncoder(nn.Module):
     @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""
-        return self.frontend.max_seconds
+        config = getattr(self.encoder, 'config', None)
+        return config.seconds if isinstance(config, OneWindowConfig) else self.frontend.max_seconds
 
     def setup(self):
         if self.ctc_vocab_size is not None:

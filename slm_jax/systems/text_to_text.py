@@ -1,7 +1,7 @@
 """Text to text: how the language model is pretrained, and the second half of the cascade that SLM is compared with."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -73,11 +73,11 @@ class TextToText:
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
-        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return generate(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def begin(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Any:
         """See `System`."""
-        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode)
+        return begin(self.llm, params['llm'], *self._prompt(params, batch), decode, None, batch.get('first_tokens'))
 
     def proceed(self, params: Params, state: Any, decode: decoding.DecodeConfig, *more: Any) -> Any:
         """See `System`."""
@@ -101,14 +101,17 @@ def generate(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
+    first: Int[Array, ' b'] | None = None,
+    after: Int[Array, ' b'] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
-    `log_probs`, the head's logits.
+    `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
+    `after` are those after which they are written, in the place of token 0.
     """
-    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
     return _finished(search.run()[0], state)
 
 
@@ -119,9 +122,11 @@ def begin(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
+    first: Int[Array, ' b'] | None = None,
+    after: Int[Array, ' b'] | None = None,
 ) -> dict[str, Any]:
     """What `generate` knows before the first token: arrays, with which `proceed` goes on."""
-    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
     return {**state, 'search': search.state}
 
 
@@ -159,6 +164,8 @@ def _begun(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None,
+    first: Int[Array, ' b'] | None,
+    after: Int[Array, ' b'] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -168,6 +175,7 @@ def _begun(
     if ctc is not None:
         ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
     state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
+    state |= {'first': first, 'after': after}
     return state, _search(llm, params, cache, state, decode)
 
 
@@ -175,12 +183,26 @@ def _search(
     llm: LanguageModel, params: Params, cache: Any, state: Mapping[str, Any], decode: decoding.DecodeConfig
 ) -> decoding.Search:
     axis, step = llm.config.cache_batch_axis, continued(llm, params, state['cross'])
+    if state['after'] is not None:
+        step = _after(step, state['after'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
         step, cache = decoding.limited(step, cache, state['lengths'])
+    if state['first'] is not None:
+        step, cache = decoding.begun(step, cache, state['first'])
     rows = len(state['active'])
     return search.search(step, cache, rows, decode, cache_batch_axis=axis, active=state['active'])
+
+
+def _after(step: Callable, first: Int[Array, ' b']) -> Callable:
+    """The same step; a row's own token stands for 0, which is read only before a text and after its end."""
+
+    def after(tokens, cache):
+        own = jnp.repeat(first, len(tokens) // len(first))[:, None]
+        return step(jnp.where(tokens == 0, own, tokens), cache)
+
+    return after
 
 
 def _finished(tokens: Int[Array, 'b l'], state: Mapping[str, Any]) -> Int[Array, 'b l']:

@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Key
 
 from slm_jax import paths
-from slm_jax.training.state import Params, TrainState, merge
+from slm_jax.training.state import Params, TrainState, merge, optimizer_of, optimizer_with, some
 
 Batch = Mapping[str, Any]
 
@@ -31,8 +31,12 @@ def train_step(
     frozen: Params,
     batch: Batch,
     rng: Key[Array, ''],
+    paths: Collection[str] | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One step: the loss, its gradient with respect to what is trained and nothing else, the update.
+
+    `paths` are those of `state.trainable` that train yet; of the others there is no gradient, and neither they nor
+    their statistics change. None: all do.
 
     The step's key is `rng` folded with its number, so a resumed run draws what an unbroken one would have drawn. If
     the loss or the gradient is not finite, nothing is updated, now or in any later step, and `bad_step` tells when.
@@ -41,12 +45,18 @@ def train_step(
         (new state, {'step_loss', 'grad_norm', 'param_norm', 'bad_step': scalars, 'metrics': {name: (sum, weight)}}).
     """
 
-    def loss_of(trainable):
-        return system.loss(merge(trainable, frozen), batch, jax.random.fold_in(rng, state.step))
+    training, resting, opt_state = state.trainable, {}, state.opt_state
+    if paths is not None:
+        (training, resting), opt_state = some(training, paths), optimizer_of(opt_state, paths)
 
-    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(state.trainable)
+    def loss_of(training):
+        return system.loss(merge(training, resting, frozen), batch, jax.random.fold_in(rng, state.step))
+
+    (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(training)
     grad_norm = optax.global_norm(gradient)
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.trainable)
+    updates, opt_state = optimizer.update(gradient, opt_state, training)
+    if paths is not None:
+        opt_state = optimizer_with(state.opt_state, opt_state, paths)
     whole = state.bad_step < 0
     good = whole & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
@@ -57,7 +67,7 @@ def train_step(
     state = TrainState(
         step=state.step + good.astype(jnp.int32),
         bad_step=bad_step,
-        trainable=keep(optax.apply_updates(state.trainable, updates), state.trainable),
+        trainable=merge(keep(optax.apply_updates(training, updates), training), resting),
         opt_state=keep(opt_state, state.opt_state),
     )
     scalars = {
@@ -148,7 +158,7 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 class Meter:
     """Times steps and counts seconds of audio; compilation does not count."""
 
-    def __init__(self, step_fn: CompiledPerShape):
+    def __init__(self, step_fn: Any):  # whose `compile_seconds` are known
         self._step_fn = step_fn
         self.restart()
 

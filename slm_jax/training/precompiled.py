@@ -32,7 +32,7 @@ class Size:
 
     def shapes(self, system: System) -> setup.BatchShapes:
         """As `SpeechTextLoader.batch_shapes` has them. A teacher reads as much as inputs and targets are together."""
-        rows, teacher = self.rows, getattr(system, 'teacher', None)
+        rows, teacher = self.rows, setup.reads_transcripts(system)
         taught = {'teacher_input_tokens': ((rows, self.inputs + self.targets), jnp.int32)} if teacher else {}
         return taught | {
             'speech_samples': ((rows, round(self.seconds * 16_000)), jnp.int16),
@@ -58,7 +58,7 @@ class Training:
     """
 
     system: System
-    trainable: Sequence[str]
+    trainable: state.Patterns
     optimizer: optax.GradientTransformation
     partitioner: partitioning.Partitioner
     frozen_dtype: Any

@@ -77,7 +77,7 @@ class Run:
                     raise ValueError(f'the loader gave the batch of step {step} for step {done}')
                 batch = partitioning.shard_batch(host_batch, self.mesh)
                 with self._profile.step(step):
-                    self.state, record = self.steps.train(batch, self.state, self.frozen, self.rng)
+                    self.state, record = self.steps.train_at(step)(batch, self.state, self.frozen, self.rng)
                 self._meter.add(host_batch, len(batch['speech_lengths']))
                 waiting.append((step, record))
                 done += 1
@@ -125,7 +125,7 @@ class Run:
         stack.callback(self._progress.close)
         self._profile = profiles.Profile(self.profile, model_dir, lambda: self.state, logs.say)
         stack.callback(self._profile.close)
-        self._meter, self._unmetered = loop.Meter(self.steps.train), 0
+        self._meter, self._unmetered = loop.Meter(self.steps), 0
 
     def _rows(self, rows: int) -> np.ndarray:
         """Which rows of a global batch this host takes."""

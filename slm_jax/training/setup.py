@@ -36,6 +36,7 @@ class Layout:
         frozen: what does not.
         held: of that, what the system reads, in the types in which it is held.
         notes: lines on what could not be divided, and on what is not held.
+        phases: from which step on what of it trains.
     """
 
     system: System
@@ -46,6 +47,7 @@ class Layout:
     frozen: Params
     held: Params
     notes: set[str]
+    phases: state.Phases
 
     def init(self, rng: Key[Array, '']) -> Params:
         """Fresh parameters, boxed."""
@@ -85,21 +87,26 @@ def least_batch() -> Batch:
     }
 
 
+def reads_transcripts(system: System) -> bool:
+    """Whether batches need `teacher_input_tokens`."""
+    return bool(getattr(system, 'teacher', None) or getattr(system, 'reads_transcripts', False))
+
+
 def lay_out(
-    system: System, trainable: Sequence[str], partitioner: Partitioner, mesh: Mesh, frozen_dtype: Any = None
+    system: System, trainable: state.Patterns, partitioner: Partitioner, mesh: Mesh, frozen_dtype: Any = None
 ) -> Layout:
     """Lays a system's parameters out over the devices of a mesh.
 
     Args:
         system: see `slm_jax.systems.System`.
-        trainable: regular expressions, see `state.split`.
+        trainable: regular expressions, see `state.split`; each may have the step from which on, see `state.phases`.
         partitioner: its rules say which axis goes where.
         mesh: `partitioner.mesh()`, or one of devices that are not there.
         frozen_dtype: see `origins.hold`.
 
     Raises:
-        ValueError: a pattern matches no parameter or the system's teacher, or the type is none that parameters are held
-            in.
+        ValueError: a pattern matches no parameter or the system's teacher, a step is none, or the type is none that
+            parameters are held in.
     """
     notes: set[str] = set()
     boxed = jax.eval_shape(functools.partial(_init, system), jax.random.key(0))
@@ -115,7 +122,14 @@ def lay_out(
         count = state.num_params(frozen) - state.num_params(read)
         notes.add(f'{count:,} frozen parameters are not read, so not loaded: {origins.summary(sorted(unread))}')
     held = origins.hold(read, boxed, frozen_dtype)
-    return Layout(system, partitioner, mesh, boxed, trained, frozen, held, notes)
+    phases = state.phases(trained, trainable)
+    for first, paths in phases[1:]:
+        later = state.some(trained, {path for path in paths if path not in phases[0][1]})[0]
+        notes.add(
+            f'from step {first:,} on {state.num_params(later):,} parameters train besides: until then they have no '
+            'gradient, but are held in float32 and with the statistics of the optimizer, which are 0'
+        )
+    return Layout(system, partitioner, mesh, boxed, trained, frozen, held, notes, phases)
 
 
 def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> TrainState:
@@ -125,7 +139,9 @@ def abstract_state(layout: Layout, optimizer: optax.GradientTransformation) -> T
         ValueError: the optimizer has patterns that match no parameter.
     """
     abstract = jax.eval_shape(optimizer.init, layout.trainable)
-    jax.eval_shape(optimizer.update, layout.trainable, abstract, layout.trainable)  # says now what it would say later
+    for _, paths in layout.phases:  # says now what it would say later
+        training = state.some(layout.trainable, paths)[0]
+        jax.eval_shape(optimizer.update, training, state.optimizer_of(abstract, paths), training)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, layout.trainable)
     places = partitioning.like_params(abstract, layout.trainable, shardings, layout.mesh)
     scalar: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=layout.everywhere)
@@ -183,7 +199,7 @@ def check_metric(layout: Layout, metric: str | None, eval_loaders: Iterable[str]
         raise ValueError(f'train.best_metric is {metric!r}; evaluation gives {", ".join(known) or "nothing"}.')
 
 
-def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainable: Sequence[str]) -> dict[str, Any]:
+def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainable: state.Patterns) -> dict[str, Any]:
     """The card of a model that is about to be trained; `seed` and `data` are added by whoever knows them.
 
     Args:
@@ -199,11 +215,15 @@ def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainab
         'kind': checkpoints.KIND,
         'foundations': needed,
         'initialised_from': {origin.subtree: origin.describe() for origin in found if origin.subtree not in needed},
-        'trainable': [trainable] if isinstance(trainable, str) else list(trainable),
+        'trainable': [trainable] if isinstance(trainable, str) else _as_json(trainable),
         'num_params': {'trained': state.num_params(layout.trainable), 'frozen': state.num_params(frozen)},
         'versions': checkpoints.versions(),
         'evaluation': {},
     }
+
+
+def _as_json(trainable: state.Patterns) -> Any:
+    return dict(trainable) if isinstance(trainable, Mapping) else list(trainable)
 
 
 def new_state(
@@ -237,7 +257,9 @@ class Steps:
     """What a training runs on its devices; each is compiled when a shape of batch first needs it.
 
     Attributes:
-        train: (batch, state, frozen, rng) to (state, record), see `loop.train_step`. The state is donated.
+        train: (batch, state, frozen, rng) to (state, record), see `loop.train_step`, when all trains that ever does.
+            The state is donated.
+        earlier: the same of the phases before, each with the step before which it is right.
         evaluate: (batch, trainable, frozen) to metrics {name: (sum, weight)}.
         decode: (batch, trainable, frozen) to tokens.
     """
@@ -245,6 +267,16 @@ class Steps:
     train: loop.CompiledPerShape
     evaluate: loop.CompiledPerShape
     decode: loop.CompiledPerShape
+    earlier: tuple[tuple[int, loop.CompiledPerShape], ...] = ()
+
+    def train_at(self, step: int) -> loop.CompiledPerShape:
+        """What step `step` of a training is."""
+        return next((each for until, each in self.earlier if step < until), self.train)
+
+    @property
+    def compile_seconds(self) -> float:
+        """That all training steps took."""
+        return sum(each.compile_seconds for each in (self.train, *(each for _, each in self.earlier)))
 
 
 def steps(
@@ -267,14 +299,22 @@ def steps(
     def tracing(generation: bool = False) -> contextlib.AbstractContextManager:
         return layout.partitioner.tracing(layout.mesh, generation)
 
-    return Steps(
-        train=loop.CompiledPerShape(
-            'training step',
-            lambda batch, state, frozen, rng: loop.train_step(system, optimizer, state, frozen, batch, rng),
+    def training(name: str, paths: frozenset[str] | None = None) -> loop.CompiledPerShape:
+        return loop.CompiledPerShape(
+            name,
+            lambda batch, state, frozen, rng: loop.train_step(system, optimizer, state, frozen, batch, rng, paths),
             say,
             tracing,
             donate_argnums=1,
             out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), everywhere),
+        )
+
+    untils = [first for first, _ in layout.phases[1:]]
+    return Steps(
+        train=training('training step'),
+        earlier=tuple(
+            (until, training(f'training step (before {until})', paths))
+            for until, (_, paths) in zip(untils, layout.phases)
         ),
         evaluate=loop.CompiledPerShape(
             'evaluation',

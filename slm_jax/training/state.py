@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -13,6 +13,9 @@ from jaxtyping import Array, Int32
 from slm_jax.foundations import flatten, unflatten
 
 Params = dict[str, Any]
+# What trains: patterns, or each with the step from which on.
+Patterns = Sequence[str] | Mapping[str, int]
+Phases = tuple[tuple[int, frozenset[str]], ...]  # (first step, paths of what trains from then on), in their order
 
 
 @flax.struct.dataclass
@@ -33,7 +36,7 @@ class TrainState:
     opt_state: Any
 
 
-def split(params: Params, patterns: Sequence[str], option: str = 'train.trainable') -> tuple[Params, Params]:
+def split(params: Params, patterns: Patterns, option: str = 'train.trainable') -> tuple[Params, Params]:
     """Splits a parameter tree into (what the patterns match, the rest): what is trained, what is frozen.
 
     Args:
@@ -63,6 +66,57 @@ def split(params: Params, patterns: Sequence[str], option: str = 'train.trainabl
     those = {path: leaf for path, leaf in leaves.items() if path in matched}
     rest = {path: leaf for path, leaf in leaves.items() if path not in matched}
     return unflatten(those), unflatten(rest)
+
+
+def phases(trainable: Params, patterns: Patterns) -> Phases:
+    """When what trains of these parameters, all of which do at last.
+
+    Args:
+        trainable: the first of what `split` gives.
+        patterns: that it was given. Of several that match a path, the earliest holds.
+
+    Raises:
+        ValueError: a step is none, or nothing trains from step 0 on.
+    """
+    if not isinstance(patterns, Mapping):
+        return ((0, frozenset(flatten(trainable))),)
+    for pattern, first in patterns.items():
+        if type(first) is not int or first < 0:
+            raise ValueError(
+                f'train.trainable: {pattern!r} trains from step {first!r} on; a whole number from 0 on was expected.'
+            )
+    if 0 not in patterns.values():
+        raise ValueError('train.trainable: nothing trains from step 0 on; give one of its patterns the step 0.')
+    paths = flatten(trainable)
+    found = []
+    for step in sorted({*patterns.values()}):
+        begun = [pattern for pattern, first in patterns.items() if first <= step]
+        found.append((step, frozenset(path for path in paths if any(re.fullmatch(each, path) for each in begun))))
+    return tuple(found)
+
+
+def some(params: Params, paths: Collection[str]) -> tuple[Params, Params]:
+    """(the leaves at these paths, the others)."""
+    leaves = flatten(params)
+    those = {path: leaf for path, leaf in leaves.items() if path in paths}
+    return unflatten(those), unflatten({path: leaf for path, leaf in leaves.items() if path not in paths})
+
+
+def optimizer_of(state: Any, paths: Collection[str]) -> Any:
+    """An optimizer's state as it would be of these parameters alone: each dictionary in it is a tree like them."""
+    return _each_tree(lambda tree: some(tree, paths)[0], state)
+
+
+def optimizer_with(state: Any, changed: Any, paths: Collection[str]) -> Any:
+    """The state of all parameters after that of those at `paths` has changed."""
+    return _each_tree(lambda tree, old: merge(tree, some(old, paths)[1]), changed, state)
+
+
+def _each_tree(change: Callable[..., Any], *states: Any) -> Any:
+    def one(node: Any, *others: Any) -> Any:
+        return change(node, *others) if isinstance(node, dict) else node
+
+    return jax.tree.map(one, *states, is_leaf=lambda node: isinstance(node, dict))
 
 
 def read(system: Any, params: Params) -> Params:

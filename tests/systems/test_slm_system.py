@@ -18,6 +18,7 @@ from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
 from slm_jax.llms import initial_params
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
+from slm_jax.llms.mbart import MBart, MBartConfig
 from slm_jax.llms.t5 import T5, T5Config
 from slm_jax.systems.encoder_ctc import EncoderCtc
 from slm_jax.systems.slm import SLM
@@ -66,6 +67,9 @@ DECODER_ONLY = DecoderOnly(
         logits_via_embedding=True,
     )
 )  # fmt: skip
+MBART = MBart(
+    MBartConfig(vocab_size=40, emb_dim=32, num_heads=2, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=64)
+)
 CONTINUES = dataclasses.replace(SYSTEM, llm=DECODER_ONLY)
 KINDS = {
     't5': (SYSTEM, PARAMS),
@@ -74,8 +78,13 @@ KINDS = {
         # Ten times as large as they begin, so that what is answered depends on what is read.
         PARAMS | {'llm': jax.tree.map(lambda x: 10 * x, nn.unbox(initial_params(DECODER_ONLY, jax.random.key(1))))},
     ),
+    'mbart': (
+        dataclasses.replace(SYSTEM, llm=MBART),
+        PARAMS | {'llm': jax.tree.map(lambda x: 3 * x, nn.unbox(initial_params(MBART, jax.random.key(1))))},
+    ),
 }
-both_kinds = pytest.mark.parametrize(('system', 'params'), KINDS.values(), ids=KINDS)
+every_kind = pytest.mark.parametrize(('system', 'params'), KINDS.values(), ids=KINDS)
+both_kinds = pytest.mark.parametrize(('system', 'params'), [KINDS['t5'], KINDS['decoder_only']], ids=[*KINDS][:2])
 
 
 def marked(data, *places):
@@ -109,7 +118,7 @@ def row(data, i):
     return {name: array[i : i + 1] for name, array in data.items()}
 
 
-@both_kinds
+@every_kind
 def test_padding_of_every_kind_changes_nothing(system, params):
     data, wide = (marked(batch(**sizes), None, 1, 3) for sizes in ({}, dict(samples=20_000, inputs=9, targets=7)))
     noise = np.random.default_rng(9).integers(-9000, 9000, wide['speech_samples'].shape)
@@ -119,7 +128,7 @@ def test_padding_of_every_kind_changes_nothing(system, params):
     np.testing.assert_array_equal(answers(wide, system, params), answers(data, system, params))
 
 
-@pytest.mark.parametrize(('kind', 'method'), [('t5', 'greedy'), ('decoder_only', 'beam')])
+@pytest.mark.parametrize(('kind', 'method'), [('t5', 'greedy'), ('decoder_only', 'beam'), ('mbart', 'beam')])
 def test_one_alone_as_in_a_batch(kind, method):
     data = marked(batch(), None, 1, 3)
     together = answers(data, *KINDS[kind], method)
@@ -138,7 +147,7 @@ def test_rows_of_padding_do_not_count(system, params):
     np.testing.assert_array_equal(answers(padded, system, params)[:3], answers(data, system, params))
 
 
-@both_kinds
+@every_kind
 def test_text_passes_as_through_the_language_model_alone(system, params):
     text = batch(lengths=(0, 0, 0), samples=0)
     alone = TextToText(system.llm)
@@ -183,7 +192,7 @@ def test_speech_is_heard_and_its_place_matters(system, params):
     assert abs(front - here) < 1e-6 and abs(behind - here) > 1e-4
 
 
-@both_kinds
+@every_kind
 def test_the_adapter_learns(system, params):
     def of_adapter(adapter):
         return system.loss(params | {'adapter': adapter}, marked(batch(), None, 1, 3), None)[0]
@@ -382,3 +391,21 @@ def test_attention_to_the_speech_whatever_stands_before_it(system, params):
         seconds = data['speech_lengths'][row] / 16_000
         np.testing.assert_allclose(spans[0, row, :length], ends - 0.16, rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(spans[1, row, :length], np.minimum(ends, np.ceil(25 * seconds) / 25), atol=0.041)
+
+
+def test_answers_begin_with_the_token_that_is_wanted():
+    (system, params), data = KINDS['mbart'], batch()
+    free = answers(data, system, params)
+    for method in ('greedy', 'beam'):
+        forced = answers(data | {'first_tokens': np.array([7, 0, 9], np.int32)}, system, params, method)
+        assert forced[:, 0].tolist()[::2] == [7, 9]
+        if method == 'greedy':
+            np.testing.assert_array_equal(forced[1], free[1])
+    # It counts for nothing: the rest is what is likeliest after it.
+    logits = system.llm.apply(
+        {'params': params['llm']}, data['encoder_input_tokens'], np.array([[0, 7]] * 3), method='__call__'
+    )
+    text = TextToText(system.llm).predict(
+        {'llm': params['llm']}, data | {'first_tokens': np.full(3, 7, np.int32)}, DecodeConfig(max_decode_length=2)
+    )
+    np.testing.assert_array_equal(text[:, 1], np.argmax(np.asarray(logits)[:, 1, 1:], axis=-1) + 1)

@@ -5,10 +5,10 @@ import re
 from types import ModuleType
 
 from slm_jax.importers import CheckpointError
-from slm_jax.importers.hugging_face import decoder_only, gemma3n, gemma4, t5, w2v_bert, whisper
+from slm_jax.importers.hugging_face import decoder_only, gemma3n, gemma4, mbart, t5, w2v_bert, whisper
 from slm_jax.importers.hugging_face.directory import Directory
 
-_FAMILIES = (t5, whisper, gemma3n, gemma4, w2v_bert, decoder_only)
+_FAMILIES = (t5, mbart, whisper, gemma3n, gemma4, w2v_bert, decoder_only)
 # What transformers has after the family in the names of its classes: T5ForConditionalGeneration, WhisperModel, …
 _CLASS = re.compile('(.+?)(?:For[A-Z].*|WithLMHeadModel|EncoderModel|Encoder|Model)')
 

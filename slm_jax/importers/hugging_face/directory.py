@@ -23,6 +23,8 @@ class Directory:
         revision: commit on the Hub; None where it cannot be told.
         licence: as the README's header says; None where it says nothing.
         config: `config.json`.
+        languages: codes of languages that the model is to get, and as which of its own each begins; see
+            `importers.mbart.vocabulary`.
     """
 
     source: str
@@ -30,6 +32,7 @@ class Directory:
     revision: str | None
     licence: str | None
     config: dict[str, Any]
+    languages: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 def read(source: str) -> Directory:

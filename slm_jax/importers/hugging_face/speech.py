@@ -84,14 +84,15 @@ def check_flags(
             f'{file}: unknown flag {unknown[0]!r} = {flags[unknown[0]]!r}. Whether numbers depend on it nobody here '
             'knows; if they do not, delete it.'
         )
-    _check_fixed(file, flags, fixed)
+    check_fixed(file, flags, fixed)
     for key in sizes:
         if type(flags.get(key)) is not int or flags[key] < 1:
             raise CheckpointError(f'{file}: {key} is {flags.get(key)!r}; it must be a positive number.')
     return {name: flags[key] for key, name in sizes.items()}
 
 
-def _check_fixed(file: pathlib.Path, flags: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+def check_fixed(file: pathlib.Path, flags: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """Refuses flags at another value than the one that is supported."""
     for key, expected in fixed.items():
         if flags.get(key) not in (None, expected):  # absent and null mean the default
             raise CheckpointError(f'{file}: {key} is {flags[key]!r}; only {expected!r} is supported.')
@@ -102,7 +103,7 @@ def check_preprocessor(directory: Directory, fixed: Mapping[str, Any]) -> None:
     for path in (directory.path / name for name in PREPROCESSORS):
         if path.is_file():
             values = read_json(path)
-            _check_fixed(path, values.get('feature_extractor', values), fixed)
+            check_fixed(path, values.get('feature_extractor', values), fixed)
 
 
 def convert(
