@@ -18,7 +18,7 @@ import numpy as np
 
 from slm_jax import paths
 from slm_jax.data import prompts
-from slm_jax.inference import traces
+from slm_jax.inference import pieces, traces
 
 DEFAULT_MAX_SECONDS = 30.0
 _EOS = 1
@@ -116,7 +116,7 @@ class Model:
 
     @property
     def encoder_seconds(self) -> float | None:
-        """Longest audio that the speech encoder takes at once; None: any."""
+        """Longest audio that can be put to it at once; None: any, be it heard in pieces."""
         return _encoder_seconds(self.system)
 
     def let_through(self, asked: float | None) -> float:
@@ -142,7 +142,8 @@ class Model:
 
     def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape. Hosts ask alike, and each has all answers."""
-        tokens = self._run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
+        batch = pieces.listened(self, batch)
+        tokens = self.run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
         return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in tokens]
 
     def log_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[float]:
@@ -153,10 +154,12 @@ class Model:
         """
         if not hasattr(self.system, 'score_batch'):
             raise ValueError(f'{self.directory.name} has no language model, which alone says how likely an answer is.')
-        return self._run('likelihoods', self.system.score_batch, batch).tolist()
+        return self.run('likelihoods', self.system.score_batch, pieces.listened(self, batch)).tolist()
 
-    def _run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What a function makes of the parameters and a batch; `name` as `program` has it."""
+    def run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> Any:
+        """What a function makes of the parameters and a batch, in numpy; `name` as `program` has it."""
+        import jax
+
         from slm_jax.training import hosts, partitioning
 
         if hosts.watch():
@@ -166,7 +169,7 @@ class Model:
         given = self.placed(batch)
         compiled = self.program(name, function, given, out=partitioning.replicated(self.mesh))
         started = time.perf_counter()
-        result = np.asarray(compiled(self.params, given))
+        result = jax.tree.map(np.asarray, compiled(self.params, given))
         self.seconds += time.perf_counter() - started
         return result
 
@@ -452,7 +455,7 @@ def query(key: str) -> Any:
 
 
 def _encoder_seconds(system: Any) -> float | None:
-    return getattr(system, 'max_seconds', None)
+    return None if pieces.limit(system) else getattr(system, 'max_seconds', None)
 
 
 def _max_seconds() -> float:

@@ -1,6 +1,7 @@
 """What is put to a model, and how many such queries become batches of few static shapes."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from jaxtyping import Int16
 from slm_jax import paths
 from slm_jax.data import phrases, prompts
 from slm_jax.evaluation import metrics
+from slm_jax.inference import interleaved
 
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
@@ -31,6 +33,7 @@ class Query:
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
         target: ids of an answer whose likelihood is asked for; () where one is to be written.
+        recordings: of a prompt with several, how many of the samples each has; () of one.
     """
 
     tokens: tuple[int, ...]
@@ -38,6 +41,7 @@ class Query:
     info: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     transcribed: bool = False
     target: tuple[int, ...] = ()
+    recordings: tuple[int, ...] = ()
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
         """The same with a target."""
@@ -141,6 +145,11 @@ def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, target
         batch['decoder_target_tokens'][row, : len(query.target)] = query.target
         batch['decoder_loss_weights'][row, : len(query.target)] = 1.0
         batch['transcribed'][row] = query.transcribed
+    if any(query.recordings for query in group):
+        batch['recording_lengths'] = np.zeros((rows, max(len(query.recordings or (0,)) for query in group)), np.int32)
+        for row, query in enumerate(group):
+            each = query.recordings or (batch['speech_lengths'][row],)
+            batch['recording_lengths'][row, : len(each)] = each
     return batch
 
 
@@ -249,10 +258,17 @@ def from_manifest(
     """
     from slm_jax.data import manifests, segments
 
+    folder = paths.path(path).parent
     for raw, line in manifests.rows(path):
         try:
             if line['error']:
                 raise ValueError(line['error'])
+            if interleaved.FIELD in raw:
+                read = functools.partial(check_length, max_seconds=max_seconds, longest=longest) if listen else None
+                turns = [interleaved.turns(raw, line, folder, q.text_field, q.instruction, read) for q in questions]
+                raw = {'task': task, **raw}
+                yield from [_of_turns(*asked, raw, line, vocabulary, prompt) for asked in zip(questions, turns)]
+                continue
             listens = not all(question.text_field for question in questions)
             samples = None
             if listens and not line['audio']:
@@ -268,6 +284,33 @@ def from_manifest(
             on_bad(str(error))
         else:
             yield from asked
+
+
+def _of_turns(
+    question: Question,
+    turns: interleaved.Turns,
+    raw: Mapping[str, Any],
+    line: Mapping[str, str],
+    vocabulary: Any,
+    prompt: prompts.Prompt,
+) -> Query:
+    """The query of a line whose prompt is texts and recordings."""
+    references = _references(question, raw, line, '')
+    samples = np.concatenate(turns.samples) if turns.samples else None
+    return Query(
+        tokens=prompt.interleaved(vocabulary, turns.parts),
+        samples=samples,
+        info=_present(
+            id=line['id'],
+            task=raw.get('task') or '',
+            lang=line['lang'],
+            **references,
+            choices=_choices(raw, line, references['reference']) if question.score_choices else None,
+            duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
+            **{interleaved.FIELD: turns.given},
+        ),
+        recordings=tuple(map(len, turns.samples)),
+    )
 
 
 def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float, longest: float | None = None) -> None:

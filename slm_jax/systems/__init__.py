@@ -23,8 +23,8 @@ class System(Protocol):
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.
     One with a language model says how likely a text is as an answer: `score_batch`, see `SLM`.
-    One that takes recordings longer than its encoder does, or several in a prompt, gives the embeddings of a piece, and
-    how many there are: `listen(params, batch)`; see `spoken_prompt`.
+    One that takes several recordings in a prompt gives the embeddings of one, and how many there are, `listen(params,
+    batch)`, see `spoken_prompt`; one that takes longer ones in pieces says how long these are, in seconds: `piece`.
     One that can write its answers some tokens at a time says so, `in_steps`, and has `begin(params, batch, decode)` and
     `proceed(params, state, decode, steps, gone)`, see `text_to_text`; what they write is what `predict` does.
     """

@@ -114,13 +114,13 @@ class SSR:
 
     @property
     def max_seconds(self) -> float | None:
-        """Longest audio that it takes: any, as what is longer than `piece` is heard in pieces."""
-        return None
+        """Longest audio that it takes at once; None: any."""
+        return self.speech_encoder.max_seconds
 
     @property
     def piece(self) -> float:
-        """Seconds that are heard at once; see `System`."""
-        return min(self.piece_seconds, self.speech_encoder.max_seconds or math.inf)
+        """Seconds of the pieces in which longer recordings are heard; see `System`."""
+        return min(self.piece_seconds, self.max_seconds or math.inf)
 
     def init(self, rng: Key[Array, ''], batch: Batch) -> Params:
         """Fresh parameters of the four parts, and of LoRA; see `System`."""
