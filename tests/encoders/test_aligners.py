@@ -6,8 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from slm_jax.encoders import aligners
-from slm_jax.encoders.aligners import CtcAligner, ExternalAligner, TransformerConfig, partition, within
+from slm_jax.encoders.aligners import CtcAligner, TransformerConfig
 from slm_jax.encoders.cif import CifAligner, CifConfig
 from slm_jax.encoders.monotonic import MonotonicAligner, MonotonicConfig
 from slm_jax.encoders.spelling import Spelling

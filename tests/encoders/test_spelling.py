@@ -7,8 +7,8 @@ import pytest
 
 from slm_jax.encoders.spelling import Spelling
 
-# Labels: 1 between words, 2 a, 3 b, 4 c. Tokens: 2 'a', 3 ' a', 4 'ab', 5 ' abc', 6 ',', 7 'b', 8 'c', 9 of letters that
-# are no labels, 10 'ab' again.
+# Labels: 1 between words, 2 a, 3 b, 4 c. Tokens: 2 'a', 3 ' a', 4 'ab', 5 ' abc', 6 ',', 7 'b', 8 'c', 9 of a letter
+# that is no label and a, 10 'ab' again.
 SPELLING = Spelling(((), (), (2,), (1, 2), (2, 3), (1, 2, 3, 4), (), (3,), (4,), (-1, 2), (2, 3)), between=1)
 
 
@@ -28,7 +28,7 @@ def test_a_transcript_in_labels_and_where_its_tokens_are():
     for row, text in enumerate(texts):
         labels = found.labels[row].tolist()
         assert labels[: len(spelt(text))] == spelt(text) and not any(labels[len(spelt(text)) :])
-    assert found.heard.tolist() == [[True, False, True, True, False], [False, True, True, *[False] * 2], *[[False] * 5] * 2]
+    assert found.heard.astype(int).tolist() == [[1, 0, 1, 1, 0], [0, 1, 1, 0, 0], *[[0] * 5] * 2]
     assert found.firsts[0, 0] == found.lasts[0, 0] == 0  # the mark in front of the first word is not heard
     assert (found.firsts[0, 2], found.lasts[0, 2]) == (2, 4)  # behind the mark of its own
     assert (found.firsts[1, 2], found.lasts[1, 2]) == (1, 2)
@@ -39,8 +39,12 @@ def test_labels_are_read_as_the_longest_tokens():
     texts = [[2, 1, 2, 3, 4, 1, 2, 4, 0], [2, 3, 3, 4, 4, 4, 2, 3, 2], [4, 1, 4, *[0] * 6], [0] * 9]
     tokens, count, found = jax.jit(SPELLING.read)(jnp.array(texts))
     # No token is ' c': the mark before it is passed over.
-    expected = [([2, 5, 3, 8], [0, 2, 6, 7], [0, 4, 6, 7]), ([4, 7, 8, 8, 8, 4, 2], [0, 2, 3, 4, 5, 6, 8], [1, 2, 3, 4, 5, 7, 8]),
-                ([8, 8], [0, 2], [0, 2]), ([], [], [])]  # fmt: skip
+    expected = [
+        ([2, 5, 3, 8], [0, 2, 6, 7], [0, 4, 6, 7]),
+        ([4, 7, 8, 8, 8, 4, 2], [0, 2, 3, 4, 5, 6, 8], [1, 2, 3, 4, 5, 7, 8]),
+        ([8, 8], [0, 2], [0, 2]),
+        ([], [], []),
+    ]
     for row, (text, firsts, lasts) in enumerate(expected):
         n = len(text)
         assert count[row] == n and tokens[row, :n].tolist() == text and not np.any(tokens[row, n:])
@@ -56,6 +60,7 @@ def test_each_token_may_be_a_label():
     tokens, count, _ = spelling.read(texts)
     np.testing.assert_array_equal(tokens, texts)
     assert count.tolist() == [3, 1] and spelling.label_alone.tolist() == spelling.alone.tolist() == list(range(9))
-    assert SPELLING.alone.tolist() == [0, 0, 2, 7, 8] and SPELLING.label_alone.tolist() == [0, 0, 2, 0, 0, 0, 0, 3, 4, 0, 0]
+    assert SPELLING.alone.tolist() == [0, 0, 2, 7, 8]
+    assert SPELLING.label_alone.tolist() == [0, 0, 2, 0, 0, 0, 0, 3, 4, 0, 0]
     with pytest.raises(ValueError, match='Spelling wants either by_token'):
         Spelling()
