@@ -59,7 +59,7 @@ def train(
         system: see `slm_jax.systems.System`.
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
             Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
-            system has one.
+            system has one, and `token_ends=True` where it reads them.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -162,7 +162,7 @@ def _planned(
     setup.check_metric(layout, best_metric, eval_loaders)
     found = origins.find(foundations)
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    needs: dict[str, Any] = {'teacher': True} if getattr(system, 'teacher', None) else {}
+    needs: dict[str, Any] = {name: True for name in ('teacher', 'token_ends') if getattr(system, name, None)}
     if encoded:
         layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations)
         needs['encoder'] = encoder

@@ -19,6 +19,7 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 import dataclasses
 import io
 import json
+import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, phrases, prompts, segments
+from slm_jax.data import alignments, languages, phrases, prompts, segments
 from slm_jax.data.manifests import FIELDS
 from slm_jax.data.phrases import PhraseList
 
@@ -129,14 +130,29 @@ def _unread(name: str, problem: Exception) -> tuple[np.ndarray, bytes]:
 
 
 def _with_speech(dataset, function, arguments):
+    described = ('alignment', 'id', 'audio', 'text', 'origin')
+
+    def read(*values):
+        texts = {name: value.decode() for name, value in zip(described, values)}
+        speech, error = function(*values[len(described) :])
+        alignment = ''
+        if texts['alignment'] and not error:
+            names = texts['id'], pathlib.PurePosixPath(texts['audio']).stem
+            seconds = len(speech) / waveforms.SAMPLE_RATE
+            try:
+                alignment = alignments.spans(texts['alignment'], names, texts['text'], seconds, texts['origin'])
+            except alignments.AlignmentError as problem:
+                error = str(problem).encode()
+        return speech, error, alignment.encode()
+
     def add(example):
-        speech, error = tf.numpy_function(
-            function, [example[a] for a in arguments], (tf.int16, tf.string), stateful=False
-        )
+        given = [example[name] for name in (*described, *arguments)]
+        speech, error, alignment = tf.numpy_function(read, given, (tf.int16, tf.string, tf.string), stateful=False)
         speech.set_shape([None])
         error.set_shape([])
+        alignment.set_shape([])
         rest = {k: v for k, v in example.items() if k not in ('samples', 'content')}
-        return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error}
+        return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error, 'alignment': alignment}
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
