@@ -1,10 +1,10 @@
-"""Prompts of a manifest that are texts and several recordings, in turn.
+r"""Prompts of a manifest that are texts and several recordings, in turn.
 
-    {"interleaved": ["Question: ", {"audio": "a.wav", "text": "…"}, "\\nAnswer: A\\n\\nQuestion: ", {"audio": "b.wav"},
-     "\\nAnswer:"], "target": "B", "choices": ["A", "B"]}
+    {"interleaved": ["Question: ", {"audio": "a.wav", "text": "…"}, "\nAnswer: A\n\nQuestion: ", {"audio": "b.wav"},
+     "\nAnswer:"], "target": "B", "choices": ["A", "B"]}
 
-The texts are put to the model as they stand, the recordings between them. `text`, or what --text_field names, is what may
-be read in the place of a recording.
+The texts are put to the model as they stand, the recordings between them. What --text_field names (`text`) may be read
+in the place of a recording.
 """
 
 import pathlib

@@ -23,6 +23,7 @@ from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders.aligners import Alignment
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
+from slm_jax.systems.aligner import transcript
 from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
@@ -75,6 +76,7 @@ class SSR:
     frames_per_token: float = 5.0
     piece_seconds: float = 30.0
     lora: lora_lib.LoraConfig | None = None
+    token_ends = True  # see `System`
 
     def __post_init__(self):
         if isinstance(self.objective, Mapping):
@@ -132,16 +134,17 @@ class SSR:
         with fresh.part('speech_encoder'):
             heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
         frames, frame_lengths = heard[:2]
-        tokens, ones = batch['decoder_target_tokens'], jnp.ones_like(lengths)
-        ends = jnp.zeros(tokens.shape, jnp.float32)
-        with fresh.part('aligner'):
-            aligner = self.aligner.init(aligner_rng, frames, frame_lengths, tokens, ones, ends)
+        tokens, count = transcript(batch)
+        aligner: Params = {}
+        if hasattr(self.aligner, 'losses'):  # else there is nothing that it could learn
+            with fresh.part('aligner'):
+                given = frames, frame_lengths, tokens, count
+                aligner = self.aligner.init(aligner_rng, *given, method='losses')['params']
         with fresh.part('adapter'):
-            given = frames, frame_lengths, jnp.zeros_like(tokens), ones
-            adapter = self.adapter.init(adapter_rng, *given)['params']
+            adapter = self.adapter.init(adapter_rng, frames, frame_lengths, tokens, count)['params']
         with fresh.part('llm'):
             llm = initial_params(self.llm, llm_rng)
-        parts = {'speech_encoder': speech['params'], 'aligner': aligner.get('params', {}), 'adapter': adapter}
+        parts = {'speech_encoder': speech.get('params', {}), 'aligner': aligner, 'adapter': adapter}
         return fresh.apart({name: part for name, part in parts.items() if part} | {'llm': llm})
 
     def _said(self, params: Params, batch: Batch, rng: Key[Array, ''] | None, written: bool) -> _Said | None:
@@ -154,20 +157,17 @@ class SSR:
         if heard is None:
             return None
         frames, lengths = heard[:2]
-        transcript: tuple[Any, ...] = ()
+        given: tuple[Any, ...] = ()
         if written:
-            targets = batch['decoder_target_tokens']
-            count = jnp.where(batch['speech_lengths'] > 0, jnp.sum(targets > _EOS, axis=1), 0)
-            tokens = jnp.where(jnp.arange(targets.shape[1]) < count[:, None], targets, 0)
-            transcript = tokens, count, batch.get('token_ends')
+            given = *transcript(batch), batch.get('token_ends')
         elif self.aligner.needs_tokens:
             raise ValueError(
                 f'{type(self.aligner).__name__} (SSR.aligner) needs the transcript, which nobody has of what is to be '
                 'answered. Answer with an aligner that writes tokens itself, which goes with the same compressor: '
-                "--gin_file=models/ssr_ctc.gin and its parameters, --foundation aligner=DIR. 'distil' and 'next_token' "
+                "--gin_file=models/ssr_aligner_subwords.gin and its parameters, --foundation aligner=DIR. 'distil' and 'next_token' "
                 '(SSR.objective) are learnt and evaluated with this one.'
             )
-        alignment = self.aligner.apply({'params': params.get('aligner', {})}, frames, lengths, *transcript)
+        alignment = self.aligner.apply({'params': params.get('aligner', {})}, frames, lengths, *given)
         if not written:
             alignment = self._few(alignment, lengths)
         vectors = self.adapter.apply(

@@ -11,12 +11,10 @@ import tiny_slm
 from slm_jax import foundations
 from slm_jax.adapters import lora
 from slm_jax.adapters.ssr import SsrCompressor, SsrConfig
-from slm_jax.audio import frontends
 from slm_jax.data.prompts import SPEECH
 from slm_jax.decoding import DecodeConfig
-from slm_jax.encoders import aligners, usm
+from slm_jax.encoders import aligners
 from slm_jax.systems import ssr, text_to_text
-from slm_jax.systems.speech_encoder import SpeechEncoder
 from slm_jax.training import state
 
 LLM = tiny_slm.LLMS['llama']
@@ -44,7 +42,7 @@ def system(**changes):
     speech = SpeechEncoder(frontends.UsmFrontend(), usm.UsmEncoder(usm.UsmConfig(1, 16, 2, subsample_channels=(4, 4))))
     sizes = dict(output_dim=16, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=16, num_layers=1)
     parts = dict(aligner=Even(), frames_per_token=1.0)
-    return ssr.SSR(speech, adapter=SsrCompressor(SsrConfig(**sizes)), llm=LLM, **(parts | changes))
+    return ssr.SSR(Ears(), adapter=SsrCompressor(SsrConfig(**sizes)), llm=LLM, **(parts | changes))
 
 
 def batch(rows=3, seconds=1.0, tokens=6):
@@ -146,7 +144,7 @@ def test_neither_padding_nor_the_batch_changes_a_loss(objective, params):
 
 def test_a_transcript_longer_than_the_frames_is_left_out_and_counted(params):
     given = batch(tokens=6)
-    short = given | {'speech_lengths': np.array([16_000, 16_000, 1_000], np.int32)}  # a frame for 3 tokens
+    short = given | {'speech_lengths': np.array([16_000, 16_000, 1_000], np.int32)}  # 2 frames for 3 tokens
     two = {name: x[:2] for name, x in short.items()}
     for objective in ('distil', 'next_token'):
         value, metrics = loss(system(objective=objective), params, short)
@@ -242,7 +240,7 @@ def test_an_aligner_that_needs_a_transcript_gives_no_answers(params):
     of = system(aligner=Even(needs_tokens=True), objective='next_token')
     loss(of, params, batch())
     with pytest.raises(
-        ValueError, match=r'Even \(SSR.aligner\) needs the transcript, .* --gin_file=models/ssr_ctc.gin'
+        ValueError, match=r'Even \(SSR.aligner\) needs the transcript, .* --gin_file=models/ssr_aligner_subwords.gin'
     ):
         of.predict(params, batch(), DecodeConfig())
 
