@@ -17,6 +17,7 @@ TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
     'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'instruct': (),
+    'text': (),
     'ctc': (),
     'phrase': (),
 }
@@ -41,7 +42,7 @@ def speech_task(
     Args:
         name: of the task.
         source: a SeqIO source.
-        kind: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
+        kind: 'asr', 'ast', 'instruct', 'text', 'ctc' or 'phrase'; see `preprocessors.to_text`.
         before_cache: steps from what the source gives to canonical examples with `speech`.
         after_cache: further steps, run each time.
         target_lang, translated_only: of 'ast'; see `preprocessors.to_text`.
@@ -99,7 +100,7 @@ def manifest(
         name: of the task.
         path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
             'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
-        task: 'asr', 'ast', 'instruct', 'ctc' or 'phrase'.
+        task: 'asr', 'ast', 'instruct', 'text' (recordings are left unheard), 'ctc' or 'phrase'.
         target_lang: for 'ast', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
         templates: wordings instead of those of slm_jax/data/instructions.py.
@@ -202,7 +203,7 @@ def _files_task(
         name,
         seqio.FunctionDataSource(source, splits=list(splits)),
         task,
-        before_cache=(decode,),
+        before_cache=(preprocessors.leave_unheard if task == 'text' else decode,),
         target_lang=target_lang,
         templates=templates,
         phrases=phrases,

@@ -37,7 +37,7 @@ class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
 
-KINDS = ('asr', 'ast', 'instruct', 'ctc', 'phrase')
+KINDS = ('asr', 'ast', 'instruct', 'text', 'ctc', 'phrase')
 # Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
 MAX_TEMPLATES = 8
 
@@ -117,6 +117,15 @@ def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
             return _unread(origin.decode(), problem)
 
     return _with_speech(dataset, convert, ('samples', 'origin'))
+
+
+def leave_unheard(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes text examples: `speech` is empty, whatever recordings there are."""
+
+    def leave(error: bytes):
+        return np.zeros(0, np.int16), error
+
+    return _with_speech(dataset, leave, ('error',))
 
 
 def _unread(name: str, problem: Exception) -> tuple[np.ndarray, bytes]:
@@ -230,7 +239,8 @@ def to_text(
 
     Args:
         kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'instruct' (the
-            example's own instruction and target), 'ctc' (no instruction; text as CTC spells it), 'phrase' (no
+            example's own instruction and target), 'text' (the same without speech; of a line without a target its
+            text, after its instruction if it has one), 'ctc' (no instruction; text as CTC spells it), 'phrase' (no
             instruction; one of its phrases, or without any some words of the text, as CTC spells them).
         templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
             the language are passed over for an example whose language is not known.
@@ -289,6 +299,9 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
     def lacks(field: str, remedy: str) -> tuple[str, str, str]:
         return '', '', f'{example["origin"]}: field "{field}" is missing. {remedy}'
 
+    if kind == 'text':
+        targets = example['target'] or example['text']
+        return (example['instruction'], targets, '') if targets else lacks('text', 'A task of texts needs one.')
     if not speech_length:
         return lacks('audio', f'A task of kind {kind!r} needs the path of a recording.')
     if kind == 'instruct':

@@ -163,9 +163,8 @@ class SSR:
         elif self.aligner.needs_tokens:
             raise ValueError(
                 f'{type(self.aligner).__name__} (SSR.aligner) needs the transcript, which nobody has of what is to be '
-                'answered. Answer with an aligner that writes tokens itself, which goes with the same compressor: '
-                '--gin_file=models/ssr_aligner_subwords.gin and its parameters, --foundation aligner=DIR. With this one '
-                "SSR.objective 'distil' and 'next_token' are learnt and evaluated."
+                "answered: with it SSR.objective 'distil' and 'next_token' are learnt and evaluated. Train and answer "
+                'with an aligner that writes tokens itself (--gin_file=models/ssr_aligner_subwords.gin).'
             )
         alignment = self.aligner.apply({'params': params.get('aligner', {})}, frames, lengths, *given)
         if not written:

@@ -251,7 +251,7 @@ def test_an_aligner_that_needs_a_transcript_gives_no_answers(params):
     of = system(aligner=Even(needs_tokens=True), objective='next_token')
     loss(of, params, batch())
     with pytest.raises(
-        ValueError, match=r'Even \(SSR.aligner\) needs the transcript, .* --gin_file=models/ssr_aligner_subwords.gin'
+        ValueError, match=r'Even \(SSR.aligner\) needs the transcript, .*models/ssr_aligner_subwords.gin'
     ):
         of.predict(params, batch(), DecodeConfig())
 
