@@ -1,10 +1,14 @@
-r"""Prompts of a manifest that are texts and several recordings, in turn.
+r"""Lines of a manifest with several recordings: prompts of texts and recordings in turn, and choices that are heard.
 
     {"interleaved": ["Question: ", {"audio": "a.wav", "text": "…"}, "\nAnswer: A\n\nQuestion: ", {"audio": "b.wav"},
      "\nAnswer:"], "target": "B", "choices": ["A", "B"]}
 
 The texts are put to the model as they stand, the recordings between them. What --text_field names (`text`) may be read
 in the place of a recording.
+
+    {"choices": [{"audio": "a.wav", "text": "wagon"}, {"audio": "b.wav", "text": "magon"}], "target": "wagon"}
+
+Scored is how likely each of these recordings is (`--score_choices`), or each text (--text_field text).
 """
 
 import pathlib
@@ -57,9 +61,7 @@ def turns(
     from slm_jax.data import manifests, segments
 
     def wrong(what: str) -> ValueError:
-        return ValueError(
-            f'{line["origin"]}: field "{FIELD}": {what}; a list of texts and {{"audio": FILE, "text": …}} was expected.'
-        )
+        return _wrong(line, FIELD, what, 'a list of texts and {"audio": FILE, "text": …}')
 
     given, parts, samples, absolute = raw[FIELD], [], [], []
     if not isinstance(given, list) or not given:
@@ -85,3 +87,40 @@ def turns(
             samples.append(segments.read(name))
             check(name, samples[-1])
     return Turns(parts, samples, absolute)
+
+
+def several(raw: Mapping[str, Any], scored: bool) -> bool:
+    """Whether a line has more recordings than one; `scored`: its choices count, too."""
+    choices = raw.get('choices') if scored else None
+    return FIELD in raw or (isinstance(choices, list) and any(isinstance(each, Mapping) for each in choices))
+
+
+def choices(
+    raw: Mapping[str, Any],
+    line: Mapping[str, str],
+    folder: pathlib.Path,
+    text_field: str,
+    check: Callable[[str, Any], None] | None,
+) -> tuple[list[str], list[Int16[ndarray, ' n']]]:
+    """The texts of choices that are recordings, and their samples; arguments as of `turns`.
+
+    Raises:
+        ValueError: they are not laid out so; names the line and what was expected.
+    """
+    from slm_jax.data import manifests, segments
+
+    texts, samples = [], []
+    for each in raw['choices']:
+        text = each.get(text_field or 'text') if isinstance(each, Mapping) else None
+        if not isinstance(text, str) or not isinstance(each.get('audio'), str):
+            raise _wrong(line, 'choices', f'has {each!r}', f'{{"audio": FILE, "{text_field or "text"}": …}}')
+        texts.append(text)
+        if check is not None and not text_field:
+            name = manifests.resolve(each['audio'], folder)
+            samples.append(segments.read(name))
+            check(name, samples[-1])
+    return texts, samples
+
+
+def _wrong(line: Mapping[str, str], field: str, what: str, expected: str) -> ValueError:
+    return ValueError(f'{line["origin"]}: field "{field}": {what}; {expected} was expected.')

@@ -156,6 +156,25 @@ class Model:
             raise ValueError(f'{self.directory.name} has no language model, which alone says how likely an answer is.')
         return self.run('likelihoods', self.system.score_batch, pieces.listened(self, batch)).tolist()
 
+    def heard_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[list[float]]:
+        """(log-likelihood, tokens) of what is heard in each row, each token after those before it.
+
+        Raises:
+            ValueError: the system does not say it, or does not hear a recording at once.
+        """
+        if not hasattr(self.system, 'score_speech'):
+            raise ValueError(
+                f'{self.directory.name} does not say how likely a recording is; SSR (models/ssr_smollm2.gin) does. '
+                '--text_field text scores the texts of the choices.'
+            )
+        most = pieces.limit(self.system)
+        if most is not None and (longest := batch['speech_lengths'].max()) > most:
+            raise ValueError(
+                f'a recording of {longest / 16_000:.1f} s: {most / 16_000:g} s are heard at once, and scored. Leave '
+                'longer ones out (--max_seconds, --on_bad_example skip).'
+            )
+        return self.run('heard', self.system.score_speech, pieces.listened(self, batch)).tolist()
+
     def run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> Any:
         """What a function makes of the parameters and a batch, in numpy; `name` as `program` has it."""
         import jax

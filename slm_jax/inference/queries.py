@@ -34,6 +34,7 @@ class Query:
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
         target: ids of an answer whose likelihood is asked for; () where one is to be written.
         recordings: of a prompt with several, how many of the samples each has; () of one.
+        heard: samples of each of the choices, where these are recordings whose likelihood is asked for.
     """
 
     tokens: tuple[int, ...]
@@ -42,6 +43,7 @@ class Query:
     transcribed: bool = False
     target: tuple[int, ...] = ()
     recordings: tuple[int, ...] = ()
+    heard: tuple[Int16[np.ndarray, ' n'], ...] = ()
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
         """The same with a target."""
@@ -263,11 +265,10 @@ def from_manifest(
         try:
             if line['error']:
                 raise ValueError(line['error'])
-            if interleaved.FIELD in raw:
+            if interleaved.several(raw, all(question.score_choices for question in questions)):
                 read = functools.partial(check_length, max_seconds=max_seconds, longest=longest) if listen else None
-                turns = [interleaved.turns(raw, line, folder, q.text_field, q.instruction, read) for q in questions]
                 raw = {'task': task, **raw}
-                yield from [_of_turns(*asked, raw, line, vocabulary, prompt) for asked in zip(questions, turns)]
+                yield from [_of_several(q, raw, line, folder, read, vocabulary, prompt) for q in questions]
                 continue
             listens = not all(question.text_field for question in questions)
             samples = None
@@ -286,31 +287,32 @@ def from_manifest(
             yield from asked
 
 
-def _of_turns(
+def _of_several(
     question: Question,
-    turns: interleaved.Turns,
     raw: Mapping[str, Any],
     line: Mapping[str, str],
+    folder: Any,
+    read: Callable[[str, Any], None] | None,
     vocabulary: Any,
     prompt: prompts.Prompt,
 ) -> Query:
-    """The query of a line whose prompt is texts and recordings."""
-    references = _references(question, raw, line, '')
-    samples = np.concatenate(turns.samples) if turns.samples else None
-    return Query(
-        tokens=prompt.interleaved(vocabulary, turns.parts),
-        samples=samples,
-        info=_present(
-            id=line['id'],
-            task=raw.get('task') or '',
-            lang=line['lang'],
-            **references,
-            choices=_choices(raw, line, references['reference']) if question.score_choices else None,
-            duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
-            **{interleaved.FIELD: turns.given},
-        ),
-        recordings=tuple(map(len, turns.samples)),
-    )
+    """The query of a line with several recordings, see `interleaved`; `read` is told of each, None: none is read."""
+    more, info = {}, {'id': line['id'], 'task': raw.get('task') or '', 'lang': line['lang']}
+    if interleaved.FIELD in raw:
+        turns = interleaved.turns(raw, line, folder, question.text_field, question.instruction, read)
+        tokens, choices = prompt.interleaved(vocabulary, turns.parts), raw.get('choices')
+        if turns.samples:
+            more = {'samples': np.concatenate(turns.samples), 'recordings': tuple(map(len, turns.samples))}
+            info['duration'] = round(len(more['samples']) / SAMPLE_RATE, 3)
+        info[interleaved.FIELD] = turns.given
+    else:
+        choices, heard = interleaved.choices(raw, line, folder, question.text_field, read)
+        tokens = prompt.tokens(vocabulary, question.instruction, '' if question.text_field else prompts.SPEECH)
+        more = {'heard': tuple(heard)}
+    info |= (references := _references(question, raw, line, ''))
+    if question.score_choices:
+        info['choices'] = _choices({'choices': choices}, line, references['reference'])
+    return Query(tokens, info=_present(**info), **more)
 
 
 def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float, longest: float | None = None) -> None:

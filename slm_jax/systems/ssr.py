@@ -385,6 +385,25 @@ class SSR:
         prompt, mask = self._prompt(params, batch, None)
         return log_likelihood(self._logits(params, batch, prompt, mask, None), batch)
 
+    def score_speech(self, params: Params, batch: Batch) -> Float[Array, 'b 2']:
+        """Log-likelihood of the tokens that are heard in each row, and their number.
+
+        Each comes after what is heard of those before it, and the first after the text that the prompt has before its
+        mark; without any it does not count. Where nothing is heard it is less than that of anything that is.
+        """
+        said = self._said(params, batch, None, written=False)
+        assert said is not None, 'texts alone are not heard'
+        tokens, count = said.alignment.tokens, said.alignment.lengths
+        heard = {
+            'decoder_input_tokens': jnp.pad(tokens, ((0, 0), (1, 0)))[:, :-1],
+            'decoder_target_tokens': tokens,
+            'decoder_loss_weights': (jnp.arange(tokens.shape[1]) < count[:, None]).astype(jnp.float32),
+        }
+        batch = batch | heard
+        logits, weights = self._continued(params, batch, said, None)
+        value = log_likelihood(logits, batch | {'decoder_loss_weights': weights})
+        return jnp.stack([jnp.where(count > 0, value, -1e9), jnp.sum(weights, axis=1)], axis=1)
+
 
 def _unit(x: Float[Array, '*b e']) -> Float[Array, '*b e']:
     # The root of 0 has no gradient.
