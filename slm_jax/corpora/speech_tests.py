@@ -25,7 +25,7 @@ import json
 import pathlib
 import string
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from slm_jax import cli, synthesize
@@ -130,8 +130,8 @@ class Sets:
         ]
         lines = []
         for number, row in enumerate(pairs):
-            found = [side.get(f'{name}/{number}') for side in sides]
-            if None in found or found[0]['speaker'] != found[1]['speaker']:
+            found = [side[place] for side in sides if (place := f'{name}/{number}') in side]
+            if len(found) < len(sides) or found[0]['speaker'] != found[1]['speaker']:
                 continue
             choices = [{key: each[key] for key in ('audio', 'text', 'duration')} for each in found]
             rest = {key: value for key, value in row.items() if key not in ('right', 'wrong')}
@@ -159,7 +159,7 @@ class Sets:
             )
         self.pairs(f'{name}_heard', pairs)
 
-    def quiz(self, name: str, subjects: dict[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
+    def quiz(self, name: str, subjects: Mapping[str, tuple[Sequence[Row], Sequence[Row]]]) -> None:
         """Questions with choices that are read aloud; the answer is a letter."""
         rows: list[Row] = []
         for subject, (questions, shots) in subjects.items():
@@ -172,10 +172,10 @@ class Sets:
                     rows.append(row | {'letters': list(string.ascii_uppercase[: len(options)])})
         spoken = self._spoken(name, rows)
         asked = [row for row in rows if '/test/' in row['id']]
-        for shots in (0, _SHOTS):
+        for count in (0, _SHOTS):
             lines = []
             for row in asked:
-                before = [f'{row["subject"]}/shot/{n}' for n in range(shots)]
+                before = [f'{row["subject"]}/shot/{n}' for n in range(count)]
                 if not all(each in spoken for each in (*before, row['id'])):
                     continue
                 turns: list[Any] = []
@@ -185,7 +185,7 @@ class Sets:
                     turns.append('\nAnswer:' + (f' {clip["letter"]}\n\n' if each != row['id'] else ''))
                 own = {key: row[key] for key in ('id', 'subject')}
                 lines.append({**own, 'interleaved': turns, 'choices': row['letters'], 'target': row['letter']})
-            self._write(f'{name}_{shots}', lines, len(asked))
+            self._write(f'{name}_{count}', lines, len(asked))
 
     def _spoken(self, name: str, rows: Sequence[Row]) -> dict[str, Row]:
         """The lines of what was read aloud, by their ids."""

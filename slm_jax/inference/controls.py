@@ -25,7 +25,7 @@ def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
     for query in queries:
         if query.samples is None:
             raise ValueError('shuffle_audio: the data has examples without audio; leave them out.')
-        if now is None or not np.array_equal(now.samples, query.samples):
+        if now is None or now.samples is None or not np.array_equal(now.samples, query.samples):
             before, now = now, query
         if before is None:
             held.append(query)

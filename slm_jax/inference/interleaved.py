@@ -63,7 +63,7 @@ def turns(
     def wrong(what: str) -> ValueError:
         return _wrong(line, FIELD, what, 'a list of texts and {"audio": FILE, "text": …}')
 
-    given, parts, samples, absolute = raw[FIELD], [], [], []
+    given, parts, samples, absolute = raw[FIELD], list[str | int](), [], list[Any]()
     if not isinstance(given, list) or not given:
         raise wrong(f'is {given!r}')
     if instruction:

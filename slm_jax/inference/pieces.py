@@ -49,8 +49,9 @@ def listened(model: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.nda
         ends = np.cumsum(of_row)
         for number, (start, end) in enumerate(zip(ends - of_row, ends, strict=True)):
             samples = batch['speech_samples'][row, start:end]
-            whole = most is None or len(samples) <= most
-            bounds = [(0, len(samples))] if whole else chunks.cut(samples, most / queries.SAMPLE_RATE)
+            bounds = [(0, len(samples))]
+            if most is not None and len(samples) > most:
+                bounds = chunks.cut(samples, most / queries.SAMPLE_RATE)
             owners += [(row, number)] * len(bounds)
             pieces += [queries.Query((), samples[first:last]) for first, last in bounds]
     kept = {name: array for name, array in batch.items() if name != 'recording_lengths'}
@@ -80,8 +81,8 @@ def _joined(found: list[np.ndarray], owners: list[tuple[int, int]], shape: tuple
         rows[row].append(embeddings)
         lengths[row, number] += len(embeddings)
     joined = np.zeros((shape[0], _room(int(lengths.sum(axis=1).max())), found[0].shape[1]), found[0].dtype)
-    for row, embeddings in enumerate(rows):
-        whole = np.concatenate(embeddings)
+    for row, of_row in enumerate(rows):
+        whole = np.concatenate(of_row)
         joined[row, : len(whole)] = whole
     return {'speech_embeddings': joined, 'speech_embedding_lengths': lengths}
 

@@ -297,7 +297,8 @@ def _of_several(
     prompt: prompts.Prompt,
 ) -> Query:
     """The query of a line with several recordings, see `interleaved`; `read` is told of each, None: none is read."""
-    more, info = {}, {'id': line['id'], 'task': raw.get('task') or '', 'lang': line['lang']}
+    more: dict[str, Any] = {}
+    info: dict[str, Any] = {'id': line['id'], 'task': raw.get('task') or '', 'lang': line['lang']}
     if interleaved.FIELD in raw:
         turns = interleaved.turns(raw, line, folder, question.text_field, question.instruction, read)
         tokens, choices = prompt.interleaved(vocabulary, turns.parts), raw.get('choices')

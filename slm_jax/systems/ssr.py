@@ -410,7 +410,7 @@ def _unit(x: Float[Array, '*b e']) -> Float[Array, '*b e']:
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-12))
 
 
-def _turns(rng: Key[Array, ''], shape: tuple[int, int], rate: float) -> Bool[Array, 'b t']:
+def _turns(rng: Key[Array, ''], shape: tuple[int, ...], rate: float) -> Bool[Array, 'b t']:
     """Which places are of the first of two that take turns, each of which ends anywhere at the same rate."""
     ends, first = jax.random.split(rng)
     changed = jnp.cumsum(jax.random.bernoulli(ends, rate, shape), axis=1)
