@@ -1,5 +1,7 @@
 """SSR: what the two stages learn, what a prompt of compressed speech does, and invariance to padding and batch."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -89,7 +91,7 @@ def loss(of, params, given, rng=None):
 def test_stage_one_goes_towards_the_embeddings_of_the_transcript(params):
     of, given = system(cosine_weight=0.7, mse_weight=0.2), batch()
     value, metrics = loss(of, params, given)
-    said = of._said(params, given, None, written=True)
+    said = jax.jit(lambda params: of._said(params, given, None, written=True))(params)
     tokens, there = said.alignment.tokens, np.asarray(said.alignment.tokens) > 0
     np.testing.assert_array_equal(np.asarray(tokens)[there], given['decoder_target_tokens'][there])
     assert there.sum(axis=1).tolist() == [6, 4, 3]
@@ -169,7 +171,7 @@ def test_a_transcript_longer_than_the_frames_is_left_out_and_counted(params):
 def test_text_alone_is_learnt_as_by_the_llm_alone(params):
     of, given = system(objective='next_token'), batch()
     text = given | {'speech_samples': np.zeros((3, 0), np.int16), 'speech_lengths': np.zeros(3, np.int32)}
-    expected = text_to_text.TextToText(LLM).loss(params, text, None)[0]
+    expected = jax.jit(text_to_text.TextToText(LLM).loss)(params, text, None)[0]
     assert loss(of, params, text)[0] == pytest.approx(float(expected), abs=1e-5)
     # and beside speech in one batch
     mixed = given | {'speech_lengths': given['speech_lengths'] * np.array([1, 0, 1])}
@@ -180,18 +182,17 @@ def test_text_alone_is_learnt_as_by_the_llm_alone(params):
 
 def test_vectors_that_are_the_embeddings_are_read_as_the_text(params):
     of, given = system(objective='next_token'), batch()
-    said = of._said(params, given, None, written=True)
+    said = jax.jit(lambda params: of._said(params, given, None, written=True))(params)
     true = said._replace(vectors=of._embed(params, said.alignment.tokens))
     for switch_rate in (0.0, 0.4):
         of = system(objective='next_token', switch_rate=switch_rate)
-        logits, weights = of._continued(params, given, true, jax.random.key(1))
+        logits, weights = jax.jit(lambda p, rng, of=of: of._continued(p, given, true, rng))(params, jax.random.key(1))
         read = given | {'encoder_input_tokens': np.tile(np.array([[40, 41]], np.int32), (3, 1))}
-        expected = of.llm.apply(
+        expected = jax.jit(functools.partial(of.llm.apply, method='logits'))(
             {'params': params['llm']},
             of._embed(params, read['encoder_input_tokens']),
             read['encoder_input_tokens'] > 0,
             given['decoder_input_tokens'],
-            method='logits',
         )
         there = given['decoder_loss_weights'] > 0
         np.testing.assert_array_equal(weights, given['decoder_loss_weights'])
@@ -207,27 +208,47 @@ def test_speech_and_text_take_turns():
 def test_the_probe_writes_the_nearest_tokens(params):
     of, given = system(), batch()
     tokens = np.asarray(jax.jit(of.predict, static_argnums=2)(params, given, DecodeConfig()))
-    vectors, lengths = of.listen(params, given)
+    vectors, lengths = jax.jit(of.listen)(params, given)
     assert lengths.tolist() == [3, 3, 3] and (tokens[:, 3] == 1).all() and (tokens[:, 4:] == 0).all()
     np.testing.assert_array_equal(tokens[:, :3], np.asarray(of._nearest(params, vectors))[:, :3])
     silent = given | {'speech_samples': np.zeros_like(given['speech_samples'])}
-    tokens = np.asarray(of.predict(params, silent, DecodeConfig()))
+    tokens = np.asarray(jax.jit(of.predict, static_argnums=2)(params, silent, DecodeConfig()))
     assert (tokens[:, 0] == 1).all() and (tokens[:, 1:] == 0).all()
 
 
-def test_the_llm_answers_and_scores_alike_alone_and_of_embeddings_made_before(params):
-    of, given, decode = system(objective='next_token'), batch(), DecodeConfig(max_decode_length=5)
-    answers = np.asarray(jax.jit(of.predict, static_argnums=2)(params, given, decode))
-    scores = np.asarray(jax.jit(of.score_batch)(params, given))
+def test_a_prompt_is_the_same_alone_and_of_embeddings_made_before(params):
+    of, given = system(objective='next_token'), batch()
+    asked = jax.jit(of._asked)
+    prompts, masks = map(np.asarray, asked(params, given))
+    assert masks.sum(axis=1).tolist() == [3 + 4] * 3  # three vectors and four tokens
     alone = {name: x[2:] for name, x in given.items()}
     alone['speech_samples'] = alone['speech_samples'][:, : given['speech_lengths'][2]]
-    np.testing.assert_array_equal(of.predict(params, alone, decode)[0], answers[2])
-    np.testing.assert_allclose(of.score_batch(params, alone)[0], scores[2], rtol=1e-5)
-    vectors, lengths = of.listen(params, given)
+    vectors, lengths = jax.jit(of.listen)(params, given)
     made = given | {'speech_samples': np.zeros((3, 0), np.int16)}
     made |= {'speech_embeddings': vectors, 'speech_embedding_lengths': lengths[:, None]}
-    np.testing.assert_array_equal(of.predict(params, made, decode), answers)
-    np.testing.assert_allclose(of.score_batch(params, made), scores, rtol=1e-5)
+    for rows, other in ((slice(2, 3), alone), (slice(0, 3), made)):
+        found, mask = map(np.asarray, asked(params, other))
+        np.testing.assert_allclose(found[mask], prompts[rows][masks[rows]], atol=1e-5)
+        assert mask.sum() == masks[rows].sum()
+    answers = np.asarray(jax.jit(of.predict, static_argnums=2)(params, given, DecodeConfig(max_decode_length=3)))
+    assert answers.shape == (3, 3) and (answers[:, 0] > 0).all()
+    assert not np.asarray(asked(params, made | {'speech_embedding_lengths': 0 * lengths[:, None]})[1]).any()
+
+
+def test_what_is_heard_is_scored_after_the_text_before_it(params):
+    of, given = system(objective='next_token'), batch()
+    value, tokens = np.asarray(jax.jit(of.score_speech)(params, given)).T
+    assert tokens.tolist() == [3, 3, 3] and (value < 0).all()
+    # As the loss has it, of a transcript of the same tokens.
+    targets = np.tile(np.array([[70, 80, 90, 0, 0, 0, 0, 0, 0]], np.int32), (3, 1))
+    written = given | {'decoder_target_tokens': targets, 'decoder_loss_weights': (targets > 0).astype(np.float32)}
+    written['decoder_input_tokens'] = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    assert loss(of, params, written)[0] == pytest.approx(-value.sum() / 9, abs=1e-4)
+    bare = np.where(np.arange(6) == 0, SPEECH, np.roll(given['encoder_input_tokens'], -3, axis=1))
+    bare = given | {'encoder_input_tokens': bare}  # nothing before the speech: its first token does not count
+    nothing = bare | {'speech_lengths': np.array([16_000, 0, 0], np.int32)}
+    value, tokens = np.asarray(jax.jit(of.score_speech)(params, nothing)).T
+    assert tokens.tolist() == [2, 0, 0] and value[1] < -1e8 < value[0]
 
 
 def test_lora_belongs_to_what_runs(params):
