@@ -313,7 +313,7 @@ def load(
     if trained_dir is not None:
         checkpoints.check_foundations(directory, needed, used)
         own = foundations_lib.restore(trained_dir, own)
-    part = 'llm' if 'llm' in boxed else 'speech_encoder'
+    part = 'llm' if 'llm' in boxed or getattr(system, 'writes_llm_tokens', False) else 'speech_encoder'
     first = card.get('initialised_from') or {}
     return Model(
         directory=directory,

@@ -22,6 +22,7 @@ class System(Protocol):
     One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
     One that reads when each token of a transcript ends says so, `token_ends`: the batch has `token_ends`, too.
+    One without a language model that writes the tokens of one says so: `writes_llm_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.
     One with a language model says how likely a text is as an answer: `score_batch`, see `SLM`.
     One that takes several recordings in a prompt gives the embeddings of one, and how many there are, `listen(params,

@@ -25,6 +25,7 @@ class SpeechAligner:
     speech_encoder: SpeechEncoder
     aligner: nn.Module
     token_ends = True  # see `System`
+    writes_llm_tokens = True
 
     @property
     def max_seconds(self) -> float | None:
@@ -81,10 +82,12 @@ class SpeechAligner:
         rows = jnp.sum(lengths > 0).astype(jnp.float32)
         metrics['too_many_tokens'] = rows - jnp.sum(fits), rows
         if rng is None and 'token_ends' in batch:
-            metrics['boundary_ms'] = boundary_error(self.align(params, batch), batch['token_ends'], self._rate(params))
+            metrics['boundary_ms'] = boundary_error(
+                self.align(params, batch), batch['token_ends'], self.frame_rate(params)
+            )
         return metrics['loss'][0] / jnp.maximum(count, 1.0), metrics
 
-    def _rate(self, params: Params) -> float:
+    def frame_rate(self, params: Params) -> float:
         """Frames a second."""
         count = frames_of(lambda batch: self._frames(params, batch, None)[0])
         return (count(24) - count(8)) / 16
