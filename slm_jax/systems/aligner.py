@@ -89,7 +89,13 @@ class SpeechAligner:
 
     def frame_rate(self, params: Params) -> float:
         """Frames a second."""
-        count = frames_of(lambda batch: self._frames(params, batch, None)[0])
+        del params  # where stored frames are read, those of the encoder are not there
+
+        def frames(batch: Batch) -> Float[Array, 'b f d']:
+            given = jax.random.key(0), batch['speech_samples'], batch['speech_lengths']
+            return self.speech_encoder.init_with_output(*given)[0][0]
+
+        count = frames_of(frames)
         return (count(24) - count(8)) / 16
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
