@@ -5,7 +5,7 @@
 
 Whisper base and SmolLM2-135M, whose sizes matter here and whose weights do not: they are random, and an aligner that
 divides the frames evenly writes --rate tokens a second. SLM's adapter gives 12.5. Recordings are noise. They are heard
-in pieces of at most 28 s, as `slm-jax infer --max_seconds` hears them, and the language model reads all that comes of
+in pieces of at most 30 s, as `slm-jax infer --max_seconds` hears them, and the language model reads all that comes of
 them and writes one token. Each row is a process of its own:
 
     positions    that the language model reads
@@ -37,7 +37,7 @@ from slm_jax.inference import pieces, queries
 from slm_jax.training import setup
 
 _SECONDS = (10, 30, 60, 300, 600, 1800, 3600)
-_PIECE = 28.0
+_PIECE = 30.0
 _FILES = {
     'SSR': ['models/ssr_smollm2.gin'],
     'SLM': ['runs/slm_imported.gin', 'models/whisper_base.gin', 'models/smollm2_135m.gin'],
