@@ -87,9 +87,7 @@ def evaluated(model, name, line, *options):
 @pytest.mark.slow
 def test_all_of_it_is_learnt_answered_and_scored(model, capsys):
     losses = read_losses(model)
-    assert len(losses) == 2
-    for name in ('loss', 'distil', 'next_token', 'cross_entropy', 'cosine', 'mse', 'tokens_per_second', 'compression'):
-        assert np.isfinite(losses[1][name]), name
+    assert len(losses) == 2 and all(np.isfinite(values).all() for values in losses.values())
     long = str(model.parent / 'long.wav')
     assert cli.main(['infer', long, '--model', str(model), '--max_decode_length', '4']) == 1
     assert '--max_seconds 3 lets it through as it is' in capsys.readouterr().err
