@@ -59,7 +59,8 @@ def train(
         system: see `slm_jax.systems.System`.
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
             Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
-            system has one or reads transcripts. Where the system checks its data, `first_examples` is used too.
+            system has one or reads transcripts, and `token_ends=True` where it reads them. Where the system checks its
+            data, `first_examples` is used too.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -164,6 +165,7 @@ def _planned(
     found = origins.find(foundations)
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
     needs: dict[str, Any] = {'teacher': True} if setup.reads_transcripts(system) else {}
+    needs |= {'token_ends': True} if getattr(system, 'token_ends', False) else {}
     if encoded:
         layout, encoder = frozen_encoder.left_out(layout), frozen_encoder.of(system, foundations)
         needs['encoder'] = encoder

@@ -18,6 +18,7 @@ TEMPLATES = {
     'ast': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'mt': instructions.TEMPLATES['ast'] + instructions.TEMPLATES['ast_language'],
     'instruct': (),
+    'text': (),
     'ctc': (),
     'phrase': (),
 }
@@ -42,7 +43,7 @@ def speech_task(
     Args:
         name: of the task.
         source: a SeqIO source.
-        kind: 'asr', 'ast', 'mt', 'instruct', 'ctc' or 'phrase'; see `preprocessors.to_text`.
+        kind: 'asr', 'ast', 'mt', 'instruct', 'text', 'ctc' or 'phrase'; see `preprocessors.to_text`.
         before_cache: steps from what the source gives to canonical examples with `speech`.
         after_cache: further steps, run each time.
         target_lang, translated_only: of 'ast' and 'mt'; see `preprocessors.to_text`.
@@ -100,7 +101,7 @@ def manifest(
         name: of the task.
         path: a manifest, used for every split, or {'train': path, 'validation': path, …}. It may be in shards:
             'clips-*.jsonl', 'clips@64.jsonl' (clips-00000-of-00064.jsonl …), or a list; see `sources.expand`.
-        task: 'asr', 'ast', 'mt' (text alone: recordings are not read), 'instruct', 'ctc' or 'phrase'.
+        task: 'asr', 'ast', 'mt', 'instruct', 'text', 'ctc' or 'phrase'; 'mt' and 'text' leave recordings unheard.
         target_lang: for 'ast' and 'mt', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
         templates: wordings instead of those of slm_jax/data/instructions.py.
@@ -205,7 +206,7 @@ def _files_task(
         name,
         seqio.FunctionDataSource(source, splits=list(splits)),
         task,
-        before_cache=() if task == 'mt' else (decode,),
+        before_cache=(preprocessors.leave_unheard,) if task in ('text', 'mt') else (decode,),
         target_lang=target_lang,
         templates=templates,
         phrases=phrases,

@@ -9,6 +9,8 @@ is run, a linear map that has an update adds it to its output.
 import contextlib
 import dataclasses
 import difflib
+import functools
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -155,6 +157,23 @@ def applied(config: LoraConfig | None, params: Params) -> Iterator[Params]:
 
     with nn.intercept_methods(add):
         yield parts
+
+
+def in_methods(system: type) -> type:
+    """A system, whose field `lora` is a config, each of whose public methods on parameters runs with its updates."""
+
+    def wrapped(method: Callable) -> Callable:
+        @functools.wraps(method)
+        def run(self: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
+            with applied(self.lora, params) as params:
+                return method(self, params, *args, **kwargs)
+
+        return run
+
+    for name, method in list(vars(system).items()):
+        if not name.startswith('_') and inspect.isfunction(method) and 'params' in inspect.signature(method).parameters:
+            setattr(system, name, wrapped(method))
+    return system
 
 
 def apart(params: Params) -> Params:

@@ -266,9 +266,16 @@ class SlmAdapter(nn.Module):
 
 
 def transformed(
-    x: Float[Array, 'b s i'], lengths: Int32[Array, ' b'], cfg: AdapterConfig, deterministic: bool
+    x: Float[Array, 'b s i'],
+    lengths: Int32[Array, ' b'],
+    cfg: AdapterConfig,
+    deterministic: bool,
+    seen: Bool[Array, '#b s s'] | None = None,
 ) -> Float[Array, 'b s e']:
-    """What the Transformer makes of slots, normalised; its modules are those of the adapter that calls this."""
+    """What the Transformer makes of slots, normalised; its modules are those of the adapter that calls this.
+
+    `seen` says which slots (the last axis) each of them attends to; None: to all of its clip.
+    """
     x = Linear(cfg.emb_dim, ('speech_embed', 'embed'), cfg.dtype, name='input_projection')(x)
     x = nn.with_logical_constraint(x, _SLOTS)
     if cfg.reduction == 'conv':
@@ -277,6 +284,8 @@ def transformed(
         valid = jnp.arange(x.shape[1]) < lengths[:, None]
         bias = RelativePositionBias(cfg.num_heads, name='relpos_bias')(x.shape[1])
         bias = bias + jnp.where(valid, 0.0, -1e10)[:, None, None, :]
+        if seen is not None:
+            bias = jnp.where(seen[:, None], bias, -1e10)
         x, _ = _stack(cfg)(cfg, deterministic, name='layers')(x, bias)
     return RmsNorm(cfg.dtype, name='final_norm')(x)
 

@@ -18,24 +18,28 @@ def model_features(
 
     Args:
         example: int16 speech, int32 inputs and targets; one that is absent is empty.
-        lengths: may have one of `teacher_inputs`, too.
+        lengths: may have those of `teacher_inputs` and `token_ends`, too.
 
     Returns:
-        The features listed in `SpeechTextFeatureConverter`; with `teacher_inputs` also `teacher_input_tokens`.
+        The features listed in `SpeechTextFeatureConverter`; with `teacher_inputs` also `teacher_input_tokens`, with
+        `token_ends` these.
 
     Raises:
         ValueError: a feature is longer than its length.
     """
     padded = {}
     for name in lengths:
-        value, dtype = example.get(name, ()), np.int16 if name == 'speech' else np.int32
+        value, dtype = example.get(name, ()), {'speech': np.int16, 'token_ends': np.float32}.get(name, np.int32)
         if len(value) > lengths[name]:
             raise ValueError(f'{name}: {len(value)} do not fit into {lengths[name]}')
         padded[name] = np.zeros(lengths[name], dtype)
         padded[name][: len(value)] = value
     targets = padded['targets']
     taught = {'teacher_input_tokens': padded['teacher_inputs']} if 'teacher_inputs' in lengths else {}
-    return taught | {
+    timed = {'token_ends': padded['token_ends']} if 'token_ends' in lengths else {}
+    return {
+        **taught,
+        **timed,
         'speech_samples': padded['speech'],
         'speech_lengths': np.int32(len(example.get('speech', ()))),
         'encoder_input_tokens': padded['inputs'],

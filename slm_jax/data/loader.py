@@ -20,7 +20,7 @@ import seqio
 
 import gin
 from slm_jax.audio.augmentation import WaveformAugmentation
-from slm_jax.data import cache, feature_converter, frames, measure, notices, preprocessors, seen
+from slm_jax.data import alignments, cache, feature_converter, frames, measure, notices, preprocessors, seen
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
@@ -77,6 +77,7 @@ class SpeechTextLoader:
         data_dir: where TFDS keeps its data; None = $TFDS_DATA_DIR or ~/tensorflow_datasets.
         teacher: whether batches have `teacher_input_tokens`: the prompt with the transcript in the place of the speech,
             for a system whose `objective` has a teacher. `slm-jax train` asks for it by itself.
+        token_ends: likewise, by alignments of manifests (alignments.py); 0 where there are none.
         encoder: whose stored frames are read in the place of recordings; None: the recordings.
         augmentation: changes recordings each time they are read; None: they are as stored. In gin it is given to
             `train/`, or training's validation is changed as well.
@@ -104,6 +105,7 @@ class SpeechTextLoader:
         encoder_seconds: float = 0.0,
         shape_cost: float = 0.0,
         teacher: bool = False,
+        token_ends: bool = False,
         encoder: frames.Encoder | None = None,
         augmentation: WaveformAugmentation | None = None,
     ):
@@ -145,6 +147,7 @@ class SpeechTextLoader:
         self._unknown: list[dict[str, np.ndarray]] = []
         self._seen: list[dict[str, np.ndarray]] = []
         self._teacher, self._teacher_inputs = teacher, []
+        self._token_ends = token_ends
         self._planned = [
             self._measure(task, store, rate, on_bad_example)
             for task, store, rate in zip(self._tasks, self._stores, rates)
@@ -255,6 +258,8 @@ class SpeechTextLoader:
             speech = silence if self._encoder else store.speech(index)
             example['speech'] = self._augmentation(speech, (seed, index)) if self._augmentation else speech
         example = self._steps[task](example)
+        if self._token_ends:
+            example = {**example, 'token_ends': alignments.token_ends(example, self.vocabulary)}
         if self._encoder and store.samples[index]:
             width = self._shapes[0]['speech_frames'][0][2]
             example = {**example, 'frames': frames.read(store, self._encoder, index, width)}
@@ -276,6 +281,8 @@ class SpeechTextLoader:
         lengths = {'speech': bucket.samples, 'inputs': bucket.inputs, 'targets': bucket.targets}
         if self._teacher:
             lengths['teacher_inputs'] = self._longest_teacher[batch.bucket]
+        if self._token_ends:
+            lengths['token_ends'] = bucket.targets
         planned = [batch.rows[row] if row < count else None for row in (host_rows or range)(count)]
         examples = [
             None if row is None or row[0] < 0 else (int(row[0]), self._fitting(bucket, *map(int, row)))
@@ -411,6 +418,8 @@ class SpeechTextLoader:
             'decoder_target_tokens': ((bucket.rows, bucket.targets), np.dtype(np.int32)),
             'decoder_loss_weights': ((bucket.rows, bucket.targets), np.dtype(np.float32)),
         }
+        if self._token_ends:
+            shapes['token_ends'] = ((bucket.rows, bucket.targets), np.dtype(np.float32))
         return self._encoder.shapes(shapes) if self._encoder else shapes
 
     def state(self) -> dict:

@@ -5,6 +5,7 @@
     {"audio": "a.wav", "text": "What is one plus one?", "answers": ["two", "2"]}    (evaluate --reference_field answers)
     {"audio_filepath": "a.wav", "duration": 1.5, "text": "…"}           NeMo
     {"audio": "a.wav", "text": "call Siobhan", "phrases": ["Siobhan"]}        (phrases.py)
+    {"audio": "a.wav", "text": "hello you", "alignment": "a.TextGrid"}        (alignments.py)
     {"key": "utt1", "source": "a.wav", "target": "…"}                   SLAM-LLM
 
 A relative path is relative to the manifest, `~/` is the home directory. `lang` may be absent where no task names it;
@@ -38,6 +39,7 @@ FIELDS = (
     'instruction',
     'target',
     'phrases',
+    'alignment',
     'error',
 )
 AUDIO = ('audio', 'audio_filepath', 'source')
@@ -53,7 +55,7 @@ _NAMES = {
     'target': ('target',),
 }
 # Names of fields that are known here.
-KNOWN = frozenset({name for names in _NAMES.values() for name in names} | {'offset', 'duration', 'phrases'})
+KNOWN = frozenset({*itertools.chain(*_NAMES.values()), 'offset', 'duration', 'phrases', 'alignment'})
 
 
 class ManifestError(ValueError):
@@ -63,8 +65,9 @@ class ManifestError(ValueError):
 def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     """Yields the lines of a manifest as dictionaries of `FIELDS`, '' for what a line lacks.
 
-    `translations` is a JSON object {language: text}, `phrases` a JSON list of texts; `origin` is 'FILE:LINE'. A line
-    that cannot be understood is yielded with the reason in `error`: whoever reads decides whether to stop.
+    `translations` is a JSON object {language: text}, `phrases` a JSON list of texts, `alignment` a file or a JSON list;
+    `origin` is 'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads
+    decides whether to stop.
 
     Raises:
         JsonLinesError: the file itself cannot be read, or holds no line.
@@ -137,6 +140,15 @@ def _segment(row: Mapping[str, Any], nemo: bool) -> dict[str, str]:
     return {name: '' if value is None else repr(value) for name, value in (('offset', offset), ('duration', duration))}
 
 
+def _alignment(value: Any, folder: pathlib.Path) -> str:
+    """A file, or what stands there as JSON; see `slm_jax.data.alignments`."""
+    if isinstance(value, list):
+        return json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, (str, type(None))):
+        raise ManifestError(f'field "alignment" is {value!r}; a file or a list of [text, start, end] was expected.')
+    return resolve(value, folder) if value else ''
+
+
 def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
     """What a line, or what stands in its place, says of an example.
 
@@ -166,6 +178,7 @@ def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
     texts = {code: _text(text, 'translation') for code, text in translation.items() if text not in (None, '')}
     fields['translations'] = json.dumps(texts)
     fields['phrases'] = '' if (listed := phrases.of_row(row)) is None else json.dumps(listed, ensure_ascii=False)
+    fields['alignment'] = _alignment(row.get('alignment'), folder)
     return fields
 
 
@@ -212,7 +225,9 @@ class Source:
                     found = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: no possible path
                 found = 'missing'
-            # Stores of manifests without phrases are older than this field.
-            given = {name: text for name, text in example.items() if text or name != 'phrases'}
+            # Stores of manifests without these fields are older than they are.
+            given = {name: text for name, text in example.items() if text or name not in ('phrases', 'alignment')}
+            if example['alignment'] and not example['alignment'].startswith('['):
+                given['alignment'] = str(paths.state(example['alignment']))
             digest.update(repr((given, found)).encode())
         return digest.hexdigest()

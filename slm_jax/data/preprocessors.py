@@ -19,6 +19,7 @@ from slm_jax.data.tensorflow_cpu import tf  # isort: skip  before others load Te
 import dataclasses
 import io
 import json
+import pathlib
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -27,7 +28,7 @@ import numpy as np
 import seqio
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, phrases, prompts, segments
+from slm_jax.data import alignments, languages, phrases, prompts, segments
 from slm_jax.data.manifests import FIELDS
 from slm_jax.data.phrases import PhraseList
 
@@ -36,7 +37,7 @@ class BadExampleError(ValueError):
     """An example that cannot be used: `str()` names it, what is wrong, and the remedy."""
 
 
-KINDS = ('asr', 'ast', 'mt', 'instruct', 'ctc', 'phrase')
+KINDS = ('asr', 'ast', 'mt', 'instruct', 'text', 'ctc', 'phrase')
 _TRANSLATED = ('ast', 'mt')
 # Every wording is measured by reading the seeds 0 … MAX_TEMPLATES-1, so no task may have more.
 MAX_TEMPLATES = 8
@@ -119,6 +120,15 @@ def decode_samples(dataset: tf.data.Dataset, rate: int) -> tf.data.Dataset:
     return _with_speech(dataset, convert, ('samples', 'origin'))
 
 
+def leave_unheard(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes text examples: `speech` is empty, whatever recordings there are."""
+
+    def leave(error: bytes):
+        return np.zeros(0, np.int16), error
+
+    return _with_speech(dataset, leave, ('error',))
+
+
 def _unread(name: str, problem: Exception) -> tuple[np.ndarray, bytes]:
     """No samples, and what is wrong. Whatever a recording does to its reader is a fault of that one example."""
     text = str(problem)
@@ -130,14 +140,29 @@ def _unread(name: str, problem: Exception) -> tuple[np.ndarray, bytes]:
 
 
 def _with_speech(dataset, function, arguments):
+    described = ('alignment', 'id', 'audio', 'text', 'origin')
+
+    def read(*values):
+        texts = {name: value.decode() for name, value in zip(described, values)}
+        speech, error = function(*values[len(described) :])
+        alignment = ''
+        if texts['alignment'] and not error:
+            names = texts['id'], pathlib.PurePosixPath(texts['audio']).stem
+            seconds = len(speech) / waveforms.SAMPLE_RATE
+            try:
+                alignment = alignments.spans(texts['alignment'], names, texts['text'], seconds, texts['origin'])
+            except alignments.AlignmentError as problem:
+                error = str(problem).encode()
+        return speech, error, alignment.encode()
+
     def add(example):
-        speech, error = tf.numpy_function(
-            function, [example[a] for a in arguments], (tf.int16, tf.string), stateful=False
-        )
+        given = [example[name] for name in (*described, *arguments)]
+        speech, error, alignment = tf.numpy_function(read, given, (tf.int16, tf.string, tf.string), stateful=False)
         speech.set_shape([None])
         error.set_shape([])
+        alignment.set_shape([])
         rest = {k: v for k, v in example.items() if k not in ('samples', 'content')}
-        return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error}
+        return rest | {'speech': speech, 'speech_length': tf.size(speech), 'error': error, 'alignment': alignment}
 
     return dataset.map(add, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -215,7 +240,8 @@ def to_text(
 
     Args:
         kind: 'asr' (targets = text), 'ast' (the translation into `target_lang`), 'mt' (the same of the text, which
-            is read in the place of speech), 'instruct' (the example's own instruction and target), 'ctc' (no
+            is read in the place of speech), 'instruct' (the example's own instruction and target), 'text' (the same
+            without speech; of a line without a target its text, after its instruction if it has one), 'ctc' (no
             instruction; text as CTC spells it), 'phrase' (no instruction; one of its phrases, or without any some words
             of the text, as CTC spells them).
         templates: wordings; `{language}` and `{target_language}` are filled in. Wordings that name
@@ -282,6 +308,9 @@ def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech
     def lacks(field: str, remedy: str) -> tuple[str, str, str]:
         return '', '', f'{example["origin"]}: field "{field}" is missing. {remedy}'
 
+    if kind == 'text':
+        targets = example['target'] or example['text']
+        return (example['instruction'], targets, '') if targets else lacks('text', 'A task of texts needs one.')
     if kind == 'mt' and not example['text']:
         return lacks('text', "A task of kind 'mt' translates it.")
     if not speech_length and kind != 'mt':

@@ -91,3 +91,22 @@ class Prompt:
         if ids[:1] == [SPEECH]:
             ids = ids[1:]
         return tuple(ids) if self.chat is not None else (*ids, _END)
+
+    def interleaved(self, vocabulary: Any, parts: Sequence[str | int]) -> tuple[int, ...]:
+        """Ids of a prompt whose user's turn is texts and marks (`SPEECH`), each for another recording.
+
+        The template does not apply. Between two marks text is encoded as one.
+        """
+        if vocabulary is None:
+            return ()
+        before, after = (self.chat or '{user}').split('{user}')
+        ids: list[int] = []
+        text = before
+        for part in (*parts, after):
+            if isinstance(part, str):
+                text += part
+                continue
+            ids += [*vocabulary.encode(text), part]
+            text = ''
+        ids += vocabulary.encode(text)
+        return tuple(ids) if self.chat is not None else (*ids, _END)

@@ -9,6 +9,8 @@ Tasks find them through `output_features`; what only answers needs no more than 
 
 import collections
 import functools
+import unicodedata
+from collections.abc import Mapping
 from typing import Any
 
 import gin
@@ -17,6 +19,8 @@ from slm_jax.data import ctc_text
 from slm_jax.foundations import tokenizers
 
 _LONGEST_SPELLING = 12
+_SPACE = 1  # of characters
+_MOST_CHARACTERS = 24  # of a token
 _WITHOUT_PIECES = (tokenizers.Bytes, tokenizers.HuggingFace)
 
 
@@ -137,6 +141,48 @@ def spellings(labels: str) -> tuple[tuple[int, ...], ...]:
         if not found[token] and found[left] and found[right] and len(found[left] + found[right]) <= _LONGEST_SPELLING:
             found[token] = (*found[left], *found[right])
     return tuple(found)
+
+
+@gin.configurable
+def token_spellings(labels: str) -> tuple[tuple[int, ...], ...]:
+    """`spellings` for an aligner: a token that no label spells is any label, -1; padding and end are not heard."""
+    found = [spelt or (-1,) for spelt in spellings(labels)]
+    return ((), (), *found[2:])
+
+
+@gin.configurable
+def character_spellings(characters: str) -> tuple[tuple[int, ...], ...]:
+    """The characters of each of the language model's tokens, in small letters, as labels of an aligner.
+
+    Label 1 is the space between words, and from 2 on come `characters`. What is not heard has none: punctuation,
+    special tokens, spaces that nothing follows. -1 are letters and digits that are none of them, and parts of a letter.
+
+    Raises:
+        ValueError: a character twice, a space, or a large letter.
+    """
+    if len(set(characters)) < len(characters) or characters != characters.lower() or ' ' in characters:
+        raise ValueError(
+            f'CHARACTERS is {characters!r}; small letters, digits and an apostrophe were expected, each once. The '
+            'space is there by itself.'
+        )
+    vocabulary, labels = of('llm'), {c: label for label, c in enumerate(characters, 2)}
+    before = vocabulary.encode('a')
+    return tuple(_characters(vocabulary.decode([*before, token])[1:], labels) for token in range(vocabulary.vocab_size))
+
+
+def _characters(text: str, labels: Mapping[str, int]) -> tuple[int, ...]:
+    found: list[int] = []
+    text = unicodedata.normalize('NFC', text).lower().replace('’', "'")
+    for place, c in enumerate(text):
+        if c.isspace():
+            found += [_SPACE] if found[-1:] != [_SPACE] else []
+        elif c in labels and (c != "'" or text[place + 1 :][:1].isalpha()):
+            found.append(labels[c])
+        elif c == '\N{REPLACEMENT CHARACTER}' or unicodedata.category(c)[0] in 'LMN':
+            found.append(-1)
+    while found[-1:] == [_SPACE]:
+        found.pop()
+    return (-1,) if len(found) > _MOST_CHARACTERS else tuple(found)
 
 
 def _counted(labels: str) -> list[tuple[int, int]]:

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 from jaxtyping import Array, Float, Int
 
 
@@ -61,9 +62,25 @@ def ctc_fits(frame_lengths: Int[Array, ' b'], labels: Int[Array, 'b l']) -> Arra
 
 def ctc_greedy(logits: Float[Array, 'b t v'], frame_lengths: Int[Array, ' b']) -> Int[Array, 'b t']:
     """Best label per frame, repeats merged, blanks dropped, moved to the front and padded with 0."""
+    return ctc_runs(logits, frame_lengths)[0]
+
+
+def ctc_runs(
+    logits: Float[Array, 'b t v'], frame_lengths: Int[Array, ' b']
+) -> tuple[Int[Array, 'b t'], Int[Array, 'b t'], Int[Array, 'b t']]:
+    """`ctc_greedy`, the first frame of each of its labels, and the one after its last; 0 of padding."""
     best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    best = jnp.where(jnp.arange(best.shape[1]) < frame_lengths[:, None], best, 0)
-    previous = jnp.pad(best[:, :-1], ((0, 0), (1, 0)))
-    kept = (best != 0) & (best != previous)
+    frames = best.shape[1]
+    best = jnp.where(jnp.arange(frames) < frame_lengths[:, None], best, 0)
+    changes = best != jnp.pad(best[:, :-1], ((0, 0), (1, 0)))
+    kept = (best != 0) & changes
     order = jnp.argsort(~kept, axis=1, stable=True)
-    return jnp.take_along_axis(jnp.where(kept, best, 0), order, axis=1)
+    # The next change after each frame.
+    stops = lax.cummin(jnp.where(changes, jnp.arange(frames), frames), axis=1, reverse=True)
+    stops = jnp.pad(stops[:, 1:], ((0, 0), (0, 1)), constant_values=frames)
+    stops = jnp.minimum(stops, frame_lengths[:, None])
+
+    def moved(x):
+        return jnp.take_along_axis(jnp.where(kept, x, 0), order, axis=1)
+
+    return moved(best), moved(jnp.arange(frames)), moved(stops)

@@ -156,6 +156,19 @@ class _Layer(nn.Module):
         return nn.with_logical_constraint(x, FRAMES), None
 
 
+def layers(config: WhisperConfig, x: Float[Array, 'b t d'], windows: Int[Array, ' b'] | None) -> Float[Array, 'b t d']:
+    """The layers of the Transformer, which attend to the first `windows` frames; `layers` of the module that calls."""
+    x, _ = nn.scan(
+        _Layer,
+        variable_axes={'params': 0},
+        split_rngs={'params': True},
+        in_axes=nn.broadcast,
+        length=config.num_layers,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )(config, name='layers')(x, windows)
+    return x
+
+
 class WhisperEncoder(nn.Module):
     """Log-mel frames at 100 Hz -> frames at 50 Hz."""
 
@@ -190,13 +203,6 @@ class WhisperEncoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('length', 'embed'))
         positions = self.param('embed_positions', init, (_WINDOW, config.emb_dim), jnp.float32)
         x = x + positions[:t].astype(config.dtype)
-        x, _ = nn.scan(
-            _Layer,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(config, name='layers')(x, windows)
+        x = layers(config, x, windows)
         x = layer_norm(1e-5, config.dtype, 'layer_norm')(x[:, :u])
         return jnp.where((jnp.arange(u) < lengths[:, None])[..., None], x, 0.0), lengths

@@ -1,5 +1,6 @@
-"""Puts queries to a model: what it answers, or how likely given texts are as answers."""
+"""Puts queries to a model: what it answers, or how likely given texts are as answers, or recordings by themselves."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -29,7 +30,9 @@ def said(
             for (position, query), (text, cut) in zip(group, model.answers(batch), strict=False):
                 yield position, query, {'prediction': text} | ({'truncated': True} if cut else {})
             continue
-        for (position, query), value in zip(group, model.log_likelihoods(batch), strict=False):
+        # Where there is no text to be scored, what is heard is.
+        values = (model.log_likelihoods if group[0][1].target else model.heard_likelihoods)(batch)
+        for (position, query), value in zip(group, values, strict=False):
             if (scored := candidates.scored(position, query, value)) is not None:
                 yield scored[0], query, scored[1]
 
@@ -43,10 +46,14 @@ class _Candidates:
     def __init__(self, asked: Iterable[queries.Query], vocabulary: Any):
         self._asked, self._vocabulary = asked, vocabulary
         self._owners: list[tuple[int, int]] = []  # of each text: the number of its query, and its own
-        self._found: dict[int, dict[int, float]] = {}
+        self._found: dict[int, dict[int, tuple[float, int]]] = {}
 
     def __iter__(self) -> Iterator[queries.Query]:
         for number, query in enumerate(self._asked):
+            if query.heard:
+                self._owners += [(number, which) for which in range(len(query.heard))]
+                yield from (dataclasses.replace(query, samples=samples) for samples in query.heard)
+                continue
             for which, text in enumerate(_texts(query)):
                 target = tuple(self._vocabulary.encode(text))
                 if not target:
@@ -54,20 +61,23 @@ class _Candidates:
                 self._owners.append((number, which))
                 yield query.with_target(target)
 
-    def scored(self, position: int, query: queries.Query, value: float) -> tuple[int, dict[str, Any]] | None:
-        """Notes the log-likelihood of a text; with the last of its query returns the query's place and fields."""
+    def scored(self, position: int, query: queries.Query, value: Any) -> tuple[int, dict[str, Any]] | None:
+        """Notes the log-likelihood of a text; with the last of its query returns the query's place and fields.
+
+        `value` is (log-likelihood, tokens) of a recording.
+        """
         number, which = self._owners[position]
         found = self._found.setdefault(number, {})
-        found[which] = value
+        found[which] = value if query.heard else (value, len(query.target))
         texts = _texts(query)
         if len(found) < len(texts):
             return None
         del self._found[number]
-        values = [found[each] for each in range(len(texts))]
+        values, tokens = zip(*(found[each] for each in range(len(texts))), strict=True)
         return number, {
             'prediction': texts[values.index(max(values))],
             'log_likelihoods': [round(value, 4) for value in values],
-            'tokens': [len(self._vocabulary.encode(text)) for text in texts],
+            'tokens': [int(count) for count in tokens],
         }
 
 

@@ -19,23 +19,32 @@ def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
     Raises:
         ValueError: there are no two different clips.
     """
-    now: np.ndarray | None = None
-    before: np.ndarray | None = None
+    now: Query | None = None
+    before: Query | None = None
     held: list[Query] = []
     for query in queries:
         if query.samples is None:
             raise ValueError('shuffle_audio: the data has examples without audio; leave them out.')
-        if now is None or not np.array_equal(now, query.samples):
-            before, now = now, query.samples
+        if now is None or now.samples is None or not np.array_equal(now.samples, query.samples):
+            before, now = now, query
         if before is None:
             held.append(query)
             continue
         for early in held:
-            yield dataclasses.replace(early, samples=now)
+            yield _hears(early, now)
         held = []
-        yield dataclasses.replace(query, samples=before)
+        yield _hears(query, before)
     if held:
         raise ValueError('shuffle_audio: at least two different clips are needed; give more data.')
+
+
+def _hears(query: Query, other: Query) -> Query:
+    if len(query.recordings) != len(other.recordings):
+        raise ValueError(
+            f'shuffle_audio: the prompts {query.info.get("id")!r} and {other.info.get("id")!r} have different numbers '
+            'of recordings. Evaluate prompts of one number by themselves.'
+        )
+    return dataclasses.replace(query, samples=other.samples, recordings=other.recordings)
 
 
 def with_texts(
@@ -53,6 +62,11 @@ def with_texts(
         ValueError: an id has no text, or a task keeps none of its instructions.
     """
     for query in queries:
+        if query.recordings:
+            raise ValueError(
+                f'text_from: the prompt {query.info.get("id")!r} has several recordings, and one text is there for it. '
+                '--text_field names the field of each recording that has its own.'
+            )
         text, instruction = text_of(query, texts), query.info.get('instruction')
         if instruction is None:
             raise ValueError(

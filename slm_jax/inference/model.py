@@ -18,7 +18,7 @@ import numpy as np
 
 from slm_jax import paths
 from slm_jax.data import prompts
-from slm_jax.inference import traces
+from slm_jax.inference import pieces, traces
 
 DEFAULT_MAX_SECONDS = 30.0
 _EOS = 1
@@ -116,7 +116,7 @@ class Model:
 
     @property
     def encoder_seconds(self) -> float | None:
-        """Longest audio that the speech encoder takes at once; None: any."""
+        """Longest audio that can be put to it at once; None: any, be it heard in pieces."""
         return _encoder_seconds(self.system)
 
     def let_through(self, asked: float | None) -> float:
@@ -142,7 +142,8 @@ class Model:
 
     def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape. Hosts ask alike, and each has all answers."""
-        tokens = self._run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
+        batch = pieces.listened(self, batch)
+        tokens = self.run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
         return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in tokens]
 
     def log_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[float]:
@@ -153,10 +154,31 @@ class Model:
         """
         if not hasattr(self.system, 'score_batch'):
             raise ValueError(f'{self.directory.name} has no language model, which alone says how likely an answer is.')
-        return self._run('likelihoods', self.system.score_batch, batch).tolist()
+        return self.run('likelihoods', self.system.score_batch, pieces.listened(self, batch)).tolist()
 
-    def _run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> np.ndarray:
-        """What a function makes of the parameters and a batch; `name` as `program` has it."""
+    def heard_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[list[float]]:
+        """(log-likelihood, tokens) of what is heard in each row, each token after those before it.
+
+        Raises:
+            ValueError: the system does not say it, or does not hear a recording at once.
+        """
+        if not hasattr(self.system, 'score_speech'):
+            raise ValueError(
+                f'{self.directory.name} does not say how likely a recording is; SSR (models/ssr_smollm2.gin) does. '
+                '--text_field text scores the texts of the choices.'
+            )
+        most = pieces.limit(self.system)
+        if most is not None and (longest := batch['speech_lengths'].max()) > most:
+            raise ValueError(
+                f'a recording of {longest / 16_000:.1f} s: {most / 16_000:g} s are heard at once, and scored. Leave '
+                'longer ones out (--max_seconds, --on_bad_example skip).'
+            )
+        return self.run('heard', self.system.score_speech, pieces.listened(self, batch)).tolist()
+
+    def run(self, name: str, function: Callable, batch: Mapping[str, np.ndarray]) -> Any:
+        """What a function makes of the parameters and a batch, in numpy; `name` as `program` has it."""
+        import jax
+
         from slm_jax.training import hosts, partitioning
 
         if hosts.watch():
@@ -166,7 +188,7 @@ class Model:
         given = self.placed(batch)
         compiled = self.program(name, function, given, out=partitioning.replicated(self.mesh))
         started = time.perf_counter()
-        result = np.asarray(compiled(self.params, given))
+        result = jax.tree.map(np.asarray, compiled(self.params, given))
         self.seconds += time.perf_counter() - started
         return result
 
@@ -291,7 +313,7 @@ def load(
     if trained_dir is not None:
         checkpoints.check_foundations(directory, needed, used)
         own = foundations_lib.restore(trained_dir, own)
-    part = 'llm' if 'llm' in boxed else 'speech_encoder'
+    part = 'llm' if 'llm' in boxed or getattr(system, 'writes_llm_tokens', False) else 'speech_encoder'
     first = card.get('initialised_from') or {}
     return Model(
         directory=directory,
@@ -452,7 +474,7 @@ def query(key: str) -> Any:
 
 
 def _encoder_seconds(system: Any) -> float | None:
-    return getattr(system, 'max_seconds', None)
+    return None if pieces.limit(system) else getattr(system, 'max_seconds', None)
 
 
 def _max_seconds() -> float:

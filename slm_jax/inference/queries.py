@@ -1,6 +1,7 @@
 """What is put to a model, and how many such queries become batches of few static shapes."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from jaxtyping import Int16
 from slm_jax import paths
 from slm_jax.data import phrases, prompts
 from slm_jax.evaluation import metrics
+from slm_jax.inference import interleaved
 
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
@@ -33,6 +35,8 @@ class Query:
         target: ids of an answer whose likelihood is asked for; () where one is to be written.
         first: token with which the answer begins: the code of its language, for a language model that has such; 0: the
             model chooses.
+        recordings: of a prompt with several, how many of the samples each has; () of one.
+        heard: samples of each of the choices, where these are recordings whose likelihood is asked for.
     """
 
     tokens: tuple[int, ...]
@@ -41,6 +45,8 @@ class Query:
     transcribed: bool = False
     target: tuple[int, ...] = ()
     first: int = 0
+    recordings: tuple[int, ...] = ()
+    heard: tuple[Int16[np.ndarray, ' n'], ...] = ()
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
         """The same with a target."""
@@ -146,6 +152,11 @@ def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, target
         batch['decoder_target_tokens'][row, : len(query.target)] = query.target
         batch['decoder_loss_weights'][row, : len(query.target)] = 1.0
         batch['transcribed'][row] = query.transcribed
+    if any(query.recordings for query in group):
+        batch['recording_lengths'] = np.zeros((rows, max(len(query.recordings or (0,)) for query in group)), np.int32)
+        for row, query in enumerate(group):
+            each = query.recordings or (batch['speech_lengths'][row],)
+            batch['recording_lengths'][row, : len(each)] = each
     return batch
 
 
@@ -257,10 +268,16 @@ def from_manifest(
     """
     from slm_jax.data import manifests, segments
 
+    folder = paths.path(path).parent
     for raw, line in manifests.rows(path):
         try:
             if line['error']:
                 raise ValueError(line['error'])
+            if interleaved.several(raw, all(question.score_choices for question in questions)):
+                read = functools.partial(check_length, max_seconds=max_seconds, longest=longest) if listen else None
+                raw = {'task': task, **raw}
+                yield from [_of_several(q, raw, line, folder, read, vocabulary, prompt) for q in questions]
+                continue
             listens = not all(question.text_field for question in questions)
             samples = None
             if listens and not line['audio']:
@@ -276,6 +293,35 @@ def from_manifest(
             on_bad(str(error))
         else:
             yield from asked
+
+
+def _of_several(
+    question: Question,
+    raw: Mapping[str, Any],
+    line: Mapping[str, str],
+    folder: Any,
+    read: Callable[[str, Any], None] | None,
+    vocabulary: Any,
+    prompt: prompts.Prompt,
+) -> Query:
+    """The query of a line with several recordings, see `interleaved`; `read` is told of each, None: none is read."""
+    more: dict[str, Any] = {}
+    info: dict[str, Any] = {'id': line['id'], 'task': raw.get('task') or '', 'lang': line['lang']}
+    if interleaved.FIELD in raw:
+        turns = interleaved.turns(raw, line, folder, question.text_field, question.instruction, read)
+        tokens, choices = prompt.interleaved(vocabulary, turns.parts), raw.get('choices')
+        if turns.samples:
+            more = {'samples': np.concatenate(turns.samples), 'recordings': tuple(map(len, turns.samples))}
+            info['duration'] = round(len(more['samples']) / SAMPLE_RATE, 3)
+        info[interleaved.FIELD] = turns.given
+    else:
+        choices, heard = interleaved.choices(raw, line, folder, question.text_field, read)
+        tokens = prompt.tokens(vocabulary, question.instruction, '' if question.text_field else prompts.SPEECH)
+        more = {'heard': tuple(heard)}
+    info |= (references := _references(question, raw, line, ''))
+    if question.score_choices:
+        info['choices'] = _choices({'choices': choices}, line, references['reference'])
+    return Query(tokens, info=_present(**info), **more)
 
 
 def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float, longest: float | None = None) -> None:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from slm_jax.inference import pieces
+
 _EOS = 1
 _UNFINISHED = '\ufffd'  # what the first bytes of a character are read as
 
@@ -41,7 +43,7 @@ class Writing:
         self.over = False
         self._in_steps = getattr(model.system, 'in_steps', False)
         if self._in_steps:
-            given = model.placed(batch)
+            given = model.placed(pieces.listened(model, batch))
             begin = model.program('begin', lambda p, given: model.system.begin(p, given, model.decode), given)
             self._state = begin(model.params, given)
 

@@ -40,6 +40,7 @@ class LanguageModel(Protocol):
         decoder_input_tokens: Int[Array, 'b t'],
         decoder_target_tokens: Int[Array, 'b t'] | None = None,
         deterministic: bool = True,
+        decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """Logits in float32 of a target after a prompt.
 
@@ -48,6 +49,7 @@ class LanguageModel(Protocol):
             decoder_input_tokens: the target shifted right, 0 first.
             decoder_target_tokens: 0 marks padding; None: there is none.
             deterministic: False: drops out, with an rng named 'dropout'.
+            decoder_inputs: what is read in the place of the embeddings of `decoder_input_tokens`; the first is not.
         """
 
     def attention(

@@ -388,13 +388,15 @@ class DecoderOnly(nn.Module):
         decoder_input_tokens: Int[Array, 'b t'],
         decoder_target_tokens: Int[Array, 'b t'] | None = None,
         deterministic: bool = True,
+        decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """Logits of a target after a prompt; see `LanguageModel`.
 
         The first input is not read, and nor are the targets: no token sees the padding after it.
         """
         prompt, lengths = _valid(prompt, mask)
-        target = self.embed(decoder_input_tokens[:, 1:]).astype(prompt.dtype)
+        target = self.embed(decoder_input_tokens[:, 1:]) if decoder_inputs is None else decoder_inputs[:, 1:]
+        target = target.astype(prompt.dtype)
         size, count = prompt.shape[1], decoder_input_tokens.shape[1]
         self._check(size + count - 1)
         place = jnp.arange(size + count - 1)

@@ -310,6 +310,7 @@ class T5(nn.Module):
         deterministic: bool = True,
         decode: bool = False,
         max_decode_length: int | None = None,
+        decoder_inputs: Float[Array, 'n t e'] | None = None,
     ) -> Float[Array, 'n t v']:
         """Next-token logits in float32.
 
@@ -320,8 +321,11 @@ class T5(nn.Module):
             decode: one cached step, after `start`: apply with {'params', 'cache', 'cross'} and
                 mutable=['cache']. Rows may be n = b * beams, the beams of a sequence adjacent.
             max_decode_length: only for `start`; a step knows it from its cache.
+            decoder_inputs: see `LanguageModel`.
         """
         x = self.embed(decoder_input_tokens)
+        if decoder_inputs is not None:
+            x = jnp.concatenate([x[:, :1], decoder_inputs[:, 1:].astype(x.dtype)], axis=1)
         mask = None
         if not decode:
             mask = jnp.ones(decoder_input_tokens.shape, bool)
@@ -345,10 +349,11 @@ class T5(nn.Module):
         decoder_input_tokens: Int[Array, 'b t'],
         decoder_target_tokens: Int[Array, 'b t'] | None = None,
         deterministic: bool = True,
+        decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
-        encoded = self.encode(prompt, mask, deterministic)
-        return self.decode(encoded, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
+        encoded, targets = self.encode(prompt, mask, deterministic), decoder_target_tokens
+        return self.decode(encoded, mask, decoder_input_tokens, targets, deterministic, decoder_inputs=decoder_inputs)
 
     def attention(
         self,

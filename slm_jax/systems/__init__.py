@@ -24,8 +24,13 @@ class System(Protocol):
     One whose other losses read the transcripts says so: `reads_transcripts`; the batch has them likewise.
     One whose losses need examples of some kind has `check_data(batch)`, which is given an example of each task before
     the first step and raises a ValueError if a loss has none.
+    One that reads when each token of a transcript ends says so, `token_ends`: the batch has `token_ends`, too.
+    One without a language model that writes the tokens of one says so: `writes_llm_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.
     One with a language model says how likely a text is as an answer: `score_batch`, see `SLM`.
+    One that takes several recordings in a prompt gives the embeddings of one, and how many there are, `listen(params,
+    batch)`, see `spoken_prompt`; one that takes longer ones in pieces says how long these are, in seconds: `piece`.
+    One that says how likely what is heard is, and how many tokens that are: `score_speech`, see `SSR`.
     One that can write its answers some tokens at a time says so, `in_steps`, and has `begin(params, batch, decode)` and
     `proceed(params, state, decode, steps, gone)`, see `text_to_text`; what they write is what `predict` does.
     """

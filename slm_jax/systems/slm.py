@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import inspect
 import itertools
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax
@@ -23,34 +22,17 @@ from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders import alignment
 from slm_jax.encoders.ctc import ctc_greedy, ctc_loss_of_many
 from slm_jax.llms import Heads, LanguageModel, embedding_params, initial_params
-from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
-from slm_jax.systems.speech_encoder import frames_of, stored, unheard
+from slm_jax.systems.speech_encoder import frames_of, unheard
 from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
 
 
-def _with_lora(system: type) -> type:
-    """A system each of whose methods on parameters runs its parts with what these have of LoRA."""
-
-    def wrapped(method: Callable) -> Callable:
-        @functools.wraps(method)
-        def run(self: Any, params: Params, *args: Any, **kwargs: Any) -> Any:
-            with lora_lib.applied(self.lora, params) as params:
-                return method(self, params, *args, **kwargs)
-
-        return run
-
-    for name, method in list(vars(system).items()):
-        if not name.startswith('_') and inspect.isfunction(method) and 'params' in inspect.signature(method).parameters:
-            setattr(system, name, wrapped(method))
-    return system
-
-
-@_with_lora
+@lora_lib.in_methods
 @dataclasses.dataclass(frozen=True)
 class SLM:
     """Adapted speech stands among the instruction's token embeddings, where the prompt has its mark (`prompts`).
@@ -176,37 +158,33 @@ class SLM:
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
     ) -> tuple[Float[Array, 'b p e'], Bool[Array, 'b p'], dict]:
         """What the LLM reads, without a gap between speech and text, and the parts it was made of."""
-        tokens, heard = batch['encoder_input_tokens'], self._hear(params, batch, rng)
-        if heard is None:
+        tokens, before = batch['encoder_input_tokens'], spoken_prompt.made_before(batch)
+        heard = None if before else self._hear(params, batch, rng)
+        if heard is None and before is None:
             tokens = without_speech(tokens)
             return self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0, {}
         text = self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
+        if before is not None:
+            return *spoken_prompt.joined(tokens, text, *before), {}
+        assert heard is not None
         speech, speech_lengths = self._adapt(params, heard, rng)
-        # Text before the mark, speech, text behind it. A row without a mark has its speech in front.
-        marks = tokens == SPEECH
-        before, marked = jnp.argmax(marks, axis=1)[:, None], jnp.any(marks, axis=1)[:, None]
-        place, behind = jnp.arange(speech.shape[1] + text.shape[1]), before + speech_lengths[:, None]
-        source = jnp.where(place < behind, place - before, speech.shape[1] + place - speech_lengths[:, None] + marked)
-        source = jnp.where(place < before, speech.shape[1] + place, source)
-        joined = jnp.concatenate([speech.astype(text.dtype), text], axis=1)
-        joined = jnp.take_along_axis(joined, source[..., None], axis=1, mode='clip')
-        joined = nn.with_logical_constraint(joined, ('batch', 'length', 'llm_embed'))
-        mask = place < (speech_lengths + jnp.sum(tokens > 0, axis=1))[:, None]
-        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'speech_starts': before[:, 0], 'heard': heard}
+        joined, mask = spoken_prompt.joined(tokens, text, speech, speech_lengths[:, None])
+        starts = jnp.argmax(tokens == SPEECH, axis=1)  # 0 where there is no mark
+        parts = {'speech': speech, 'speech_lengths': speech_lengths, 'speech_starts': starts, 'heard': heard}
         return joined, mask, parts | {'ctc_logits': heard[2], 'frame_lengths': heard[1]}
 
+    def listen(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b s e'], Int[Array, ' b']]:
+        """See `System`."""
+        heard = self._hear(params, batch, None)
+        assert heard is not None, 'texts alone are not heard'
+        speech, lengths = self._adapt(params, heard, None)
+        said = heard[2] if self.label_tokens is not None else None, heard[1]
+        if self._own_labels is not None:
+            said = None, jnp.sum(self._written(params, batch, heard) > 0, axis=1)
+        return speech, jnp.where(unheard(batch, *said), 0, lengths)
+
     def _hear(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Any, ...] | None:
-        """Frames, their number, and the speech encoder's CTC logits, if it has a head; None of a batch of texts."""
-        if batch.get('speech_frames', batch['speech_samples']).shape[1] == 0:
-            return None
-        return self.speech_encoder.apply(
-            {'params': params.get('speech_encoder', {})},
-            batch['speech_samples'],
-            batch['speech_lengths'],
-            rng is None,
-            **stored(batch),
-            rngs=None if rng is None else {'dropout': rng},
-        )
+        return spoken_prompt.hear(self.speech_encoder, params, batch, rng)
 
     def _adapt(self, params: Params, heard: tuple[Any, ...], rng: Key[Array, ''] | None, method: str | None = None):
         """What the adapter, or a method of it, makes of what was heard."""
@@ -337,6 +315,11 @@ class SLM:
         all.
         """
         if self._answers_by_ctc:
+            if spoken_prompt.made_before(batch):
+                raise ValueError(
+                    'SLM.ctc_answers: this model answers by its CTC head, which reads one recording, no longer than '
+                    'the encoder takes; --gin.SLM.ctc_answers=False lets the language model speak.'
+                )
             labels = self._written(params, batch, self._hear(params, batch, None))
             tokens = jnp.pad(jnp.where(labels > 0, jnp.array(self.label_tokens)[labels], 0), ((0, 0), (0, 1)))
             return jnp.where(jnp.arange(tokens.shape[1]) == jnp.sum(labels > 0, axis=1)[:, None], _EOS, tokens)
@@ -358,7 +341,7 @@ class SLM:
     def _asked(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> tuple[Any, ...]:
         """What `generate` wants besides the language model."""
         prompt, mask, parts = self._prompt(params, batch, None)
-        ctc = None
+        mask, ctc = mask & ~spoken_prompt.silent(batch)[:, None], None
         if parts:
             ctc_logits, lengths, token_labels = self._spelling(params, batch, parts)
             by_ctc = self.label_tokens is not None or (token_labels is not None and decode.ctc_weight > 0)

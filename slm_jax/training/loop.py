@@ -44,7 +44,6 @@ def train_step(
     Returns:
         (new state, {'step_loss', 'grad_norm', 'param_norm', 'bad_step': scalars, 'metrics': {name: (sum, weight)}}).
     """
-
     training, resting, opt_state = state.trainable, {}, state.opt_state
     if paths is not None:
         (training, resting), opt_state = some(training, paths), optimizer_of(opt_state, paths)

@@ -34,6 +34,8 @@ class Size:
         """As `SpeechTextLoader.batch_shapes` has them. A teacher reads as much as inputs and targets are together."""
         rows, teacher = self.rows, setup.reads_transcripts(system)
         taught = {'teacher_input_tokens': ((rows, self.inputs + self.targets), jnp.int32)} if teacher else {}
+        if getattr(system, 'token_ends', False):
+            taught['token_ends'] = (rows, self.targets), jnp.float32
         return taught | {
             'speech_samples': ((rows, round(self.seconds * 16_000)), jnp.int16),
             'speech_lengths': ((rows,), jnp.int32),

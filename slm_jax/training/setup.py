@@ -78,6 +78,7 @@ def least_batch() -> Batch:
     tokens = jnp.zeros((1, 8), jnp.int32)
     return {
         'teacher_input_tokens': tokens,
+        'token_ends': jnp.zeros((1, 8), jnp.float32),
         'speech_samples': jnp.zeros((1, 16_000), jnp.int16),
         'speech_lengths': jnp.full((1,), 16_000, jnp.int32),
         'encoder_input_tokens': tokens,

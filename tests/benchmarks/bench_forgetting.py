@@ -1,9 +1,15 @@
 """What a language model forgets while its adapter learns to listen: adapter alone, LoRA of ranks 4, 16, 64, all of it.
 
+Or while SSR learns its second stage: all of it, LoRA, and all of it beside texts (--mixture), the variant 'multitask'.
+
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_base_llm.gin --gin_file corpus.gin \\
         --gin.ADAPTER=slm_base --llm qwen2.5_coder_0.5b --steps 300 --speech 'WER=--manifest test.jsonl'
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_tiny_voice_prompts.gin --llm t5_tiny \\
         --steps 100 --speech 'prompts=--task voice_prompts_asr --limit 200'
+    python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/ssr_next_token.gin --gin_file corpus.gin \\
+        --gin.ALIGNER_FROM=aligner --gin.ADAPTER=distil --llm smollm2_135m --steps 300 \\
+        --variants whole,lora16,multitask --mixture "{'speech': 1.0, 'texts': 1.0}" \\
+        --speech 'stories=--manifest tests/stories.jsonl --score_choices'
 
 The gin files are those of a training. Each variant is trained alike, from the same start, and evaluated alike: on
 speech (--speech: options of `slm-jax evaluate`), and on texts that nothing was trained on. These are the questions of
@@ -37,6 +43,7 @@ _VARIANTS = {
     'lora16': 16,
     'lora64': 64,
     'whole': "TRAINABLE = ('adapter/.*', 'llm/.*')",
+    'multitask': "TRAINABLE = ('adapter/.*', 'llm/.*')\nMIXTURE_OR_TASK_NAME = {mixture}",
 }
 _ROWS = 8  # of a batch of texts
 
@@ -47,7 +54,8 @@ def main() -> None:
     parser.add_argument('--gin_file', action='append', required=True)
     parser.add_argument('--llm', required=True, help='the language model, a foundation')
     parser.add_argument('--steps', type=int, required=True)
-    parser.add_argument('--variants', default=','.join(_VARIANTS))
+    parser.add_argument('--variants', default='adapter,lora4,lora16,lora64,whole')
+    parser.add_argument('--mixture', metavar='GIN', help="of speech and texts, of the variant 'multitask'")
     parser.add_argument('--modules', default='llm/.*/(query|value)', help='that LoRA updates')
     parser.add_argument('--speech', action='append', default=[], metavar='NAME=OPTIONS', help='of slm-jax evaluate')
     parser.add_argument('--questions', default=_ASKED, metavar='OPTIONS', help='of slm-jax evaluate')
@@ -55,6 +63,8 @@ def main() -> None:
     args, bindings = parser.parse_known_args()
     if wrong := [each for each in bindings if not each.startswith('--gin.')]:
         parser.error(f'{wrong[0]} is not known')
+    if 'multitask' in args.variants.split(',') and not args.mixture:
+        parser.error("the variant 'multitask' needs a --mixture")
     cli.quiet_libraries()
     args.out.mkdir(parents=True, exist_ok=True)
     speech = dict(each.split('=', 1) for each in args.speech)
@@ -74,6 +84,8 @@ def trained(args: argparse.Namespace, name: str, model_dir: pathlib.Path, bindin
     """Trains a variant to its last step; returns how many parameters that were, and what it took."""
     gin, spent, variant = args.out / f'{name}.gin', args.out / f'{name}.seconds', _VARIANTS[name]
     text = variant
+    if name == 'multitask':
+        text = variant.format(mixture=args.mixture)
     if isinstance(variant, int):
         text = _LORA.format(rank=variant, alpha=2.0 * variant, modules=args.modules)
     gin.write_text(f'from __gin__ import dynamic_registration\n{text}\n')

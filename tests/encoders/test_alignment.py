@@ -1,10 +1,12 @@
 """The likeliest path that spells a text, against all paths."""
 
 import itertools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from slm_jax.encoders.alignment import align, times
 
@@ -55,3 +57,60 @@ def test_padding_changes_nothing_and_what_does_not_fit_is_said():
     seconds = times(logits, jnp.array([2, 9, 4]), labels, lambda seconds: 25 * seconds + 1)
     assert np.isnan(seconds[:, [0, 2]]).all()
     np.testing.assert_allclose(seconds[:, 1], np.array(wide[:2])[:, 1, :3] / 25, rtol=1e-6)
+
+
+def best_score(log_probs, text):
+    """Of the likeliest path that spells a text, state by state."""
+    labels = [0, *(each for label in text for each in (label, 0))]
+    best = np.full(len(labels), -np.inf)
+    best[:2] = log_probs[0, labels[:2]]
+    for frame in log_probs[1:]:
+        before = best.copy()
+        for state, label in enumerate(labels):
+            ways = [before[state], *before[max(state - 1, 0) : state]]
+            if state > 1 and label and label != labels[state - 2]:
+                ways.append(before[state - 2])
+            best[state] = max(ways) + frame[label]
+    return best[-2:].max()
+
+
+def score(log_probs, text, starts, stops):
+    """Of the path that has each label at these frames."""
+    path = np.zeros(len(log_probs), int)
+    for label, start, stop in zip(text, starts, stops):
+        path[start:stop] = label
+    assert spells(path.tolist(), list(text)) == list(zip(starts.tolist(), stops.tolist()))
+    return log_probs[np.arange(len(path)), path].sum()
+
+
+def test_long_texts_have_the_best_path_of_a_plain_search():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(6, 60, 20)).astype(np.float32)
+    labels, lengths = np.zeros((6, 24), int), np.array([60, 60, 50, 41, 60, 30])
+    for row, count in enumerate([24, 12, 20, 24, 1, 7]):
+        labels[row, :count] = rng.integers(1, 4 if row % 2 else 20, count)
+    starts, stops, fits = map(np.asarray, align(jnp.array(logits), jnp.array(lengths), jnp.array(labels)))
+    assert fits.all()
+    for row, length in enumerate(lengths):
+        log_probs = np.asarray(jax.nn.log_softmax(logits[row, :length]))
+        text = labels[row][labels[row] > 0]
+        found = score(log_probs, text, starts[row, : len(text)], stops[row, : len(text)])
+        np.testing.assert_allclose(found, best_score(log_probs, text), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_real_speech_has_the_best_path_of_a_plain_search():
+    from slm_jax.audio import waveforms
+    from slm_jax.data import ctc_text
+    from slm_jax.inference import model as model_lib
+
+    model = model_lib.load('usm_tiny')
+    samples = waveforms.read_waveform(pathlib.Path(__file__).parents[1] / 'testdata/speech/en_685023.ogg')
+    batch = {'speech_samples': jnp.array(samples)[None], 'speech_lengths': jnp.array([len(samples)])}
+    logits, lengths = jax.jit(model.system.ctc_logits)(model.params, batch)
+    said = model.answers(batch)[0].text
+    text = np.array(model.vocabulary.encode(ctc_text.normalize(said)))
+    starts, stops, fits = map(np.asarray, align(logits, lengths, jnp.array(text)[None]))
+    log_probs = np.asarray(jax.nn.log_softmax(logits[0, : int(lengths[0])]))
+    assert fits[0] and len(text) > 10
+    np.testing.assert_allclose(score(log_probs, text, starts[0], stops[0]), best_score(log_probs, text), rtol=1e-5)
