@@ -100,14 +100,15 @@ def generate(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None = None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
-    `log_probs`, the head's logits.
+    `log_probs`, the head's logits. `ranges` are the tokens that each row may have, see `decoding.within`.
     """
-    state, search = _begun(llm, params, prompt, mask, decode, ctc)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, ranges)
     return _finished(search.run()[0], state)
 
 
@@ -158,6 +159,7 @@ def _begun(
     mask: Bool[Array, 'b p'],
     decode: decoding.DecodeConfig,
     ctc: Mapping[str, Any] | None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None = None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -166,7 +168,7 @@ def _begun(
         lengths = jnp.ceil(decode.max_length_ratio * jnp.sum(mask, axis=1)).astype(jnp.int32)
     if ctc is not None:
         ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
-    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
+    state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc, 'ranges': ranges}
     return state, _search(llm, params, cache, state, decode)
 
 
@@ -174,6 +176,8 @@ def _search(
     llm: LanguageModel, params: Params, cache: Any, state: Mapping[str, Any], decode: decoding.DecodeConfig
 ) -> decoding.Search:
     axis, step = llm.config.cache_batch_axis, continued(llm, params, state['cross'])
+    if state['ranges'] is not None:
+        step = decoding.within(step, *state['ranges'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
