@@ -29,7 +29,8 @@ from slm_jax.data import instructions, languages, prompts
 
 MODALITIES = ('text', 'speech', 'image')
 _END = 1
-_FIELDS = {'text': 'a text', 'speech': 'a list of units', 'image': 'a list of tokens'}
+_ROW_MULTIPLE = 64
+_FIELDS = {'text': 'a text', 'speech': 'a list of units', 'image': 'a list of tokens, or of rows of them'}
 
 
 @gin.configurable
@@ -88,8 +89,8 @@ class Modalities:
 
     @property
     def rows(self) -> int:
-        """By how many rows the table has grown."""
-        return self.ranges['control'][1] - self.text
+        """By how many rows the table has grown: those of the ranges, up to a number that devices divide."""
+        return -(-(self.ranges['control'][1] - self.text) // _ROW_MULTIPLE) * _ROW_MULTIPLE
 
     def opener(self, modality: str) -> int:
         """The control token that begins a stretch."""
@@ -134,20 +135,25 @@ class Modalities:
                 f'field "{field}": the vocabulary has no tokens of {modality}: set Modalities.{modality} ({macro}), or '
                 'leave the task out.'
             )
-        if not isinstance(said, list) or not said or any(type(unit) is not int for unit in said):
+        rows = said if modality == 'image' and said and isinstance(said, list) and isinstance(said[0], list) else [said]
+        if any(not isinstance(row, list) or not row or any(type(each) is not int for each in row) for row in rows):
             raise ValueError(f'field "{field}" is {said!r:.80}; {_FIELDS[modality]}, whole numbers, was expected.')
-        if wrong := next((unit for unit in said if not 0 <= unit < count), None):
+        units = [unit for row in rows for unit in row]
+        if wrong := next((unit for unit in units if not 0 <= unit < count), None):
             raise ValueError(
                 f'field "{field}": {wrong} is outside the range of {modality}, 0 to {count - 1} '
                 f'(Modalities.{modality}, {macro}). Encode it again with the codebook of this model, or say its size.'
             )
-        if modality == 'image' and len(said) != self.image_size[0] * self.image_size[1]:
-            rows, columns = self.image_size
-            raise ValueError(
-                f'field "{field}": the image has {len(said)} tokens and {rows} × {columns} = {rows * columns} were '
-                'expected (Modalities.image_size, IMAGE_SIZE). Encode images of one size.'
-            )
-        return [start + unit for unit in said]
+        if modality == 'image':
+            height, width = self.image_size
+            own = [len(row) for row in rows] if said is rows else None
+            if len(units) != height * width or own not in (None, [width] * height):
+                size = f'{len(units)} tokens' if own is None else f'{len(rows)} × {len(rows[0])} tokens'
+                raise ValueError(
+                    f'field "{field}": the image has {size} and {height} × {width} were expected '
+                    '(Modalities.image_size, IMAGE_SIZE). Encode images of one size.'
+                )
+        return [start + unit for unit in units]
 
     def prompt(
         self, stretches: Iterable[tuple[str, Sequence[int]]], modality: str, lang: str = '', learnt: bool = False
@@ -228,6 +234,18 @@ class Prompt(prompts.Prompt):
         ids = [prompts.SPEECH] if said else vocabulary.encode(str(speech))
         source = 'speech' if said else 'text'
         return tuple(self.modalities.prompt([(source, ids)], 'text', lang or (known[0] if known else '')))
+
+    def spoken(self, vocabulary: Any, text: str, instruction: str = '') -> tuple[int, ...]:
+        """Ids of the prompt that has a text said, in the language that the instruction names, or the first listed.
+
+        Raises:
+            ValueError: there is no text, or no control token for that language.
+        """
+        known = self.modalities.languages
+        asked = _languages(instruction)
+        lang = asked[-1] if asked else known[0] if known else ''
+        read = [('text', self.modalities.ids('text', text, vocabulary, 'text'))]
+        return tuple(self.modalities.prompt(read, 'speech', lang))
 
 
 def _languages(text: str) -> list[str]:

@@ -15,12 +15,15 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding, foundations
+from slm_jax.codebooks import codebook
 from slm_jax.data import modalities as modalities_lib
 from slm_jax.data.modalities import MODALITIES, Modalities
+from slm_jax.data.prompts import SPEECH
 from slm_jax.foundations import verification
 from slm_jax.llms import initial_params
 from slm_jax.llms.grown import Grown
 from slm_jax.systems import Batch, Metrics, Params
+from slm_jax.systems.speech_encoder import SpeechEncoder
 from slm_jax.systems.text_to_text import generate, without_speech
 
 LOSSES = ('length_normalised', 'token_mean', 'token_weights')
@@ -43,7 +46,9 @@ class DMLM:
         weights: of each modality.
         rows_like: a foundation; new rows are drawn with mean and covariance of its table, and those of a head of their
             own with its head's. None: at random, with the deviation of a fresh table.
-        sampling: how speech and images are written; texts are as `predict` is told.
+        sampling: how speech and images are written, where `predict` is not told to sample.
+        speech_encoder, layer: what the codebook's units are of, so that recordings are heard; the codebook is then a
+            part of its own, `codebook/centroids`. None: units alone are read.
     """
 
     llm: Grown
@@ -52,6 +57,8 @@ class DMLM:
     weights: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(MODALITIES, 1.0))
     rows_like: str | None = None
     sampling: decoding.DecodeConfig = decoding.DecodeConfig('sample', max_decode_length=512)
+    speech_encoder: SpeechEncoder | None = None
+    layer: int | None = None
 
     def __post_init__(self):
         if self.objective not in LOSSES:
@@ -82,7 +89,39 @@ class DMLM:
                     self.rows_like, sources[part], jax.random.fold_in(rng, number), (self.llm.rows, width)
                 )
                 params['llm'][part] = {name: leaf.replace_boxed(rows if part == 'grown' else rows.T)}
+        if self.speech_encoder is not None:
+            heard = batch['speech_samples'], batch['speech_lengths']
+            params['speech_encoder'] = self.speech_encoder.init(rng, *heard)['params']
+            frames, _ = jax.eval_shape(lambda: self._frames(params, batch))
+            params['codebook'] = {'centroids': jnp.zeros((self.modalities.speech, frames.shape[-1]))}
         return params
+
+    @property
+    def max_seconds(self) -> float | None:
+        """Longest audio that it takes at once; None: any."""
+        return None if self.speech_encoder is None else self.speech_encoder.max_seconds
+
+    def _frames(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b t d'], Int[Array, ' b']]:
+        assert self.speech_encoder is not None, 'nothing is heard without one'
+        heard = batch['speech_samples'], batch['speech_lengths']
+        return self.speech_encoder.apply({'params': params['speech_encoder']}, *heard, self.layer, method='inner')
+
+    def _heard(self, params: Params, batch: Batch) -> Int[Array, 'b p']:
+        """Prompts in which the units of a row's recording stand in the place of `prompts.SPEECH`."""
+        tokens = batch['encoder_input_tokens']
+        if self.speech_encoder is None or not batch['speech_samples'].shape[1]:
+            return tokens
+        frames, lengths = self._frames(params, batch)
+        # As stored frames are, of which the codebook was made.
+        nearest = codebook.nearest(params['codebook']['centroids'], frames.astype(jnp.bfloat16))
+        units, _, counts = codebook.runs(nearest, lengths)
+        marks, each = tokens == SPEECH, jnp.arange(units.shape[1])
+        there, place = jnp.any(marks, axis=1, keepdims=True), jnp.argmax(marks, axis=1, keepdims=True)
+        units = jnp.where(there & (each < counts[:, None]), self.modalities.ranges['speech'][0] + units, 0)
+        old = jnp.arange(tokens.shape[1])
+        order = jnp.concatenate([jnp.where(old > place, old + len(each), old), place + each], axis=1)
+        both = jnp.concatenate([jnp.where(marks, 0, tokens), units], axis=1)
+        return jnp.take_along_axis(both, jnp.argsort(order, axis=1, stable=True), axis=1)
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """The objective; and of each modality the mean over its tokens, `…_loss`, and `…_accuracy`."""
@@ -153,27 +192,34 @@ class DMLM:
             x = jnp.pad(x, ((0, 0), (0, pad), *[(0, 0)] * (x.ndim - 2)))
             return jnp.swapaxes(x.reshape(len(x), -1, _CHUNK, *x.shape[2:]), 0, 1)
 
-        found = lax.map(some, (chunks(x), chunks(targets)))
-        return tuple(jnp.swapaxes(each, 0, 1).reshape(len(targets), -1)[:, :length] for each in found)
+        entropy, right = (
+            jnp.swapaxes(each, 0, 1).reshape(len(targets), -1)[:, :length]
+            for each in lax.map(some, (chunks(x), chunks(targets)))
+        )
+        return entropy, right
 
     def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
         """Log-likelihood of each row's target as the answer, to base e."""
-        row = _row({**batch, 'encoder_input_tokens': jnp.abs(batch['encoder_input_tokens'])})
+        row = _row({**batch, 'encoder_input_tokens': _read(self._heard(params, batch))})
         return -jnp.sum(self._cross_entropy(params, row)[0] * row['decoder_loss_weights'], axis=1)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens, all of the modality that the prompt's last control token of one names.
 
-        Texts are written as `decode` says, speech and images as `sampling`.
+        Texts are written as `decode` says. So are speech and images if it samples, but for their length; else they are
+        as `sampling` says.
         """
-        tokens = _read(batch['encoder_input_tokens'])
+        sampling = self.sampling
+        if decode.method == 'sample':
+            sampling = dataclasses.replace(decode, max_decode_length=sampling.max_decode_length)
+        tokens = _read(self._heard(params, batch))
         prompt, mask = self.llm.apply({'params': params['llm']}, tokens, method='embed'), tokens > 0
         last = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True) - 1, 0)
         kinds = self._kinds(tokens, jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape))
         kind = jnp.take_along_axis(kinds, last, axis=1)[:, 0]
         bounds = [self.modalities.ranges[name] for name in MODALITIES]
         starts, stops = (jnp.array(each)[kind] for each in zip(*bounds, strict=True))
-        length = max(decode.max_decode_length, self.sampling.max_decode_length)
+        length = max(decode.max_decode_length, sampling.max_decode_length)
 
         def written(these, how):
             found = lax.cond(
@@ -184,7 +230,7 @@ class DMLM:
             return jnp.pad(found, ((0, 0), (0, length - how.max_decode_length)))
 
         texts = kind == MODALITIES.index('text')
-        return jnp.where(texts[:, None], written(texts, decode), written(~texts, self.sampling))
+        return jnp.where(texts[:, None], written(texts, decode), written(~texts, sampling))
 
 
 def _read(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:
@@ -196,7 +242,7 @@ def _row(batch: Batch) -> dict[str, Array]:
     """Prompts with their targets as rows of one text each; inputs that are learnt too are negative."""
     targets, weights = batch['decoder_target_tokens'], batch['decoder_loss_weights']
     inputs = batch['encoder_input_tokens']
-    inputs = jnp.where(inputs == modalities_lib.prompts.SPEECH, 0, inputs)
+    inputs = jnp.where(inputs == SPEECH, 0, inputs)
     both = jnp.concatenate([inputs, jnp.where(weights > 0, -targets, targets)], axis=1)
     both = jnp.take_along_axis(both, jnp.argsort(both == 0, axis=1, stable=True), axis=1)
     tokens, learnt = jnp.abs(both), both < 0

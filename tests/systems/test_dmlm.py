@@ -2,6 +2,11 @@
 
 import dataclasses
 import functools
+import json
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +18,7 @@ from slm_jax import decoding, foundations, llms
 from slm_jax.data.modalities import Modalities
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.llms.grown import Grown
-from slm_jax.systems.dmlm import DMLM
+from slm_jax.systems.dmlm import DMLM, LOSSES
 
 CONFIG = DecoderOnlyConfig(vocab_size=40, emb_dim=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24)
 MODALITIES = Modalities(llm=CONFIG, speech=12, image=6, image_size=(2, 2), languages=('en', 'de'))
@@ -73,7 +78,7 @@ def test_logits_of_texts_keep_their_bits(tied):
         return jax.jit(lambda params: llm.apply({'params': params}, tokens, targets))(params)
 
     old, new = logits(before, text), logits(after, params)
-    assert new.shape[-1] == 40 + MODALITIES.rows == 40 + 12 + 6 + 5
+    assert new.shape[-1] == 40 + 64  # 12 units, 6 tokens, 5 control tokens, and up to a multiple
     np.testing.assert_array_equal(new[..., :40], old)
     written = []
     for llm, own in ((before, text), (after, params)):
@@ -113,7 +118,7 @@ def by_hand(objective, weights):
     return sum(w * t.sum() for w, t in terms) / sum(w * len(t) for w, t in terms)
 
 
-@pytest.mark.parametrize('objective', ['length_normalised', 'token_mean', 'token_weights'])
+@pytest.mark.parametrize('objective', LOSSES)
 def test_loss_is_the_mean_that_its_name_says(objective):
     weights = {'text': 1.0, 'speech': 0.5, 'image': 2.0}
     model = system(objective=objective, weights=weights)
@@ -134,7 +139,7 @@ def test_loss_is_the_mean_that_its_name_says(objective):
         ),
         ({'weights': dict.fromkeys(['text', 'speech', 'image', 'video'], 1.0)}, "a weight for 'video'; modalities are"),
         ({'objective': 'mean'}, "DMLM.objective is 'mean'; it must be one of length_normalised, token_mean"),
-        ({'modalities': dataclasses.replace(MODALITIES, speech=9)}, 'has grown by 20; DMLM.llm has 40 and 23'),
+        ({'modalities': dataclasses.replace(MODALITIES, speech=90)}, 'has grown by 128; DMLM.llm has 40 and 64'),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):
@@ -162,3 +167,41 @@ def test_what_is_written_is_of_the_modality_that_is_asked_for(method):
     if method != 'sample':
         alone = {name: array[2:3] for name, array in batch.items()}
         np.testing.assert_array_equal(predict(parameters(), alone)[0], found[2])
+
+
+_ON_DEVICES = """
+import json, sys
+import jax, numpy as np
+import test_dmlm as test
+from slm_jax.training import partitioning
+batch = test.unpacked(4 * test.EXAMPLES)
+found = {}
+for sizes in json.loads(sys.argv[1]):
+    partitioner = partitioning.Partitioner(*sizes)
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes), ('data', 'fsdp', 'model'))
+    for objective in test.LOSSES:
+        model = test.system(objective=objective)
+        given = partitioning.shard_batch(batch, mesh)
+        params = jax.device_put(test.parameters(), partitioning.replicated(mesh))
+        with partitioner.tracing(mesh):
+            found.setdefault(objective, []).append(
+                float(jax.jit(lambda params, batch: model.loss(params, batch, None)[0])(params, given))
+            )
+print(json.dumps(found))
+"""
+
+
+def test_loss_is_the_same_on_any_mesh():
+    meshes = [[1, 1, 1], [2, 1, 1], [4, 1, 1], [8, 1, 1], [2, 2, 2]]
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=8'
+    ran = subprocess.run(
+        [sys.executable, '-c', _ON_DEVICES, json.dumps(meshes)],
+        env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu'},
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    for objective, losses in json.loads(ran.stdout.splitlines()[-1]).items():
+        np.testing.assert_allclose(losses, losses[0], rtol=0, atol=1e-6, err_msg=objective)
+        np.testing.assert_allclose(losses[0], by_hand(objective, [1.0, 1.0, 1.0]), rtol=1e-5)
