@@ -189,8 +189,11 @@ class Vocabulary:
     def __init__(self, texts: Any, modalities: Modalities):
         self._texts, self._modalities = texts, modalities
         self.serialized = texts.serialized + repr(modalities.ranges).encode()
+        self.vocab_size = modalities.ranges['control'][1]
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith('_'):  # as copying asks for, before there is anything
+            raise AttributeError(name)
         return getattr(self._texts, name)
 
     def decode(self, ids: Iterable[int]) -> str:

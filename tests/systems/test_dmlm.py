@@ -205,3 +205,71 @@ def test_loss_is_the_same_on_any_mesh():
     for objective, losses in json.loads(ran.stdout.splitlines()[-1]).items():
         np.testing.assert_allclose(losses, losses[0], rtol=0, atol=1e-6, err_msg=objective)
         np.testing.assert_allclose(losses[0], by_hand(objective, [1.0, 1.0, 1.0]), rtol=1e-5)
+
+
+class Ears(nn.Module):
+    """A frame of two numbers for each four samples."""
+
+    max_seconds = 3.0
+
+    @nn.compact
+    def __call__(self, samples, lengths, layer=None):
+        scale = self.param('scale', nn.initializers.ones, ())
+        return scale * samples.reshape(len(samples), -1, 4)[..., :2], lengths // 4
+
+    def inner(self, samples, lengths, layer):
+        assert layer == 2
+        return self(samples, lengths)
+
+
+def test_a_recording_is_heard_as_the_units_of_the_codebook():
+    model = system(speech_encoder=Ears(), layer=2)
+    assert model.max_seconds == 3.0
+    heard = {'speech_samples': np.zeros((1, 16), np.int16), 'speech_lengths': np.array([16])}
+    shapes = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), heard)))
+    assert shapes['codebook']['centroids'].shape == (12, 2) and shapes['speech_encoder']['scale'].shape == ()
+    centroids = np.array([[100 * unit, -unit] for unit in range(12)], np.float32)
+    params = parameters() | {'codebook': {'centroids': centroids}, 'speech_encoder': {'scale': np.float32(1)}}
+    samples = np.zeros((3, 40), np.int16)
+    for row, units in enumerate(([3, 3, 7, 7, 7, 1], [], [0, 11, 0])):
+        samples[row, : 4 * len(units)] = np.repeat(100 * np.array(units, int), 4) + 20
+    vocabulary = None  # of texts, and none is read
+    asked = model.prompt.tokens(vocabulary, 'Translate this speech to German.')
+    assert asked == (59, -1, 58, 62)
+    batch = unpacked([(np.array(asked), []), EXAMPLES[1], (np.array(asked), [])])
+    batch |= {'speech_samples': samples, 'speech_lengths': np.array([24, 0, 12])}
+    said = [example(('speech', units), ('text', []), lang='de')[0] for units in ([3, 7, 1], [0, 11, 0])]
+    expected = unpacked([(said[0], []), EXAMPLES[1], (said[1], [])])
+    decode = decoding.DecodeConfig('greedy', 5)
+    found = jax.jit(lambda params, batch: model.predict(params, batch, decode))(params, batch)
+    np.testing.assert_array_equal(found, system().predict(parameters(), expected, decode))
+    with pytest.raises(ValueError, match='this model reads none. It transcribes .* or translates into English, German'):
+        model.prompt.tokens(vocabulary, 'Who is it?')
+    assert model.prompt.tokens(vocabulary, 'Transcribe the speech.') == (59, -1, 58, 61)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_new_rows_are_like_those_of_a_foundation(tied, tmp_path):
+    config = dataclasses.replace(CONFIG, vocab_size=500, logits_via_embedding=tied)
+    known = dataclasses.replace(MODALITIES, llm=config, speech=3000)
+    rng = np.random.default_rng(0)
+    table = (3.0 + rng.normal(size=(500, 16)) @ rng.normal(size=(16, 16))).astype(np.float32)
+    head = (rng.normal(size=(16, 16)) @ rng.normal(size=(16, 500)) - 1.0).astype(np.float32)
+    params = {'token_embedder': {'embedding': table}, 'decoder': {'logits_dense': {'kernel': head}}}
+    foundations.save(tmp_path / 'llm', params, {'name': 'llm', 'kind': 'llm'})
+    model = system(config, known, rows_like=str(tmp_path / 'llm'))
+    pick = lambda: {n: leaf for n, leaf in nn.unbox(model.init(jax.random.key(0), {}))['llm'].items() if 'grown' in n}
+    found = jax.jit(pick)()
+    rows = {'grown': (np.array(found['grown']['embedding']), table)}
+    if not tied:
+        rows['grown_logits'] = np.array(found['grown_logits']['kernel']).T, head.T
+    assert rows.keys() == found.keys()
+    for new, old in rows.values():
+        assert new.shape == (known.rows, 16)
+        deviation = old.std(axis=0)
+        np.testing.assert_allclose(new.mean(axis=0) / deviation, old.mean(axis=0) / deviation, atol=0.1)
+        scale = np.outer(deviation, deviation)
+        np.testing.assert_allclose(np.cov(new.T) / scale, np.cov(old.T) / scale, atol=0.12)
+    # Shapes are known without it.
+    shapes = jax.eval_shape(lambda: system(config, known, rows_like='nowhere').init(jax.random.key(0), {}))
+    assert nn.unbox(shapes)['llm']['grown']['embedding'].shape == (known.rows, 16)
