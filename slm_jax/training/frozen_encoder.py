@@ -73,6 +73,22 @@ class FrozenEncoder:
         """Longest recording that it takes."""
         return math.inf if self.speech.max_seconds is None else self.speech.max_seconds * 16_000
 
+    @property
+    def frames_per_second(self) -> float:
+        """How many frames a second of a recording has, to a tenth.
+
+        Raises:
+            ValueError: the encoder has no such layer.
+        """
+        seconds = 10
+
+        def frames(rng):
+            given = jnp.zeros((1, seconds * 16_000), jnp.int16), jnp.full((1,), seconds * 16_000)
+            params = self.speech.init(rng, *given)
+            return self.speech.apply(params, *given, self.layer, method='inner')[0]
+
+        return round(jax.eval_shape(frames, jax.random.key(0)).shape[1] / seconds, 1)
+
     def shapes(self, batch: setup.BatchShapes) -> setup.BatchShapes:
         """Shapes of a batch, with frames in the place of samples."""
         return shapes(self.speech, batch)
