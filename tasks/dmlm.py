@@ -36,7 +36,7 @@ import seqio
 
 import gin
 from slm_jax import paths
-from slm_jax.codebooks import codebook
+from slm_jax.codebooks import labels
 from slm_jax.data import json_lines, modalities, output_features, preprocessors, sources
 from slm_jax.data.tensorflow_cpu import tf
 
@@ -116,10 +116,7 @@ class _Lines:
         return tf.data.Dataset.from_tensor_slices(columns)
 
 
-@functools.lru_cache(maxsize=8)
-def _label(directory: str) -> str:
-    """What files of a codebook's units carry."""
-    return codebook.Codebook.load(directory).label
+_label = functools.lru_cache(maxsize=8)(labels.of)
 
 
 def _check_codebook(modality: str, said: str | None, known: modalities.Modalities) -> None:

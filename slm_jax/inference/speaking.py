@@ -56,9 +56,9 @@ def check(model: Any, vocoder: Any) -> None:
             '(gin/models/dmlm.gin, SPEECH_UNITS).'
         )
     if known.codebook:
-        from slm_jax.codebooks.codebook import Codebook
+        from slm_jax.codebooks import labels
 
-        vocoder.check(Codebook.load(known.codebook).label)
+        vocoder.check(labels.of(known.codebook))
     if (units := vocoder.model.config.num_units) != known.speech:
         raise ValueError(
             f'--vocoder: it says {units} units ({vocoder.codebook}), and {model.directory.name} has {known.speech}. '

@@ -8,7 +8,6 @@ import seqio
 
 import gin
 from slm_jax import tasks  # noqa: F401  registers them
-from slm_jax.codebooks import codebook
 from slm_jax.data import loader, modalities
 from slm_jax.data.modalities import Modalities
 from slm_jax.llms.decoder_only import DecoderOnlyConfig
@@ -124,15 +123,10 @@ def test_units_of_a_modality_or_codebook_that_the_model_has_not(examples, tmp_pa
     error = found['error'].decode()
     assert 'field "tokens": the vocabulary has no tokens of image: set Modalities.image (IMAGE_TOKENS)' in error
 
-    class Made:
-        label = 'k12@abc'
-
-    monkeypatch.setattr(codebook.Codebook, 'load', lambda directory: Made)
-    dmlm._label.cache_clear()
+    monkeypatch.setattr(dmlm, '_label', {'books/k12': 'k12@abc'}.__getitem__)
     fits, other, unsaid = examples(
         'dmlm_asr', LINE | {'codebook': 'k12@abc'}, LINE | {'codebook': 'k12@def'}, LINE, codebook='books/k12'
     )
-    dmlm._label.cache_clear()
     assert not fits['error'] and not unsaid['error']
     assert b"the tokens are of 'k12@def', and the model has 'k12@abc' (books/k12). Encode them anew" in other['error']
 
