@@ -53,9 +53,11 @@ setuptools.setup(
         'jaxtyping>=0.3',
         'tqdm>=4.66',
         'matplotlib>=3.9',
+        'pillow>=11',  # images of a codebook
     ],
     extras_require={
         'dev': [
+            'scikit-learn>=1.7',
             'libtpu',  # compiles for TPUs where there is none (slm-jax precompile)
             *['mypy>=1.18', 'polib>=1.2', 'pytest>=8', 'pytest-xdist>=3', 'ruff>=0.14', 'typeguard>=4'],
             *[*_SERVE, 'openai>=2', 'httpx2>=2'],  # the server, and the clients that it is tested with
@@ -76,6 +78,7 @@ setuptools.setup(
         'quickstart': ["py-nanotts>=0.1.1; sys_platform == 'linux' and platform_machine == 'x86_64'"],
         # Whisper's own decoder (slm_jax.evaluation.whisper_decoder).
         'whisper': ['faster-whisper>=1.2', 'ctranslate2>=4.6', 'huggingface_hub>=1'],
+        'codebooks': ['scikit-learn>=1.7'],  # fits codebooks (slm-jax codebook fit)
         'retrieval': ['usearch>=2.17'],  # an index of more than 20,000 phrases (slm-jax retrieve)
         'browser': ['playwright>=1.50'],  # tests of the page, in the Chromium that is installed
         # What T5X's train.py imports besides; T5X itself is on no package index (docs/t5x.md).

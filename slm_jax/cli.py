@@ -32,6 +32,7 @@ COMMANDS = {
     'demo': 'put questions to recordings in the browser',
     'export': 'write what was trained as a small model directory, as safetensors, or as a T5 for transformers',
     'profile': 'show where the time of some steps of a training went',
+    'codebook': 'fit codebooks of speech, and encode recordings to discrete units',
     'card': 'show what a model or foundation is made of, or the sizes of one not yet made',
 }
 # With these, libtpu asks no metadata server, takes no lock, and writes to neither the terminal nor /tmp.

@@ -7,6 +7,7 @@
     slm-jax infer talk.mp3 --chunk_seconds 15 --format json --word_times
     slm-jax infer --manifest calls.jsonl --model runs/slm
     slm-jax infer call.wav --phrases "Siobhan, Lake Ohrid"        or a file with a phrase a line
+    slm-jax infer --speak "Please hold the line." out.wav --model runs/dmlm --vocoder runs/vocoder
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
 
 Without --model the packaged slm_base answers: Whisper base and Qwen2.5-Coder-0.5B-Instruct, which are fetched on first
@@ -62,6 +63,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument('--word_times', action='store_true', help='when each word of a transcript is said')
     result.add_argument('--max_seconds', type=float, help='longest audio taken at once')
     result.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
+    result.add_argument('--speak', metavar='TEXT', help='let a DMLM say a text; FILE is the WAV that is written')
+    result.add_argument('--vocoder', metavar='DIR', help='of --speak: what says units of its codebook')
     model_arguments.add(result, '--model')
     cli.add_multihost(result)
     return result
@@ -301,6 +304,10 @@ def infer(args: argparse.Namespace) -> int:
     Raises:
         ValueError: wrong arguments, or a model or manifest that cannot be read.
     """
+    if args.speak is not None or args.vocoder:
+        from slm_jax.inference import speaking
+
+        return speaking.speak(args)
     inputs = _inputs(args)
     alone = len(inputs) == 1
     if not inputs:

@@ -17,7 +17,7 @@ from slm_jax.adapters.ssr import SsrCompressor, SsrConfig
 from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
-from slm_jax.llms import decoder_only, mbart, t5
+from slm_jax.llms import decoder_only, grown, mbart, t5
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import partitioning
 
@@ -73,6 +73,8 @@ EXAMPLES = {
         ),
         *[TOKENS] * 3,
     ),
+    'llama, grown': (grown.Grown(decoder_only.DecoderOnlyConfig(**LLAMA), 16), *[TOKENS] * 3),
+    'opt, grown': (grown.Grown(decoder_only.DecoderOnlyConfig(**OPT), 16, True), *[TOKENS] * 3),
 }
 
 
@@ -97,7 +99,7 @@ def test_every_product_with_weights_is_named_before_the_next(name, tracing):
         )
 
 
-@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old', 'mbart', 'llama', 'opt'])
+@pytest.mark.parametrize('name', ['t5', 't5, scanned', 't5, old', 'mbart', 'llama', 'opt', 'llama, grown'])
 def test_so_it_is_in_a_step_of_decoding(name, tracing):
     module, *inputs = EXAMPLES[name]
 

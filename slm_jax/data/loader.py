@@ -148,12 +148,12 @@ class SpeechTextLoader:
         self._seen: list[dict[str, np.ndarray]] = []
         self._teacher, self._teacher_inputs = teacher, []
         self._token_ends = token_ends
-        self._planned = [
+        self.planned = [
             self._measure(task, store, rate, on_bad_example)
             for task, store, rate in zip(self._tasks, self._stores, rates)
         ]
         self.plan = plan_lib.Plan(
-            self._planned,
+            self.planned,
             seconds_per_batch,
             num_buckets,
             seed,
@@ -182,8 +182,8 @@ class SpeechTextLoader:
 
     def _report(self, num_buckets: int) -> None:
         """Says what there is, and what a person should know of it."""
-        hours = sum(task.samples.sum() for task in self._planned) / 16000 / 3600
-        count, name = sum(len(task.index) for task in self._planned), f'{self.name} {self.split}'
+        hours = sum(task.samples.sum() for task in self.planned) / 16000 / 3600
+        count, name = sum(len(task.index) for task in self.planned), f'{self.name} {self.split}'
         text = f'{name}: {count} examples, {hours:.2f} h; {len(self.plan.buckets)} shapes'
         if hours:
             text += f'; {self.speech_fill:.0%} of the samples sent are speech'
@@ -251,7 +251,7 @@ class SpeechTextLoader:
 
     def _example(self, task: int, position: int, seed: int) -> dict[str, Any]:
         """One example after all steps of its task."""
-        store, index = self._stores[task], int(self._planned[task].index[position])
+        store, index = self._stores[task], int(self.planned[task].index[position])
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
         if 'speech' in store.spec:
             silence = np.broadcast_to(np.int16(0), store.samples[index])
@@ -265,7 +265,7 @@ class SpeechTextLoader:
             example = {**example, 'frames': frames.read(store, self._encoder, index, width)}
         return example
 
-    def _fitting(self, bucket: plan_lib.Bucket, task: int, position: int, seed: int) -> dict:
+    def fitting(self, bucket: plan_lib.Bucket, task: int, position: int, seed: int) -> dict:
         """`_example`; a wording that is too long for the bucket gives way to a measured one."""
         example = self._example(task, position, seed)
         if any(len(example[name]) > getattr(bucket, name) for name in ('inputs', 'targets')):
@@ -285,7 +285,7 @@ class SpeechTextLoader:
             lengths['token_ends'] = bucket.targets
         planned = [batch.rows[row] if row < count else None for row in (host_rows or range)(count)]
         examples = [
-            None if row is None or row[0] < 0 else (int(row[0]), self._fitting(bucket, *map(int, row)))
+            None if row is None or row[0] < 0 else (int(row[0]), self.fitting(bucket, *map(int, row)))
             for row in planned
         ]
         rows = [feature_converter.model_features(example[1] if example else {}, lengths) for example in examples]
@@ -312,7 +312,7 @@ class SpeechTextLoader:
                 yield step, self._batch(self.plan.batch(step), host_rows)[0]
                 step += 1
 
-        return self._ahead(make())
+        return self.ahead(make())
 
     def examples(
         self, host_rows: HostRows | None = None
@@ -324,7 +324,7 @@ class SpeechTextLoader:
                 arrays, examples = self._batch(batch, host_rows)
                 yield arrays, [example and self._info(*example) for example in examples]
 
-        return self._ahead(make())
+        return self.ahead(make())
 
     def first_examples(self) -> dict[str, np.ndarray]:
         """A batch of one example of each task, to see what kinds there are."""
@@ -352,7 +352,7 @@ class SpeechTextLoader:
             phrases=json.loads(text('phrases')) if text('phrases') else None,
         )
 
-    def _ahead(self, items: Iterator) -> Iterator:
+    def ahead(self, items: Iterator) -> Iterator:
         """Runs an iterator in a thread, `prefetch` items ahead; times how long we wait for it."""
         made, stop, end = queue.Queue(self._prefetch), threading.Event(), object()
 
@@ -427,7 +427,7 @@ class SpeechTextLoader:
         digest = hashlib.sha256(repr((self._seed, self.plan.buckets)).encode())
         for array in self._teacher_inputs:
             digest.update(array.astype(np.int64).tobytes())
-        for task in self._planned:
+        for task in self.planned:
             for array in (task.index, task.samples, task.inputs, task.targets):
                 for start in range(0, len(array), plan_lib.LARGE):
                     digest.update(array[start : start + plan_lib.LARGE].astype(np.int64).tobytes())

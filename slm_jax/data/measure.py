@@ -154,7 +154,7 @@ def wordings(store: cache.Store) -> int:
     """How many wordings are measured.
 
     Speech tasks choose among few templates: all of them. A text task may draw more freely; what it draws later may be
-    longer, see `SpeechTextLoader._fitting`.
+    longer, see `SpeechTextLoader.fitting`.
     """
     return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
 

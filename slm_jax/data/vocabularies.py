@@ -15,7 +15,7 @@ from typing import Any
 
 import gin
 from slm_jax import foundations
-from slm_jax.data import ctc_text
+from slm_jax.data import ctc_text, modalities
 from slm_jax.foundations import tokenizers
 
 _LONGEST_SPELLING = 12
@@ -31,8 +31,12 @@ def names(llm: str = 't5_tiny', speech_encoder: str = 'usm_tiny') -> dict[str, s
 
 
 def of(part: str) -> Any:
-    """The tokenizer of a part, 'llm' or 'speech_encoder', as `names` gives it (see `foundations.vocabulary`)."""
-    return _load(names()[part])
+    """The tokenizer of a part, 'llm' or 'speech_encoder', as `names` gives it (see `foundations.vocabulary`).
+
+    Where the language model's table has grown, it knows the units too; see `modalities`.
+    """
+    found = _load(names()[part])
+    return modalities.vocabulary(found) if part == 'llm' else found
 
 
 @functools.lru_cache(maxsize=8)

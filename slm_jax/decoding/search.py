@@ -214,6 +214,24 @@ def begun(
     return step, (cache, jnp.int32(0))
 
 
+def within(
+    tokens_to_log_probs: TokensToLogProbs, starts: Int[Array, ' b'], stops: Int[Array, ' b'], eos_id: int = 1
+) -> TokensToLogProbs:
+    """The step that writes tokens of one range for each sequence, `starts` up to before `stops`, or the end.
+
+    Log-probabilities are among these alone.
+    """
+
+    def step(tokens, cache):
+        log_probs, cache = tokens_to_log_probs(tokens, cache)
+        ids, beams = jnp.arange(log_probs.shape[-1]), tokens.shape[0] // starts.shape[0]
+        start, stop = (jnp.repeat(bound, beams)[:, None] for bound in (starts, stops))
+        inside = ((ids >= start) & (ids < stop)) | (ids == eos_id)
+        return jax.nn.log_softmax(jnp.where(inside, log_probs, 100 * _IMPOSSIBLE)), cache
+
+    return step
+
+
 def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:
     """Logits over temperature, -inf outside the likeliest `top_k` and then `top_p` tokens."""
     logits = logits / config.temperature

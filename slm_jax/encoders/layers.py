@@ -3,8 +3,34 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
 
 FRAMES = ('batch', 'length', 'embed')  # axes of what goes from layer to layer
+
+
+def stack_of(block: type[nn.Module], num_layers: int, layer: int | None, **split_rngs: bool) -> type[nn.Module]:
+    """A scanned stack of `num_layers`; of these only the first `layer` are run, if that is given.
+
+    Its parameters are those of all layers.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    if layer is not None and not 1 <= layer <= num_layers:
+        raise ValueError(
+            f'layer is {layer}; the encoder has layers 1 to {num_layers}, and None stands for what it gives as a whole.'
+        )
+    scanned = nn.scan(
+        block,
+        variable_axes={'params': 0},
+        split_rngs={'params': True, **split_rngs},
+        in_axes=nn.broadcast,
+        length=layer or num_layers,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
+    )
+    if layer is None:
+        return scanned
+    return nn.map_variables(scanned, 'params', lambda held: jax.tree.map(lambda leaf: leaf[:layer], held))
 
 
 def dense(features: int, axes: tuple[str, str], dtype: Any, name: str, use_bias: bool = True) -> nn.Dense:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.encoders.layers import FRAMES, dense
+from slm_jax.encoders.layers import FRAMES, dense, stack_of
 
 # The norms that end a residual branch start small, so that a fresh stack is near the identity: started at 1, every
 # branch weighs as much as all that went before it, and CTC stays on its plateau of blanks.
@@ -295,9 +295,16 @@ class UsmEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], deterministic: bool = True
+        self,
+        features: Float[Array, 'b t mel'],
+        lengths: Int[Array, ' b'],
+        deterministic: bool = True,
+        layer: int | None = None,
     ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
-        """Features must be zero beyond `lengths`, as the frontends make them; so are the returned frames."""
+        """Features must be zero beyond `lengths`, as the frontends make them; so are the returned frames.
+
+        With `layer`, what that layer of the stack gives, at 25 Hz.
+        """
         config = self.config
         x = features[..., None].astype(config.dtype)
         for i, channels in enumerate(config.subsample_channels):
@@ -311,14 +318,11 @@ class UsmEncoder(nn.Module):
         if config.remat_policy != 'none':
             policy = {'minimal': jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims, 'full': None}
             block = nn.remat(block, prevent_cse=False, policy=policy[config.remat_policy])
-        x, _ = nn.scan(
-            block,
-            variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(config, deterministic, name='conformer')(x, valid)
+        x, _ = stack_of(block, config.num_layers, layer, dropout=True)(config, deterministic, name='conformer')(
+            x, valid
+        )
+        if layer is not None:
+            return jnp.where(valid[..., None], x, 0.0), lengths
         if config.output_dim is not None:
             x = dense(config.output_dim, ('embed', 'mlp'), config.dtype, 'output_proj')(x)
             x = nn.with_logical_constraint(x, FRAMES)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm
+from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm, stack_of
 
 ACTIVATIONS = {
     'swish': nn.silu, 'silu': nn.silu, 'relu': nn.relu, 'selu': nn.selu,
@@ -217,11 +217,16 @@ class W2vBertEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t f'], lengths: Int[Array, ' b'], deterministic: bool = True
+        self,
+        features: Float[Array, 'b t f'],
+        lengths: Int[Array, ' b'],
+        deterministic: bool = True,
+        layer: int | None = None,
     ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         """Returns frames, zero beyond each clip's own, and their number.
 
-        There is no dropout, as the encoder is made to be frozen: `deterministic` changes nothing.
+        There is no dropout, as the encoder is made to be frozen: `deterministic` changes nothing. With `layer`, what
+        that layer of the stack gives, before the adapter.
         """
         config, dtype, epsilon = self.config, self.config.dtype, self.config.norm_epsilon
         valid = jnp.arange(features.shape[1]) < lengths[:, None]
@@ -229,14 +234,11 @@ class W2vBertEncoder(nn.Module):
         x = nn.with_logical_constraint(
             dense(config.emb_dim, ('conv_features', 'embed'), dtype, 'feature_projection')(x), FRAMES
         )
-        x, _ = nn.scan(
-            _ConformerLayer,
-            variable_axes={'params': 0},
-            split_rngs={'params': True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-            metadata_params={nn.PARTITION_NAME: 'layers'},
-        )(config, name='layers')(jnp.where(valid[..., None], x, 0.0), valid)
+        x, _ = stack_of(_ConformerLayer, config.num_layers, layer)(config, name='layers')(
+            jnp.where(valid[..., None], x, 0.0), valid
+        )
+        if layer is not None:
+            return jnp.where(valid[..., None], x, 0.0), lengths
         if config.intermediate_ffn:
             x = x + 0.5 * _FeedForward(config, 'relu', name='intermediate_ffn')(x)
             x = nn.with_logical_constraint(x, FRAMES)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm
+from slm_jax.encoders.layers import FRAMES, conv, dense, layer_norm, stack_of
 
 _WINDOW, _RATE = 1500, 50  # frames of the encoder: of its longest window, and a second
 _SILENT_FEATURES = 3  # frames of silence, at 100 Hz, that a frontend leaves after a batch's longest clip
@@ -156,16 +156,14 @@ class _Layer(nn.Module):
         return nn.with_logical_constraint(x, FRAMES), None
 
 
-def layers(config: WhisperConfig, x: Float[Array, 'b t d'], windows: Int[Array, ' b'] | None) -> Float[Array, 'b t d']:
-    """The layers of the Transformer, which attend to the first `windows` frames; `layers` of the module that calls."""
-    x, _ = nn.scan(
-        _Layer,
-        variable_axes={'params': 0},
-        split_rngs={'params': True},
-        in_axes=nn.broadcast,
-        length=config.num_layers,
-        metadata_params={nn.PARTITION_NAME: 'layers'},
-    )(config, name='layers')(x, windows)
+def layers(
+    config: WhisperConfig, x: Float[Array, 'b t d'], windows: Int[Array, ' b'] | None, layer: int | None = None
+) -> Float[Array, 'b t d']:
+    """The Transformer's layers, or the first `layer` of them, which attend to the first `windows` frames.
+
+    They are `layers` of the module that calls.
+    """
+    x, _ = stack_of(_Layer, config.num_layers, layer)(config, name='layers')(x, windows)
     return x
 
 
@@ -176,12 +174,17 @@ class WhisperEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, 'b t mel'], lengths: Int[Array, ' b'], deterministic: bool = True
+        self,
+        features: Float[Array, 'b t mel'],
+        lengths: Int[Array, ' b'],
+        deterministic: bool = True,
+        layer: int | None = None,
     ) -> tuple[Float[Array, 'b u d'], Int[Array, ' b']]:
         """Features as `WhisperFrontend` makes them: after the last frame comes its like, silence, up to 30 s.
 
         Returns the frames of the clips, zero beyond them, and their number. There is no dropout, as in Whisper's own
-        training: `deterministic` changes nothing.
+        training: `deterministic` changes nothing. With `layer`, what that layer of the stack gives: its last norm,
+        which is of the whole stack, is not applied.
         """
         config = self.config
         u, lengths = -(-features.shape[1] // 2), -(-lengths // 2)
@@ -203,6 +206,7 @@ class WhisperEncoder(nn.Module):
         init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ('length', 'embed'))
         positions = self.param('embed_positions', init, (_WINDOW, config.emb_dim), jnp.float32)
         x = x + positions[:t].astype(config.dtype)
-        x = layers(config, x, windows)
-        x = layer_norm(1e-5, config.dtype, 'layer_norm')(x[:, :u])
+        x = layers(config, x, windows, layer)[:, :u]
+        if layer is None:
+            x = layer_norm(1e-5, config.dtype, 'layer_norm')(x)
         return jnp.where((jnp.arange(u) < lengths[:, None])[..., None], x, 0.0), lengths

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from slm_jax import paths
-from slm_jax.data import prompts
+from slm_jax.data import modalities, prompts
 from slm_jax.inference import pieces, traces
 
 DEFAULT_MAX_SECONDS = 30.0
@@ -40,7 +40,7 @@ MODEL = @text_to_text.TextToText()
 """,
 }
 # Modules that only training reads of; they take seconds to import, and TensorFlow.
-_TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|cache|preprocessors)|training\.optimizers)(\..+)?')
+_TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|packing|cache|preprocessors)|training\.optimizers)(\..+)?')
 # How cards of before said where the speech stands.
 _SPEECH_FIRST = re.compile(r'^.*\bSLM\.speech_first = (.+)\n', re.MULTILINE)
 # What may be said of every model, before its own configuration.
@@ -142,9 +142,12 @@ class Model:
 
     def answers(self, batch: Mapping[str, np.ndarray]) -> list[Answer]:
         """The answer to each row of a batch; compiled once per shape. Hosts ask alike, and each has all answers."""
+        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in self.tokens(batch)]
+
+    def tokens(self, batch: Mapping[str, np.ndarray]) -> np.ndarray:
+        """What `answers` decodes, [rows, length]; 0 after the end."""
         batch = pieces.listened(self, batch)
-        tokens = self.run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
-        return [Answer(self.vocabulary.decode(row[row != 0].tolist()), self.cut(row)) for row in tokens]
+        return self.run('answers', lambda params, batch: self.system.predict(params, batch, self.decode), batch)
 
     def log_likelihoods(self, batch: Mapping[str, np.ndarray]) -> list[float]:
         """How likely each row's `decoder_target_tokens` are as its answer, to base e; otherwise as `answers`.
@@ -309,6 +312,7 @@ def load(
     names |= foundations or {}
     found = origins.find(names)
     origins.check(found, own, frozen)
+    check_codebook(system, names)
     used = {origin.subtree: origin.describe() for origin in found}
     if trained_dir is not None:
         checkpoints.check_foundations(directory, needed, used)
@@ -323,8 +327,8 @@ def load(
         params=state_lib.merge(own, origins.load(found, held)),
         foundations=used,
         decode=dataclasses.replace(configuration.configured(decoding.DecodeConfig)(), **(decode or {})),
-        vocabulary=_vocabulary(part, [names.get(part), first.get(part, {}).get('name')]),
-        prompt=prompts.Prompt(),
+        vocabulary=modalities.vocabulary(_vocabulary(part, [names.get(part), first.get(part, {}).get('name')])),
+        prompt=getattr(system, 'prompt', None) or prompts.Prompt(),
         max_seconds=min(_max_seconds(), _encoder_seconds(system) or math.inf),
         computed_seconds=query('%ENCODER_SECONDS') or 0.0,
         mesh=devices,
@@ -471,6 +475,24 @@ def query(key: str) -> Any:
     except ValueError:
         return None
     return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
+
+
+def check_codebook(system: Any, foundations: Mapping[str, str]) -> None:
+    """Refuses a codebook that is not of the speech encoder beside it.
+
+    Args:
+        system: which may have none.
+        foundations: {part: name or directory}.
+
+    Raises:
+        ValueError: it is of another encoder or layer; names both.
+    """
+    if 'codebook' in foundations and getattr(system, 'speech_encoder', None) is not None:
+        from slm_jax.codebooks.codebook import Codebook
+        from slm_jax.training import frozen_encoder
+
+        encoder = frozen_encoder.of_speech(system.speech_encoder, foundations, system.layer)
+        Codebook.load(foundations['codebook']).check(encoder.identity)
 
 
 def _encoder_seconds(system: Any) -> float | None:

@@ -40,7 +40,7 @@ from slm_jax.llms.layers import (
 
 _BANNED = -1e10
 _PADDING, _END = 0, 1
-_INIT = 0.02  # standard deviation, in all families
+INIT = 0.02  # standard deviation, in all families
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,7 +269,7 @@ class Decoder(nn.Module):
             self.project_in = Dense((cfg.embed_dim,), (cfg.emb_dim,), ('embed', 'mlp'), cfg.dtype)
             self.project_out = Dense((cfg.emb_dim,), (cfg.embed_dim,), ('mlp', 'embed'), cfg.dtype)
         if cfg.positions == 'learned':
-            self.position_embedder = Embedding(cfg.max_positions, cfg.emb_dim, cfg.dtype, _INIT, rows='abspos_buckets')
+            self.position_embedder = Embedding(cfg.max_positions, cfg.emb_dim, cfg.dtype, INIT, rows='abspos_buckets')
         if not cfg.logits_via_embedding:
             width = cfg.emb_dim if cfg.embed_dim is None else cfg.embed_dim
             axes = ('embed', 'vocab')
@@ -302,6 +302,7 @@ class Decoder(nn.Module):
         lengths: Int[Array, ' b'] | None = None,
         room: tuple[int, int] | None = None,
         step: bool = False,
+        texts: tuple[Int[Array, 'n l'], Int[Array, 'n l']] | None = None,
     ) -> Float[Array, 'n l e']:
         """The last layer's output.
 
@@ -310,6 +311,7 @@ class Decoder(nn.Module):
             lengths: of the prompts in x, where they are kept in a cache with `room` for (maximum length, beams).
             room: None: nothing is kept.
             step: of the text that a cache is of.
+            texts: number and position of each place's text, where a row holds several; None: it is one.
         """
         cfg = self.config
         rows, position = x.shape[:2], None
@@ -319,6 +321,9 @@ class Decoder(nn.Module):
             positions = np.arange(x.shape[1])[None]
             distances = positions[:, :, None] - positions[:, None]
             seen = jnp.asarray(distances >= 0)
+            if texts is not None:
+                numbers, positions = texts
+                seen = seen & (numbers[:, :, None] == numbers[:, None])
             if room is not None:
                 self._keep(x, lengths, room)
         positions, rotation = jnp.asarray(positions), None
@@ -374,7 +379,7 @@ class DecoderOnly(nn.Module):
     def setup(self):
         cfg = self.config
         width = cfg.emb_dim if cfg.embed_dim is None else cfg.embed_dim
-        self.token_embedder = Embedding(cfg.vocab_size, width, cfg.dtype, _INIT)
+        self.token_embedder = Embedding(cfg.vocab_size, width, cfg.dtype, INIT)
         self.decoder = Decoder(cfg)
 
     def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
@@ -436,6 +441,23 @@ class DecoderOnly(nn.Module):
         found = jax.lax.map(of_layer, (queries[read], keys[read], jnp.array(windows)[read]))
         return found[which, wanted]
 
+    def outputs(
+        self, x: Float[Array, 'b l e'], numbers: Int[Array, 'b l'], positions: Int[Array, 'b l']
+    ) -> Float[Array, 'b l _']:
+        """What `head` reads at each place of rows that hold several texts, none of which sees another.
+
+        Args:
+            x: embeddings.
+            numbers: of the text that each place belongs to; 0 where it belongs to none.
+            positions: of each place in its text.
+        """
+        self._check(x.shape[1])
+        return self.decoder.finished(self.decoder(x, texts=(numbers, positions)))
+
+    def head(self, x: Float[Array, 'b l _']) -> Float[Array, 'b l v']:
+        """Logits in float32 of `outputs`."""
+        return self.token_embedder.logits(x) if self.config.logits_via_embedding else self.decoder.logits(x)
+
     def start(
         self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1
     ) -> None:
@@ -455,7 +477,7 @@ class DecoderOnly(nn.Module):
         logits = self._logits(self.decoder(self.embed(tokens), step=True))[:, 0]
         others = self.config.other_ends
         end = jnp.max(logits[:, (_END, *others)], axis=1, keepdims=True)
-        ids = jnp.arange(self.config.vocab_size)
+        ids = jnp.arange(logits.shape[-1])
         logits = jnp.where(ids == _END, end, logits)
         return jnp.where(jnp.isin(ids, jnp.array((_PADDING, *others))), _BANNED, logits)
 
@@ -470,8 +492,7 @@ class DecoderOnly(nn.Module):
         return self.logits(prompt, prompt_tokens > 0, decoder_input_tokens, decoder_target_tokens)
 
     def _logits(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l v']:
-        x = self.decoder.finished(x)
-        return self.token_embedder.logits(x) if self.config.logits_via_embedding else self.decoder.logits(x)
+        return self.head(self.decoder.finished(x))
 
     def _check(self, length: int) -> None:
         if self.config.positions == 'learned' and length > (self.config.max_positions or 0):

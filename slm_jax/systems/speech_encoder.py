@@ -63,6 +63,12 @@ class SpeechEncoder(nn.Module):
             )
         return frames, frame_lengths, self.ctc(frames) if self.ctc_vocab_size is not None else None
 
+    def inner(
+        self, speech_samples: Int[Array, 'b n'], speech_lengths: Int[Array, ' b'], layer: int | None
+    ) -> tuple[Float[Array, 'b t d'], Int[Array, ' b']]:
+        """Frames of a layer within the encoder, the first being 1, or of the whole; zero beyond each clip's own."""
+        return self.encoder(*self.frontend(speech_samples, speech_lengths), layer=layer)
+
 
 def stored(batch: Batch) -> dict[str, Any]:
     """What `SpeechEncoder` is given besides of a batch that brings frames in the place of samples."""

@@ -103,15 +103,17 @@ def generate(
     ctc: Mapping[str, Any] | None = None,
     first: Int[Array, ' b'] | None = None,
     after: Int[Array, ' b'] | None = None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
     What a limit cut has no end token, be it `max_decode_length` or `max_length_ratio`.
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
     `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
-    `after` are those after which they are written, in the place of token 0.
+    `after` are those after which they are written, in the place of token 0. `ranges` are the tokens that each row may
+    have, see `decoding.within`.
     """
-    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after, ranges)
     return _finished(search.run()[0], state)
 
 
@@ -126,7 +128,7 @@ def begin(
     after: Int[Array, ' b'] | None = None,
 ) -> dict[str, Any]:
     """What `generate` knows before the first token: arrays, with which `proceed` goes on."""
-    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after)
+    state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after, None)
     return {**state, 'search': search.state}
 
 
@@ -166,6 +168,7 @@ def _begun(
     ctc: Mapping[str, Any] | None,
     first: Int[Array, ' b'] | None,
     after: Int[Array, ' b'] | None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -175,7 +178,7 @@ def _begun(
     if ctc is not None:
         ctc = {**ctc, 'log_probs': decoding.frame_log_probs(ctc['log_probs'], ctc['frame_lengths'])}
     state = {'cross': cross, 'active': jnp.any(mask, axis=1), 'lengths': lengths, 'ctc': ctc}
-    state |= {'first': first, 'after': after}
+    state |= {'first': first, 'after': after, 'ranges': ranges}
     return state, _search(llm, params, cache, state, decode)
 
 
@@ -185,6 +188,8 @@ def _search(
     axis, step = llm.config.cache_batch_axis, continued(llm, params, state['cross'])
     if state['after'] is not None:
         step = _after(step, state['after'])
+    if state['ranges'] is not None:
+        step = decoding.within(step, *state['ranges'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:

@@ -41,6 +41,7 @@ class FrozenEncoder:
         foundations: {part: name or directory} of what it consists of.
         name, fingerprint: of these.
         configuration: in words, of what decides the frames.
+        layer: of which the frames are; None: of the whole encoder.
     """
 
     speech: SpeechEncoder = dataclasses.field(compare=False)
@@ -48,6 +49,7 @@ class FrozenEncoder:
     name: str = dataclasses.field(compare=False)
     fingerprint: str
     configuration: str
+    layer: int | None = None
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class FrozenEncoder:
             'fingerprint': self.fingerprint,
             'configuration': self.configuration,
             'format': _FORMAT,
+            **({} if self.layer is None else {'layer': self.layer}),
         }
 
     @functools.cached_property
@@ -69,6 +72,22 @@ class FrozenEncoder:
     def most_samples(self) -> float:
         """Longest recording that it takes."""
         return math.inf if self.speech.max_seconds is None else self.speech.max_seconds * 16_000
+
+    @property
+    def frames_per_second(self) -> float:
+        """How many frames a second of a recording has, to a tenth.
+
+        Raises:
+            ValueError: the encoder has no such layer.
+        """
+        seconds = 10
+
+        def frames(rng):
+            given = jnp.zeros((1, seconds * 16_000), jnp.int16), jnp.full((1,), seconds * 16_000)
+            params = self.speech.init(rng, *given)
+            return self.speech.apply(params, *given, self.layer, method='inner')[0]
+
+        return round(jax.eval_shape(frames, jax.random.key(0)).shape[1] / seconds, 1)
 
     def shapes(self, batch: setup.BatchShapes) -> setup.BatchShapes:
         """Shapes of a batch, with frames in the place of samples."""
@@ -96,7 +115,12 @@ def of(system: Any, foundations: Mapping[str, str]) -> FrozenEncoder:
     Raises:
         ValueError: it has none, or its foundation is not named, not to be found or damaged.
     """
-    speech = of_system(system).clone(ctc_vocab_size=None, augmentation=None, frame_augmentation=None)
+    return of_speech(of_system(system), foundations)
+
+
+def of_speech(speech: SpeechEncoder, foundations: Mapping[str, str], layer: int | None = None) -> FrozenEncoder:
+    """A speech encoder, frozen; arguments and errors as of `of`, and the layer whose frames are wanted."""
+    speech = speech.clone(ctc_vocab_size=None, augmentation=None, frame_augmentation=None)
     parts = {part: str(name) for part, name in foundations.items() if part.split('/')[0] == 'speech_encoder'}
     found = [origin for origin in origins.find(parts) if any(path.startswith(_PART) for path in origin.paths)]
     if not found:
@@ -110,6 +134,7 @@ def of(system: Any, foundations: Mapping[str, str]) -> FrozenEncoder:
         ', '.join(origin.name for origin in found),
         ', '.join(origin.fingerprint['content'] for origin in found),
         _OF_TRAINING.sub('', repr((speech.frontend, speech.encoder))),
+        layer,
     )
 
 
@@ -151,7 +176,8 @@ def _program(encoder: FrozenEncoder) -> tuple[state.Params, Callable]:
 
     @jax.jit
     def encode(params, samples, lengths):
-        frames, frame_lengths, _ = encoder.speech.apply({'params': params}, samples, lengths)
+        given = {'params': params}
+        frames, frame_lengths = encoder.speech.apply(given, samples, lengths, encoder.layer, method='inner')
         return frames[0].astype(jnp.bfloat16), frame_lengths[0]
 
     return params, encode

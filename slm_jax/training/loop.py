@@ -117,6 +117,9 @@ class CompiledPerShape:
 
 def describe(batch: Batch) -> str:
     """A batch's size in a few words."""
+    if 'images' in batch:
+        rows, height, width, _ = batch['images'].shape
+        return f'{rows} images of {width} x {height}'
     rows, samples = batch['speech_samples'].shape
     speech = f'{samples / 16_000:.1f} s of audio' if samples else 'text'
     if 'speech_frames' in batch and batch['speech_frames'].shape[1]:

@@ -59,7 +59,7 @@ def main() -> None:
         loader = loader_lib.SpeechTextLoader(
             name, 'train', seconds_per_batch=args.seconds_per_batch, cache_dir=cache_dir
         )
-        hours = sum(task.samples.sum() for task in loader._planned) / 16000 / 3600
+        hours = sum(task.samples.sum() for task in loader.planned) / 16000 / 3600
         print(
             f'prepared {hours:.2f} h in {time.perf_counter() - wall:.1f} s '
             f'({time.process_time() - cpu:.1f} CPU s); {len(loader.plan.buckets)} shapes, '

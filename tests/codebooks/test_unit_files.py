@@ -1,0 +1,96 @@
+"""Unit files of every kind say the same; what cannot be used is named by file, line and remedy."""
+
+import json
+
+import numpy as np
+import pytest
+
+from slm_jax.codebooks import unit_files
+from slm_jax.codebooks.unit_files import UnitError
+
+TWO = np.array([[5, 9, 9], [0, 7, 1]])
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, *lines):
+        text = '\n'.join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+        (tmp_path / name).write_text(text + '\n')
+        return tmp_path / name
+
+    return write
+
+
+def test_all_formats_say_the_same(write, tmp_path):
+    np.save(tmp_path / 'a.npy', np.array([5, 9, 9], np.int64))
+    np.savez(tmp_path / 'all.npz', a=np.array([5, 9, 9], np.uint16))
+    (tmp_path / 'folder').mkdir()
+    np.save(tmp_path / 'folder/a.npy', np.array([5, 9, 9]))
+    files = [write('u.jsonl', {'id': 'a', 'units': [5, 9, 9]}), write('u.txt', 'a\t5 9 9')]
+    files += [tmp_path / name for name in ('a.npy', 'all.npz', 'folder')]
+    for file in files:
+        (found,) = unit_files.read(file, 10)
+        assert (found.id, found.units.tolist(), found.durations) == ('a', [5, 9, 9], None)
+    ours = {'id': 'a', 'units': [5, 9], 'durations': [1, 2], 'text': 'hello', 'codebook': 'w@1'}
+    (found,) = unit_files.read(write('own.jsonl', ours), 10, label='w@1')
+    assert found.durations.tolist() == [1, 2] and found.row['text'] == 'hello'
+
+
+def test_codebooks_of_a_frame_become_neighbours_in_one_vocabulary(write, tmp_path):
+    np.save(tmp_path / 'mimi.npy', TWO)
+    for file in (tmp_path / 'mimi.npy', write('mimi.jsonl', {'id': 'mimi', 'units': TWO.tolist()})):
+        (found,) = unit_files.read(file, 10, codebooks=2)
+        assert found.units.tolist() == [5, 10, 9, 17, 9, 11]
+        np.testing.assert_array_equal(unit_files.unflatten(found.units, 10, 2), TWO)
+    with pytest.raises(UnitError, match='mimi.npy: has 2 codebooks a frame, and 1 were expected'):
+        list(unit_files.read(tmp_path / 'mimi.npy', 10))
+    with pytest.raises(UnitError, match='not those of 2 codebooks of 10 in turn'):
+        unit_files.unflatten(np.array([5, 9]), 10, 2)
+
+
+@pytest.mark.parametrize(
+    ('line', 'said'),
+    [
+        ({'id': 'a', 'units': [3, 10]}, 'u.jsonl:2: unit 10 is out of range: the codebook has 10, 0 to 9. Give'),
+        ({'id': 'a', 'units': [-1]}, 'unit -1 is out of range'),
+        ({'id': 'a', 'units': [0.5]}, r'"units" is \[0.5\]; a list of whole numbers'),
+        ({'id': 'a', 'units': 'x'}, '"units" is x; a list'),
+        ({'id': 'a', 'units': [[1, 2], [3]]}, 'all of one length'),
+        ({'id': 'a'}, 'u.jsonl:2: the line has no "units". Write them by'),
+        ({'id': 'a', 'units': [1, 2], 'durations': [3]}, '"durations" does not give each of its 2 units'),
+        ({'id': 'a', 'units': [1], 'durations': [0]}, 'a whole number of frames from 1 on'),
+        (
+            {'id': 'a', 'units': [1], 'codebook': 'usm@2'},
+            'are of the codebook usm@2, and those of whisper@1 are wanted',
+        ),
+        ('{"id": ', r'u.jsonl:2: not JSON'),
+    ],
+)
+def test_units_that_cannot_be_used_are_named(write, line, said):
+    with pytest.raises(UnitError, match=said):
+        list(unit_files.read(write('u.jsonl', {'id': 'good', 'units': [1]}, line), 10, label='whisper@1'))
+
+
+def test_files_that_are_none_are_named(write, tmp_path):
+    for file, said in (
+        (write('u.txt', 'a\t1 2', 'b\t1 x'), 'u.txt:2: "id<TAB>1 2 3" was expected'),
+        (write('u.npy', 'no array'), 'u.npy: cannot be read as arrays'),
+        (write('u.wav', ''), 'u.wav: files of units end in .jsonl, .txt'),
+    ):
+        with pytest.raises(UnitError, match=said):
+            list(unit_files.read(file, 10))
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UnitError, match='empty: the folder has no .npy'):
+        list(unit_files.read(tmp_path / 'empty', 10))
+
+
+def test_an_image_of_another_size_is_refused(write):
+    file = write('i.jsonl', {'id': 'a', 'tokens': [[1, 2, 3], [3, 4, 5]]}, {'id': 'b', 'tokens': [1, 2, 3, 3, 4, 5]})
+    for found in unit_files.read(file, 10, field=unit_files.TOKENS):
+        assert found.units.tolist() == [1, 2, 3, 3, 4, 5]
+        unit_files.check_image(found, 'i.jsonl', (2, 3))
+    with pytest.raises(UnitError, match=r"i.jsonl: b has 6 tokens, and the model's images have 4 x 4. Give"):
+        unit_files.check_image(found, 'i.jsonl', (4, 4))
+    first = next(unit_files.read(file, 10, field=unit_files.TOKENS))
+    with pytest.raises(UnitError, match='a has 2 x 3 tokens, and .* 3 x 2'):
+        unit_files.check_image(first, 'i.jsonl', (3, 2))
