@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import seqio
 
-from slm_jax import tasks
+import gin
+from slm_jax import configuration, tasks
 from slm_jax.data import json_lines
 from slm_jax.data.feature_converter import SpeechTextFeatureConverter
 from slm_jax.evaluation import seqio_metrics
 from slm_jax.evaluation.seqio_metrics import Reference
+from slm_jax.inference import model
 
 PASSAGE = {'text': 'The shop opens at nine.', 'instruction': 'When does it open?', 'answers': ['at nine', 'nine']}
 ASKED = {'text': 'When does it open?', 'instruction': 'The shop opens at nine.', 'target': 'Nine.'}
@@ -96,3 +98,18 @@ def test_a_metric_is_of_a_kind_of_task(tmp_path):
     for metric, kind in (('choices', 'asr'), ('rouge', 'instruct')):
         with pytest.raises(ValueError, match=f"metric '{metric}' is of no task = '{kind}'; answers, turn, choices are"):
             tasks.manifest(f'no_{metric}', 'a.jsonl', kind, metric=metric)
+
+
+def test_the_sets_of_the_package_are_such_tasks():
+    sets = 'PASSAGES ASKED DIALOGS ENDINGS QUIZ'.split()
+    bindings = [f'{name}={{"test": "{name.lower()}.jsonl"}}' for name in sets]
+    configuration.parse_gin(['tasks/spoken_questions.gin'], bindings)
+    mixture = seqio.get_mixture_or_task(model.query('%MIXTURE_OR_TASK_NAME'))
+    assert {task.name: [fn.__name__ for fn in task.metric_fns] for task in mixture.tasks} == {
+        'spoken_passages': ['squad'],
+        'spoken_questions': ['squad'],
+        'spoken_dialogs': ['overlap', 'perplexity'],
+        'spoken_endings': ['choices', 'perplexity'],
+        'spoken_quiz': ['choices', 'perplexity'],
+    }
+    gin.clear_config()
