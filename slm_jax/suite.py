@@ -146,10 +146,10 @@ def _part(
         scores('speech', 'transcripts', _TRANSCRIBE, **asked)
         transcripts = str(out / 'transcripts' / 'predictions.jsonl')
 
-    def controlled(suffix, metric, **more):
+    def controlled(suffix: str, metric: str | None, **more: Any) -> dict[str, Any]:
         runs = {}
         for control in CONTROLS:
-            options: dict[str, Any] = {'text_from': transcripts} if control == 'cascade' else {}
+            options = {'text_from': transcripts} if control == 'cascade' else {}
             if control != 'oracle':
                 options['oracle'] = str(out / f'oracle{suffix}' / 'predictions.jsonl')
             runs[control] = scores(control, f'{control}{suffix}', part.instruction, **options, **more)

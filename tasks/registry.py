@@ -12,6 +12,7 @@ import seqio
 import gin
 from slm_jax.data import instructions, languages, output_features, preprocessors, sources
 from slm_jax.data.phrases import PhraseList
+from slm_jax.evaluation import seqio_metrics
 
 TEMPLATES = {
     'asr': instructions.TEMPLATES['asr_language'] + instructions.TEMPLATES['asr'],
@@ -37,6 +38,7 @@ def speech_task(
     translated_only: bool = False,
     templates: Sequence[str] | None = None,
     phrases: PhraseList | None = None,
+    metric: str = '',
 ) -> seqio.Task:
     """Registers a task on speech, or returns it where it is registered already.
 
@@ -49,9 +51,15 @@ def speech_task(
         target_lang, translated_only: of 'ast' and 'mt'; see `preprocessors.to_text`.
         templates: wordings instead of `TEMPLATES[kind]`, at most 8; the first is used in evaluation.
         phrases: of 'asr': what draws the phrases that an instruction lists.
+        metric: of 'instruct': what SeqIO scores it by, one of `seqio_metrics.METRICS`; '': nothing.
     """
     if kind not in preprocessors.KINDS:
         raise ValueError(f'task {name!r}: kind {kind!r} is none of {preprocessors.KINDS}')
+    if metric and (kind != 'instruct' or metric not in seqio_metrics.METRICS):
+        raise ValueError(
+            f'task {name!r}: metric {metric!r} is of no task = {kind!r}; {", ".join(seqio_metrics.METRICS)} are of '
+            "task = 'instruct'."
+        )
     if phrases:
         phrases.check()
     if phrases and kind != 'asr':
@@ -68,7 +76,9 @@ def speech_task(
             *before_cache,
             seqio.CacheDatasetPlaceholder(),
             *after_cache,
-            preprocessors.to_text(
+            preprocessors.to_answer(tuple(templates or ()))
+            if metric
+            else preprocessors.to_text(
                 kind,
                 tuple(wordings if templates is None else templates),
                 target_lang,
@@ -79,7 +89,8 @@ def speech_task(
             preprocessors.check,
         ],
         output_features=output_features.output_features(_VOCABULARIES.get(kind, 'llm')),
-        metric_fns=[],
+        postprocess_fn=seqio_metrics.reference if metric else None,
+        metric_fns=list(seqio_metrics.METRICS[metric]) if metric else [],
     )
 
 
@@ -92,6 +103,7 @@ def manifest(
     langs: Sequence[str] = (),
     templates: Sequence[str] | None = None,
     phrases: PhraseList | None = None,
+    metric: str = '',
 ) -> str:
     """Registers a task over JSONL manifests (slm_jax/data/manifests.py) and returns its name.
 
@@ -104,15 +116,19 @@ def manifest(
         task: 'asr', 'ast', 'mt', 'instruct', 'text', 'ctc' or 'phrase'; 'mt' and 'text' leave recordings unheard.
         target_lang: for 'ast' and 'mt', which of the translations; '' takes each line's `target_lang`.
         langs: take lines of these languages only.
-        templates: wordings instead of those of slm_jax/data/instructions.py.
+        templates: wordings instead of those of slm_jax/data/instructions.py; with `metric`, of lines that have no
+            instruction.
         phrases: of 'asr': what draws the phrases that an instruction lists, slm_jax/data/phrases.py.
+        metric: of 'instruct': 'answers' (SQuAD's exact match and F1 with a line's `answers`), 'turn' (F1 of what is
+            written, and the perplexity of the target), or 'choices' (how often the right one of a line's `choices` is
+            the likeliest, and its perplexity; each choice is an example, so this is to evaluate and not to train on).
 
     Raises:
         ValueError: the name is taken by something else, or a language is not known.
     """
     named = _by_split(path)
     source = sources.ManifestSource(named, tuple(langs))
-    return _files_task(name, source, named, task, target_lang, templates, langs, phrases=phrases)
+    return _files_task(name, source, named, task, target_lang, templates, langs, phrases=phrases, metric=metric)
 
 
 @gin.configurable
@@ -189,6 +205,7 @@ def _files_task(
     langs: Sequence[str],
     decode: Callable = preprocessors.decode_file,
     phrases: PhraseList | None = None,
+    metric: str = '',
 ) -> str:
     for code in (*langs, *([target_lang] if target_lang else [])):
         if languages.name(code) is None:
@@ -199,17 +216,20 @@ def _files_task(
     if task == 'mt' and decode is not preprocessors.decode_file:
         raise ValueError(f"task {name!r}: task = 'mt' reads text alone, from a manifest (@tasks.manifest()).")
     known = seqio.TaskRegistry._REGISTRY.get(name)
-    definition = (source, task, target_lang, templates, phrases)
+    definition = (source, task, target_lang, templates, phrases, metric)
     if known is not None and getattr(known, 'files_definition', None) != definition:
         raise ValueError(f'a task {name!r} is registered already; choose another name')
+    read = preprocessors.leave_unheard if task in ('text', 'mt') else decode
+    before = (preprocessors.each_choice, read) if metric == 'choices' else (read,)
     registered = speech_task(
         name,
         seqio.FunctionDataSource(source, splits=list(splits)),
         task,
-        before_cache=(preprocessors.leave_unheard,) if task in ('text', 'mt') else (decode,),
+        before_cache=before,
         target_lang=target_lang,
         templates=templates,
         phrases=phrases,
+        metric=metric,
     )
     registered.files_definition = definition
     return name

@@ -39,9 +39,12 @@ FIELDS = (
     'instruction',
     'target',
     'phrases',
+    'answers',
+    'choices',
     'alignment',
     'error',
 )
+_LATER = ('phrases', 'answers', 'choices', 'alignment')  # than the stores of some manifests without them
 AUDIO = ('audio', 'audio_filepath', 'source')
 # field of ours <- names it goes by, best first (ours, NeMo's, SLAM-LLM's)
 _NAMES = {
@@ -65,9 +68,10 @@ class ManifestError(ValueError):
 def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     """Yields the lines of a manifest as dictionaries of `FIELDS`, '' for what a line lacks.
 
-    `translations` is a JSON object {language: text}, `phrases` a JSON list of texts, `alignment` a file or a JSON list;
-    `origin` is 'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads
-    decides whether to stop.
+    `translations` is a JSON object {language: text}, `phrases` and `answers` are JSON lists of texts, `choices` is
+    {'texts': …, 'right': which}, '' where there are none to choose from, `alignment` is a file or a JSON list; `origin` is
+    'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads decides whether
+    to stop.
 
     Raises:
         JsonLinesError: the file itself cannot be read, or holds no line.
@@ -177,9 +181,28 @@ def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:
             )
     texts = {code: _text(text, 'translation') for code, text in translation.items() if text not in (None, '')}
     fields['translations'] = json.dumps(texts)
+    fields |= _chosen(row)
     fields['phrases'] = '' if (listed := phrases.of_row(row)) is None else json.dumps(listed, ensure_ascii=False)
     fields['alignment'] = _alignment(row.get('alignment'), folder)
     return fields
+
+
+def _chosen(row: Mapping[str, Any]) -> dict[str, str]:
+    """`answers` and `choices` of a line as JSON, '' for what is no such thing: it is the business of few tasks."""
+    answers: Any = row.get('answers')
+    texts: Any = row.get('choices')
+    answers = answers.get('text') if isinstance(answers, Mapping) else answers  # as in SQuAD of Hugging Face
+    right = row.get('answer', row.get('target'))
+    result = {'answers': '', 'choices': ''}
+    if _texts(answers):
+        result['answers'] = json.dumps(answers, ensure_ascii=False)
+    if _texts(texts) and right in texts and len({*texts}) == len(texts) > 1:
+        result['choices'] = json.dumps({'texts': texts, 'right': texts.index(right)}, ensure_ascii=False)
+    return result
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(text, str) and text.strip() for text in value)
 
 
 class Source:
@@ -225,8 +248,7 @@ class Source:
                     found = status.st_size, status.st_mtime_ns
             except (OSError, ValueError):  # ValueError: no possible path
                 found = 'missing'
-            # Stores of manifests without these fields are older than they are.
-            given = {name: text for name, text in example.items() if text or name not in ('phrases', 'alignment')}
+            given = {name: text for name, text in example.items() if text or name not in _LATER}
             if example['alignment'] and not example['alignment'].startswith('['):
                 given['alignment'] = str(paths.state(example['alignment']))
             digest.update(repr((given, found)).encode())

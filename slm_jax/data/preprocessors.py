@@ -75,6 +75,33 @@ def json_object(names: Sequence[str], texts: Sequence[tf.Tensor]) -> tf.Tensor:
     return result
 
 
+def each_choice(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """An example for each of the `choices` of a line, which is its `target`: their likelihoods are to be compared.
+
+    A line without any has an `error`.
+    """
+
+    def expand(example):
+        def targets(choices: bytes, origin: bytes, error: bytes):
+            if choices and not error:
+                return np.array([text.encode() for text in json.loads(choices)['texts']], object), error
+            said = 'field "choices" has to be two or more different texts, one of which is the field "answer".'
+            return np.array([b''], object), error or f'{origin.decode()}: {said}'.encode()
+
+        given = [example[name] for name in ('choices', 'origin', 'error')]
+        texts, error = tf.numpy_function(targets, given, (tf.string, tf.string), stateful=False)
+        texts.set_shape([None])
+        error.set_shape([])
+
+        def one(number, text):
+            name = tf.strings.join([example['id'], '#', tf.strings.as_string(number)])
+            return example | {'id': name, 'target': text, 'error': error}
+
+        return tf.data.Dataset.from_tensor_slices(texts).enumerate().map(one)
+
+    return dataset.flat_map(expand)
+
+
 def decode_file(dataset: tf.data.Dataset) -> tf.data.Dataset:
     """Reads the file at `audio`, or its segment, into `speech`; without one, `speech` is empty (a text example)."""
 
@@ -300,6 +327,26 @@ def to_text(
 def _answer_lang(kind: str, example: Mapping[str, str]) -> str:
     own, target = example['lang'], example['target_lang']
     return {'asr': own, **dict.fromkeys(_TRANSLATED, target)}.get(kind, target or own)
+
+
+def to_answer(templates: tuple[str, ...] = ()) -> ExampleStep:
+    """As `to_text` of 'instruct', for lines of questions, dialogs and stories, of which each is scored as what it is.
+
+    Args:
+        templates: instructions of lines that have none.
+    """
+
+    def write(example, unused_output_features, unused_sequence_length):
+        texts = {k: v.decode() for k, v in example.items() if isinstance(v, bytes)}
+        seed = int(example.get('template_seed', zlib.crc32(example['id'])))
+        if templates and not texts['instruction']:
+            texts['instruction'] = templates[seed % len(templates)]
+        texts['target'] = texts['target'] or next(iter(json.loads(texts.get('answers') or '[]')), '')
+        inputs, targets, error = _request('instruct', (), texts, seed, int(example['speech_length']))
+        return {'inputs': inputs.encode(), 'targets': targets.encode(), 'error': (texts['error'] or error).encode()}
+
+    reads = ('id', 'error', 'origin', 'instruction', 'target', 'answers', 'template_seed', 'speech_length')
+    return ExampleStep(write, reads=reads, adds=dict.fromkeys(('inputs', 'targets', 'error'), _STRING))
 
 
 def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int) -> tuple[str, str, str]:

@@ -88,6 +88,8 @@ class SLM:
                 f'SLM.objective is {given!r}; it must be one of {", ".join(map(repr, _OBJECTIVES))}, or '
                 "several with weights above 0, as in {'cross_entropy': 0.5, 'distil': 0.5}."
             )
+        if self.alignment_heads is not None:
+            object.__setattr__(self, 'alignment_heads', tuple(map(tuple, self.alignment_heads)))  # can be hashed
         if not 0 < self.distil_temperature < math.inf:
             raise ValueError(f'SLM.distil_temperature is {self.distil_temperature!r}; it must be above 0.')
 

@@ -44,6 +44,21 @@ def test_our_fields(tmp_path):
     }
 
 
+def test_answers_and_choices(tmp_path):
+    texts = ['Sì.', 'No.']
+    found = read(
+        tmp_path,
+        {'audio': 'a.wav', 'answers': texts, 'choices': texts, 'answer': 'No.'},
+        {'audio': 'a.wav', 'answers': {'text': ['No.'], 'answer_start': [1]}, 'choices': texts, 'target': 'Sì.'},
+        {'audio': 'a.wav', 'answers': 'No.', 'choices': texts, 'answer': 'Other.'},
+        {'audio': 'a.wav', 'answers': [], 'choices': ['No.', 'No.'], 'answer': 'No.'},
+    )
+    assert [each['error'] for each in found] == [''] * 4
+    assert [each['answers'] and json.loads(each['answers']) for each in found] == [texts, ['No.'], '', '']
+    right = [each['choices'] and json.loads(each['choices']) for each in found]
+    assert right == [{'texts': texts, 'right': 1}, {'texts': texts, 'right': 0}, '', '']
+
+
 def test_nemo_and_slam_llm_fields(tmp_path):
     nemo, slam = read(
         tmp_path,

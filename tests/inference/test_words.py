@@ -105,6 +105,16 @@ def test_where_there_are_no_words(options, match, tmp_path, capsys):
     assert match in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('head', 'spelt', 'kind'),
+    [(9, None, words.CtcAligner), (None, [[1]], words.CtcAligner), (None, None, words.AttentionAligner)],
+)
+def test_attention_tells_where_no_ctc_does(head, spelt, kind):
+    encoder, adapter = types.SimpleNamespace(ctc_vocab_size=head), types.SimpleNamespace(spans=None)
+    system = types.SimpleNamespace(spelt=spelt, speech_encoder=encoder, adapter=adapter)
+    assert isinstance(words.aligner(types.SimpleNamespace(system=system)), kind)
+
+
 def test_a_model_that_cannot_say_when():
     system = types.SimpleNamespace(spelt=None, speech_encoder=types.SimpleNamespace(ctc_vocab_size=None))
     said = 'mine has no CTC head, and no adapter with `spans`, which tell when words are said. Give --model one'

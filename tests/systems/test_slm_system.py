@@ -381,6 +381,8 @@ def test_attention_to_the_speech_whatever_stands_before_it(system, params):
     data = marked(batch(), 2, 0, None)
     weights, spans, lengths = jax.jit(system.attention)(params, data)
     assert weights.shape[1:] == (3, 4, spans.shape[2]) and lengths.tolist() == [7, 4, 2]
+    one = dataclasses.replace(system, alignment_heads=[[0, 1]])  # as gin gives it
+    assert hash(one) and jax.eval_shape(one.attention, params, data)[0].shape[0] == 1
     prompt, mask, _ = system._prompt(params, data, None)
     given = (prompt, mask, data['decoder_input_tokens'], data['decoder_target_tokens'])
     whole, _ = system.llm.apply({'params': params['llm']}, *given, method='attention', mutable=['intermediates'])
