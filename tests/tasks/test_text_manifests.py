@@ -63,6 +63,7 @@ def test_texts_and_translations_begin_with_codes(folder, tmp_path):
     codes, found = vocabulary.languages, {}
     for batch, infos in read('texts_by_code', folder, tmp_path).examples():
         for inputs, targets, info in zip(batch['encoder_input_tokens'], batch['decoder_target_tokens'], infos):
+            assert batch['first_tokens'].tolist() == batch['decoder_target_tokens'][:, 0].tolist()
             if info:
                 found[info.reference] = inputs[inputs > 0].tolist(), targets[targets > 0].tolist(), info.target_lang
     names = {'en': 'en_XX', 'de': 'de_DE', 'cy': 'cy_XX'}
