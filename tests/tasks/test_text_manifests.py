@@ -86,10 +86,10 @@ def test_texts_and_translations_begin_with_codes(folder, tmp_path):
         ({'text': ''}, r'lines.jsonl:1: field "text" is missing. A task of kind \'mt\' translates it.'),
     ],
 )
-def test_what_cannot_be_translated_is_refused_before_the_first_step(folder, tmp_path, request, change, message):
+def test_what_cannot_be_translated_is_refused_before_the_first_step(folder, tmp_path, change, message):
     gin.parse_config(f"slm_jax.data.vocabularies.names.llm = '{folder / 'mbart_tiny'}'")
     with pytest.raises(preprocessors.BadExampleError, match=message):
-        read(f'texts_{request.node.name}', folder, tmp_path, [LINES[0] | change, *LINES[1:]])
+        read(f'texts_without_{[*change][0]}', folder, tmp_path, [LINES[0] | change, *LINES[1:]])
 
 
 def test_a_model_without_codes_is_asked_in_words(vocabulary, tmp_path):
