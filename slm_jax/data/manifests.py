@@ -69,9 +69,9 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
     """Yields the lines of a manifest as dictionaries of `FIELDS`, '' for what a line lacks.
 
     `translations` is a JSON object {language: text}, `phrases` and `answers` are JSON lists of texts, `choices` is
-    {'texts': …, 'right': which}, '' where there are none to choose from, `alignment` is a file or a JSON list; `origin` is
-    'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads decides whether
-    to stop.
+    {'texts': …, 'right': which}, '' where there are none to choose from, `alignment` is a file or a JSON list;
+    `origin` is 'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads decides
+    whether to stop.
 
     Raises:
         JsonLinesError: the file itself cannot be read, or holds no line.
