@@ -367,7 +367,7 @@ def asked(
         ValueError: the language model knows languages by codes, and has none of these; or it reads no instructions,
             and this is none that codes of languages say.
     """
-    if vocabulary is None or not vocabulary.languages:
+    if not getattr(vocabulary, 'languages', None):
         return {'tokens': prompt.tokens(vocabulary, instruction, speech)}
     from slm_jax.data import instructions, languages
 

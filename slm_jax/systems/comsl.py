@@ -223,7 +223,7 @@ class ComSL:
         """
         masked = mask_tokens(jax.random.key(0) if rng is None else rng, self._texts(batch).text, self.config.mask_rate)
         terms = self.terms(params, batch, masked, rng)
-        total = sum(weight * terms[name][0] for name, weight in self.config.weights.items())
+        total = sum((weight * terms[name][0] for name, weight in self.config.weights.items()), jnp.float32(0))
         tokens = jnp.maximum(terms.pop('tokens')[0], 1.0)
         if self.config.reference_quirks:
             tokens = jnp.ones_like(tokens)
@@ -371,6 +371,7 @@ class _Passes:
         """Speech as the text model reads it, the vector of its language first, and the number of its vectors."""
         samples, lengths = batch['speech_samples'], batch['speech_lengths']
         if self._quirks:
+            assert self._system.max_seconds, "what recordings are filled up to, as in the authors' code"
             longest = round(16_000 * self._system.max_seconds)
             samples = jnp.pad(samples, ((0, 0), (0, longest - samples.shape[1])))
             lengths = jnp.full_like(lengths, longest)
