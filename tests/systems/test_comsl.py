@@ -213,6 +213,10 @@ def test_bad_weights_are_refused():
         tiny.system(**dict.fromkeys(LOSSES, 0.0))
     with pytest.raises(ValueError, match=r'ComSlConfig.ddm_alpha is 1.5; it must be in \[0, 1\]'):
         tiny.system(ddm_alpha=1.5)
+    with pytest.raises(ValueError, match='ComSlConfig.erm_layer is 3; the encoder of the text model has 2 layers'):
+        tiny.system(erm_layer=3)
+    with pytest.raises(ValueError, match='ComSlConfig.mask_token is 41 and the text model has 41 tokens'):
+        tiny.system(mask_token=41)
     batch = tiny.batch()
     del batch['teacher_input_tokens']
     with pytest.raises(ValueError, match=r'ComSL needs the transcripts, .*SpeechTextLoader\(teacher=True\)'):
