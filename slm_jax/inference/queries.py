@@ -196,7 +196,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     phrases=info.phrases,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
-                first=int(targets[0]) if vocabulary.languages else 0,
+                first=int(targets[0]) if getattr(vocabulary, 'languages', None) else 0,
             )
 
 
