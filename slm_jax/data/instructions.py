@@ -129,7 +129,8 @@ def _asking(kind: str) -> re.Pattern[str]:
     wordings, number = '|'.join(map(ctc_text.normalize, TEMPLATES[kind])), itertools.count()
 
     def group(found: re.Match[str]) -> str:
-        return f'(?P<{"to" if found[1] else "of"}{next(number)}>{names})'
+        # Perhaps with a word about it, as `_LANGUAGE` has it.
+        return rf'(?:\w+ )??(?P<{"to" if found[1] else "of"}{next(number)}>{names})(?: \w+)??'
 
     return re.compile(re.sub('(target )?language', group, wordings))
 

@@ -70,8 +70,8 @@ def read(path: str | os.PathLike) -> Iterator[dict[str, str]]:
 
     `translations` is a JSON object {language: text}, `phrases` and `answers` are JSON lists of texts, `choices` is
     {'texts': …, 'right': which}, '' where there are none to choose from, `alignment` is a file or a JSON list;
-    `origin` is 'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads decides
-    whether to stop.
+    `origin` is 'FILE:LINE'. A line that cannot be understood is yielded with the reason in `error`: whoever reads
+    decides whether to stop.
 
     Raises:
         JsonLinesError: the file itself cannot be read, or holds no line.

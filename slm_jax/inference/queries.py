@@ -207,7 +207,7 @@ def from_loader(loader: Any, vocabulary: Any) -> Iterator[Query]:
                     phrases=info.phrases,
                 ),
                 transcribed=instructions.transcribes(info.instruction),
-                first=int(targets[0]) if vocabulary.languages else 0,
+                first=int(targets[0]) if getattr(vocabulary, 'languages', None) else 0,
             )
 
 
@@ -416,7 +416,7 @@ def asked(
         ValueError: the language model knows languages by codes, and has none of these; or it reads no instructions,
             and this is none that codes of languages say.
     """
-    if vocabulary is None or not vocabulary.languages:
+    if not getattr(vocabulary, 'languages', None):
         return {'tokens': prompt.tokens(vocabulary, instruction, speech)}
     from slm_jax.data import instructions, languages
 

@@ -134,6 +134,19 @@ class ComSL:
     config: ComSlConfig
     in_steps = True  # see `System`
 
+    def __post_init__(self):
+        config, of_text = self.config, self.llm.config
+        if config.mask_token >= of_text.vocab_size:
+            raise ValueError(
+                f'ComSlConfig.mask_token is {config.mask_token} and the text model has {of_text.vocab_size} tokens: it '
+                'is of another tokenizer (vocabularies.names.llm).'
+            )
+        if config.erm and config.erm_layer > of_text.num_encoder_layers:
+            raise ValueError(
+                f'ComSlConfig.erm_layer is {config.erm_layer}; the encoder of the text model has '
+                f'{of_text.num_encoder_layers} layers. Choose one of them, or set ComSlConfig.erm to 0.'
+            )
+
     @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""
@@ -221,9 +234,12 @@ class ComSL:
         Metrics: each loss by its name, over its own number of tokens; `loss`; and `accuracy`, of the translation's
         tokens from speech.
         """
-        masked = mask_tokens(jax.random.key(0) if rng is None else rng, self._texts(batch).text, self.config.mask_rate)
+        key = jax.random.key(0)
+        if rng is not None:
+            key, rng = jax.random.split(rng)
+        masked = mask_tokens(key, self._texts(batch).text, self.config.mask_rate)
         terms = self.terms(params, batch, masked, rng)
-        total = sum(weight * terms[name][0] for name, weight in self.config.weights.items())
+        total = sum((weight * terms[name][0] for name, weight in self.config.weights.items()), jnp.float32(0))
         tokens = jnp.maximum(terms.pop('tokens')[0], 1.0)
         if self.config.reference_quirks:
             tokens = jnp.ones_like(tokens)
@@ -371,6 +387,7 @@ class _Passes:
         """Speech as the text model reads it, the vector of its language first, and the number of its vectors."""
         samples, lengths = batch['speech_samples'], batch['speech_lengths']
         if self._quirks:
+            assert self._system.max_seconds, "what recordings are filled up to, as in the authors' code"
             longest = round(16_000 * self._system.max_seconds)
             samples = jnp.pad(samples, ((0, 0), (0, longest - samples.shape[1])))
             lengths = jnp.full_like(lengths, longest)

@@ -44,30 +44,29 @@ def train_step(
     Returns:
         (new state, {'step_loss', 'grad_norm', 'param_norm', 'bad_step': scalars, 'metrics': {name: (sum, weight)}}).
     """
-    training, resting, opt_state = state.trainable, {}, state.opt_state
+    training, resting, statistics = state.trainable, {}, state.opt_state
     if paths is not None:
-        (training, resting), opt_state = some(training, paths), optimizer_of(opt_state, paths)
+        (training, resting), statistics = some(training, paths), optimizer_of(statistics, paths)
 
     def loss_of(training):
         return system.loss(merge(training, resting, frozen), batch, jax.random.fold_in(rng, state.step))
 
     (loss, metrics), gradient = jax.value_and_grad(loss_of, has_aux=True)(training)
     grad_norm = optax.global_norm(gradient)
-    updates, opt_state = optimizer.update(gradient, opt_state, training)
-    if paths is not None:
-        opt_state = optimizer_with(state.opt_state, opt_state, paths)
+    updates, updated = optimizer.update(gradient, statistics, training)
     whole = state.bad_step < 0
     good = whole & jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
     def keep(new, old):
         return jax.tree.map(lambda n, o: jnp.where(good, n, o), new, old)
 
+    statistics = keep(updated, statistics)
     bad_step = jnp.where(whole & ~good, state.step, state.bad_step)
     state = TrainState(
         step=state.step + good.astype(jnp.int32),
         bad_step=bad_step,
         trainable=merge(keep(optax.apply_updates(training, updates), training), resting),
-        opt_state=keep(opt_state, state.opt_state),
+        opt_state=statistics if paths is None else optimizer_with(state.opt_state, statistics, paths),
     )
     scalars = {
         'step_loss': loss,

@@ -242,7 +242,7 @@ def test_a_teacher_needs_the_transcript(make, manifest):
     del lines[5]['text']
     manifest.write_text(''.join(json.dumps(line) + '\n' for line in lines))
     assert not make('m_instruct').skipped
-    with pytest.raises(preprocessors.BadExampleError, match=f'{manifest}:6: field "text" is missing. Distillation'):
+    with pytest.raises(preprocessors.BadExampleError, match=f'{manifest}:6: field "text" is missing. The transcript'):
         make('m_instruct', teacher=True)
     assert len(make('m_instruct', teacher=True, on_bad_example='skip').skipped) == 1
 

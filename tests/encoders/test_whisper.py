@@ -12,7 +12,8 @@ import pytest
 from slm_jax.audio.frontends import WhisperFrontend
 from slm_jax.encoders import whisper
 
-CONFIG = whisper.WhisperConfig(num_layers=2, emb_dim=8, num_heads=2, mlp_dim=12)
+SIZES = dict(num_layers=2, emb_dim=8, num_heads=2, mlp_dim=12)
+CONFIG = whisper.WhisperConfig(**SIZES)
 
 
 @pytest.mark.parametrize('windows', [None, (50, 7)])
@@ -100,6 +101,27 @@ def test_a_window_is_the_reference_with_another_length(monkeypatch):
     expected, lengths = jax.jit(whisper.WhisperEncoder(CONFIG).apply)({'params': shorter}, *features)
     assert lengths[0] == len(found) == 60
     np.testing.assert_allclose(found, expected[0, :60], rtol=0, atol=1e-5)
+
+
+def test_one_window_is_that_of_a_clip_with_its_length():
+    """Of 4 s: as in steps of 3 s, and one of silence. All of it is given of a clip that fills it; no clip is longer."""
+    one = whisper.OneWindowConfig(**SIZES, seconds=4.0)
+    encode_one = jax.jit(
+        lambda *audio: whisper.WhisperEncoder(one).apply({'params': params()}, *WhisperFrontend()(*audio))
+    )
+    clip = clips(2.6)[0]
+    (expected,) = frames_of(3.0, [clip], 4.0)
+    padded = np.pad(clip, (0, 64_000 - len(clip)))[None]
+    frames, lengths = encode_one(padded, jnp.array([len(clip)]))
+    np.testing.assert_allclose(frames[0, : lengths[0]], expected, rtol=0, atol=1e-5)
+    frames, lengths = encode_one(padded, jnp.array([64_000]))
+    assert frames.shape[1] == lengths[0] == 200 and whisper.encoder_seconds(one) == 4.0
+    with pytest.raises(
+        ValueError, match=r'The speech encoder computes 4 s \(OneWindowConfig.seconds\), and a clip has 4.'
+    ):
+        jax.eval_shape(encode_one, np.zeros((1, 66_000), np.int16), jnp.array([66_000]))
+    with pytest.raises(ValueError, match='OneWindowConfig: window_seconds is 2.0 and seconds 30.0'):
+        whisper.OneWindowConfig(**SIZES, window_seconds=2.0)
 
 
 def test_a_batch_costs_what_its_longest_window_does():

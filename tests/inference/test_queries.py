@@ -1,7 +1,9 @@
 """Queries from loaders and manifests, and their batches."""
 
 import dataclasses
+import functools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -159,6 +161,33 @@ def test_a_text_takes_the_place_of_the_speech():
         list(controls.with_texts(asked, {}, Words(), PROMPT))
     with pytest.raises(ValueError, match="example 'a' has no instruction; its task must keep .* `inputs_pretokenized`"):
         list(controls.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
+
+
+class Codes(Words):
+    """One of a model that is told languages by codes."""
+
+    languages = {'fr_XX': 90, 'en_XX': 91}
+
+
+def test_requests_become_codes_of_languages():
+    prompt, mark = prompts.Prompt('{speech}'), prompts.SPEECH
+    asked = functools.partial(queries.asked, Codes(), prompt)
+    assert asked('Transcribe the French speech.') == {'tokens': (90, mark, 1), 'first': 90}
+    assert asked('Translate this French speech to English.') == {'tokens': (90, mark, 1), 'first': 91}
+    assert asked('Translate this speech to English.', lang='fr') == {'tokens': (90, mark, 1), 'first': 91}
+    assert asked('Transcribe the speech.', lang='fr', target_lang='en')['first'] == 90
+    assert asked('', 'ab abc', lang='fr', target_lang='en') == {'tokens': (90, 3, 4, 1), 'first': 91}
+    for instruction, message in (
+        ('Transcribe the speech.', "instruction 'Transcribe the speech.': which language is spoken is not known"),
+        ('What is said?', "instruction 'What is said?': this model reads none, it transcribes and translates"),
+        ('Transcribe the Welsh speech.', "the language model has no code for the language 'cy'"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            asked(instruction)
+    # One that reads instructions decides by them.
+    told = queries.asked(Codes(), PROMPT, 'What is said?')
+    assert told['first'] == 0 and mark not in told['tokens']
+    assert queries.asked(Words(), PROMPT, 'Transcribe the French speech.').keys() == {'tokens'}
 
 
 def write(path, *rows):

@@ -83,34 +83,41 @@ def test_losses_follow_their_definitions():
 
 
 def test_neither_padding_nor_neighbours_change_a_loss():
-    """With noise behind the clips, and each row by itself; texts alone are translated and not heard."""
-    together, batch = terms(tiny.batch()), tiny.batch()
-    noisy = tiny.batch(wider=3)
+    """With wider texts, noise behind the clips and a row of nothing; and each row by itself, the other two emptied."""
+    batch, wide = tiny.batch(), tiny.batch(wider=3)
     behind = np.arange(batch['speech_samples'].shape[1]) >= batch['speech_lengths'][:, None]
-    noisy['speech_samples'] = np.where(behind, 999, batch['speech_samples']).astype(np.int16)
-    wide = terms(noisy, 11)
-    # A row of silence and of nothing fills a batch up.
-    filled = {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in batch.items()}
-    masked = np.concatenate([tiny.masked(8), np.zeros((1, 8), bool)])
-    filled = compiled()(made()[1], filled, masked)
+    wide['speech_samples'] = np.where(behind, 999, batch['speech_samples']).astype(np.int16)
+    wide = {name: np.concatenate([array, np.zeros_like(array[:1])]) for name, array in wide.items()}
+    masked = np.pad(tiny.masked(8), ((0, 1), (0, 3)))
+    together, padded = terms(batch), compiled()(made()[1], wide, masked)
+    alone = [
+        terms(
+            {name: array * (np.arange(3) == row).reshape(-1, *[1] * (array.ndim - 1)) for name, array in batch.items()}
+        )
+        for row in range(3)
+    ]
     for name in (*LOSSES, 'tokens'):
-        np.testing.assert_allclose(wide[name], together[name], rtol=1e-5, err_msg=name)
-        np.testing.assert_allclose(np.array(filled[name]), together[name], rtol=1e-5, err_msg=name)
+        np.testing.assert_allclose(np.array(padded[name]), together[name], rtol=1e-5, err_msg=name)
+        summed = sum(each[name] for each in alone) if name != 'tokens' else together[name]
+        np.testing.assert_allclose(summed, together[name], rtol=1e-5, err_msg=name)
         assert together[name][1] > 0
-    alone = dict(batch, speech_lengths=np.array([*batch['speech_lengths'][:2], 0], np.int32))
-    alone['encoder_input_tokens'] = np.concatenate([batch['encoder_input_tokens'][:2], np.zeros((2, 5))], axis=1)
-    alone['encoder_input_tokens'] = np.pad(batch['encoder_input_tokens'], ((0, 0), (0, 5)))
-    alone['encoder_input_tokens'][2] = batch['teacher_input_tokens'][2]
-    alone['teacher_input_tokens'] = batch['teacher_input_tokens'] * np.array([[1], [1], [0]])
-    found, expected = terms(alone), terms(tiny.batch(rows=3))
-    np.testing.assert_allclose(found['mt'], expected['mt'], rtol=1e-5)
+
+
+def test_texts_alone_are_translated_and_not_heard():
+    batch = tiny.batch()
+    last = np.array([[0], [0], [1]], np.int32)
+    batch['encoder_input_tokens'] = np.where(last, batch['teacher_input_tokens'], batch['encoder_input_tokens'])
+    batch['teacher_input_tokens'] *= 1 - last
+    batch['speech_lengths'] *= 1 - last[:, 0]
+    found = terms(batch)
+    np.testing.assert_allclose(found['mt'], terms(tiny.batch())['mt'], rtol=1e-5)
     assert found['asr'][1] == sum(map(len, tiny.TRANSCRIPTS[:2])) and found['st'][1] == 9
 
 
 def test_a_transcript_alone_teaches_no_translation():
     """A row whose answer is in the language of its speech, as tasks of kind 'asr' give it."""
     batch = tiny.batch()
-    batch['decoder_target_tokens'] = np.pad(batch['teacher_input_tokens'], ((0, 0), (0, 0)))[:, :7]
+    batch['decoder_target_tokens'] = batch['teacher_input_tokens'][:, :7]
     batch['decoder_loss_weights'] = (batch['decoder_target_tokens'] > 0).astype(np.float32)
     found = terms(batch)
     assert found['st'].tolist() == found['mt'].tolist() == found['st_mix'].tolist() == [0, 0]
@@ -167,16 +174,16 @@ def test_what_is_written_begins_with_the_language_asked_for():
     comsl, params = made()
     batch = tiny.batch()
     asked = {name: array for name, array in batch.items() if name != 'teacher_input_tokens'}
-    found = {}
+    found, score = {}, jax.jit(comsl.score_batch)
     for into in (tiny.FRENCH, tiny.ENGLISH):
         asked['first_tokens'] = np.full(3, into, np.int32)
         found[into] = np.array(write()(params, asked))
         targets = np.pad(found[into], ((0, 0), (1, 0)), constant_values=into)
         # The score of what was written, by the same pass that the losses take.
-        scored = comsl.score_batch(params, asked | {'decoder_target_tokens': targets})
+        scored = score(params, asked | {'decoder_target_tokens': targets})
         better = targets.copy()
         better[:, 2] = np.where(better[:, 2] > 2, better[:, 2] - 1, 3)
-        assert (scored > comsl.score_batch(params, asked | {'decoder_target_tokens': better})).all()
+        assert (scored > score(params, asked | {'decoder_target_tokens': better})).all()
     assert (found[tiny.FRENCH] != found[tiny.ENGLISH]).any()
     beams = np.array(write('beam')(params, asked))
     assert beams.shape == (3, 6)
@@ -189,7 +196,6 @@ def test_rows_of_text_and_of_silence():
     params = made()[1]
     batch = tiny.batch() | {'first_tokens': np.full(3, tiny.ENGLISH, np.int32)}
     del batch['teacher_input_tokens']
-    batch['encoder_input_tokens'] = np.pad(batch['encoder_input_tokens'], ((0, 0), (0, 5)))
     batch['encoder_input_tokens'][1] = [tiny.FRENCH, *tiny.TRANSCRIPTS[1], 0, 0, 0, 0]
     batch['speech_lengths'] = batch['speech_lengths'] * np.array([1, 0, 1], np.int32)
     batch['speech_samples'] = batch['speech_samples'] * np.array([[1], [0], [0]], np.int16)
@@ -207,6 +213,10 @@ def test_bad_weights_are_refused():
         tiny.system(**dict.fromkeys(LOSSES, 0.0))
     with pytest.raises(ValueError, match=r'ComSlConfig.ddm_alpha is 1.5; it must be in \[0, 1\]'):
         tiny.system(ddm_alpha=1.5)
+    with pytest.raises(ValueError, match='ComSlConfig.erm_layer is 3; the encoder of the text model has 2 layers'):
+        tiny.system(erm_layer=3)
+    with pytest.raises(ValueError, match='ComSlConfig.mask_token is 41 and the text model has 41 tokens'):
+        tiny.system(mask_token=41)
     batch = tiny.batch()
     del batch['teacher_input_tokens']
     with pytest.raises(ValueError, match=r'ComSL needs the transcripts, .*SpeechTextLoader\(teacher=True\)'):

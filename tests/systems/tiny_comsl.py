@@ -63,7 +63,7 @@ def batch(rows=3, seconds=SECONDS, wider=0):
     found = {
         'speech_samples': np.where(np.arange(samples.shape[1]) < lengths[:, None], samples, 0).astype(np.int16),
         'speech_lengths': lengths,
-        'encoder_input_tokens': padded([[FRENCH, -1, 1]] * 3, 3 + wider),
+        'encoder_input_tokens': padded([[FRENCH, -1, 1]] * 3, 8 + wider),
         'teacher_input_tokens': padded([[FRENCH, *text] for text in TRANSCRIPTS], 8 + wider),
         'decoder_input_tokens': np.pad(targets, ((0, 0), (1, 0)))[:, :-1],
         'decoder_target_tokens': targets,

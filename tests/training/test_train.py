@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from slm_jax import foundations
 from slm_jax.data import seen
-from slm_jax.training import checkpoints, loop
+from slm_jax.training import checkpoints, loop, optimizers, partitioning, setup
 from slm_jax.training.logs import read_losses
 from slm_jax.training.state import merge, split
 
@@ -83,6 +83,62 @@ def test_only_the_adapter_is_trained_and_saved(model_dir):
     )
     assert result['evaluation']['dev/loss'] == card['evaluation']['dev/loss']
     assert np.mean(losses(model_dir)[-30:]) < np.mean(losses(model_dir)[:30])
+
+
+def thawing(model_dir, steps, **options):
+    """The encoder trains from step 6 on."""
+    patterns = {'adapter/.*': 0, 'speech_encoder/.*': 6}
+    optimizer = optimizers.adamw(1e-2, own_counts=True, rate_factors={'speech_encoder/.*': 0.5})
+    return toy.train(
+        model_dir, steps, trainable=patterns, optimizer=optimizer, eval_loaders={}, num_samples=0, **options
+    )
+
+
+def test_resumed_across_a_thaw_losses_are_those_of_an_unbroken_run(model_dir, tmp_path, capsys):
+    """What trains later has no gradient before: it stays what the foundation is, and its statistics 0."""
+    thawing(tmp_path / 'unbroken', 12)
+    assert 'from step 6 on 64 parameters train besides' in capsys.readouterr().out
+    for steps in (5, 6, 7, 12):
+        thawing(model_dir, steps)
+        params, card = checkpoints.load_for_inference(model_dir)
+        frozen = foundations.load(tmp_path / 'frozen')['kernel']
+        assert np.array_equal(params['speech_encoder']['kernel'], frozen) == (steps <= 6)
+    assert losses(model_dir) == losses(tmp_path / 'unbroken')
+    assert card['trainable'] == {'adapter/.*': 0, 'speech_encoder/.*': 6}
+
+
+def test_before_a_thaw_nothing_is_computed_for_what_rests():
+    partitioner = partitioning.Partitioner()
+    patterns = {'adapter/.*': 0, 'speech_encoder/.*': 6}
+    layout = setup.lay_out(toy.ToySystem(), patterns, partitioner, partitioner.mesh())
+    optimizer = optimizers.adamw(1e-2)
+    steps = setup.steps(layout, optimizer, abstract := setup.abstract_state(layout, optimizer), None, print)
+    assert steps.train_at(5) is not steps.train_at(6) is steps.train
+    arguments = (
+        layout.batch(toy.ToyLoader().batch_shapes()[0]),
+        abstract,
+        layout.held,
+        jax.eval_shape(jax.random.key, 0),
+    )
+    resting = {}
+    for step in (5, 6):
+        jaxpr = steps.train_at(step).traced(*arguments).jaxpr.jaxpr
+        same = {id(var) for var in jaxpr.invars} & {id(var) for var in jaxpr.outvars}
+        resting[step] = len(same)
+    assert resting == {5: 3, 6: 0}  # the parameter, and two averages, are handed on
+
+
+@pytest.mark.parametrize(
+    'patterns, message',
+    [
+        ({'adapter/.*': 3}, 'train.trainable: nothing trains from step 0 on'),
+        ({'adapter/.*': 0, 'speech_encoder/.*': -1}, "'speech_encoder/.*' trains from step -1 on; a whole number"),
+        ({'adapter/.*': 0, 'encoder/.*': 5}, "the pattern 'encoder/.*' matches no parameter"),
+    ],
+)
+def test_steps_that_are_none_are_refused(model_dir, patterns, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        toy.train(model_dir, 1, trainable=patterns)
 
 
 def test_skipped_examples_are_listed_at_the_end_and_kept(model_dir, capsys):
