@@ -82,14 +82,18 @@ class SpeechAligner:
         rows = jnp.sum(lengths > 0).astype(jnp.float32)
         metrics['too_many_tokens'] = rows - jnp.sum(fits), rows
         if rng is None and 'token_ends' in batch:
-            metrics['boundary_ms'] = boundary_error(
-                self.align(params, batch), batch['token_ends'], self.frame_rate(params)
-            )
+            metrics['boundary_ms'] = boundary_error(self.align(params, batch), batch['token_ends'], self.frame_rate())
         return metrics['loss'][0] / jnp.maximum(count, 1.0), metrics
 
-    def frame_rate(self, params: Params) -> float:
+    def frame_rate(self) -> float:
         """Frames a second."""
-        count = frames_of(lambda batch: self._frames(params, batch, None)[0])
+        key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
+
+        def frames(batch):
+            (found, *_), _ = self.speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
+            return found
+
+        count = frames_of(frames)
         return (count(24) - count(8)) / 16
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:

@@ -12,6 +12,7 @@ errors.
 """
 
 import argparse
+import multiprocessing
 import pathlib
 
 import bench_word_times
@@ -26,13 +27,20 @@ from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries
 
 
+def _read(voice: str, sentences: list[str]) -> list:
+    return list(bench_word_times.spoken(voice, sentences))
+
+
 def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
     """Writes OUT/*.wav and OUT/manifest.jsonl; sentence i is read by voice i modulo their number."""
     out.mkdir(parents=True)
     rows = []
     for number, voice in enumerate(voices):
         own = sentences[number :: len(voices)]
-        for text, (samples, begun) in zip(own, bench_word_times.spoken(voice, own)):
+        # A process for each: espeak-ng tells wrong times once another voice has spoken.
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            spoken = pool.apply(_read, (voice, own))
+        for text, (samples, begun) in zip(own, spoken):
             words = text.split()
             if len(begun) != len(words) or begun != sorted(begun):
                 continue
@@ -52,7 +60,7 @@ def measure(manifest: pathlib.Path, directory: str) -> None:
     model = model_lib.load(directory)
     system, vocabulary = model.system, model.vocabulary
     align = jax.jit(system.align, static_argnames='written')
-    rate, off, said, counts = system.frame_rate(model.params), [], [], []
+    rate, off, said, counts = system.frame_rate(), [], [], []
     asked = []
     for row in manifests.read(manifest):
         samples = waveforms.read_waveform(row['audio'])

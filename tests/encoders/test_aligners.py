@@ -85,7 +85,7 @@ def test_it_learns_where_tokens_are_said(kind):
             ALIGNERS[kind].apply(params, frames, frame_lengths)
         return
     written = apply(params, frames, frame_lengths)
-    assert np.mean(np.array(written.lengths) == lengths) > 0.8
+    assert np.abs(np.array(written.lengths) - np.array(lengths)).mean() < 0.6
     right = np.array(written.lengths) == lengths
     assert np.mean(np.array(written.tokens)[right, :LONGEST] == tokens[right]) > 0.9
     # CIF's weights are then scaled by a little.
