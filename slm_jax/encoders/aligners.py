@@ -13,10 +13,12 @@ Shape names: b batch, f frames, d frame width, t tokens, l labels of CTC or char
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Int32
 
@@ -45,6 +47,26 @@ class Alignment(NamedTuple):
     boundaries: Int32[Array, 'b t']
     lengths: Int32[Array, ' b']
     tokens: Int32[Array, 'b t']
+
+
+def check_fits(found: Alignment, token_lengths: Int[Array, ' b'], names: Sequence[str]) -> None:
+    """Refuses transcripts that have more tokens, or labels of them, than frames; where answers are waited for.
+
+    Args:
+        found: of the transcripts.
+        token_lengths: of these.
+        names: of the recordings.
+
+    Raises:
+        ValueError: names those.
+    """
+    unfit = np.flatnonzero((np.asarray(found.lengths) == 0) & (np.asarray(token_lengths) > 0))
+    if len(unfit):
+        listed = ', '.join(f'{names[row]} ({int(token_lengths[row])} tokens)' for row in unfit[:3])
+        raise ValueError(
+            f'{listed}{" …" if len(unfit) > 3 else ""}: the speech is too short for its transcript. Give the transcript '
+            'of this recording, or the whole recording.'
+        )
 
 
 class Aligner(Protocol):

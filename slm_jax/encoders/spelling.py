@@ -57,7 +57,7 @@ class Spelling:
         return self.vocab_size or 1 + max(max(labels, default=0) for labels in self.by_token or ())
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
+    def table(self) -> np.ndarray:
         """Labels of each token, 0 behind them."""
         if self.by_token is None:
             return np.arange(self.num_labels, dtype=np.int32)[:, None]
@@ -78,7 +78,7 @@ class Spelling:
     @functools.cached_property
     def label_alone(self) -> np.ndarray:
         """The label of each token that one alone spells, 0 of the others."""
-        table = self._table
+        table = self.table
         one = (table[:, 0] > 0) & (table[:, 1:2] == 0).all(axis=1)
         return np.where(one, table[:, 0], 0).astype(np.int32)
 
@@ -112,7 +112,7 @@ class Spelling:
         A mark between words is left out where nothing was heard before it.
         """
         valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-        labels = jnp.where(valid[..., None], jnp.asarray(self._table)[tokens].astype(jnp.int32), 0)
+        labels = jnp.where(valid[..., None], jnp.asarray(self.table)[tokens].astype(jnp.int32), 0)
         flat = labels.reshape(len(labels), -1)
         sound = (flat != 0) & (flat != self.between)
         flat = jnp.where(lax.cummax(sound.astype(jnp.int32), axis=1) > 0, flat, 0)
@@ -144,7 +144,7 @@ class Spelling:
             return (node, coming, jnp.where(spelt > 0, spelt, token), jnp.where(spelt > 0, number, size)), None
 
         nothing = jnp.zeros_like(labels)
-        longest = self._table.shape[1]
+        longest = self.table.shape[1]
         (_, _, token, size), _ = lax.scan(longer, (nothing, labels, nothing, nothing), jnp.arange(1, longest + 1))
 
         def step(rest, column):

@@ -23,8 +23,10 @@ import soundfile
 from slm_jax import cli
 from slm_jax.audio import waveforms
 from slm_jax.data import alignments, ctc_text, json_lines, manifests
+from slm_jax.encoders import aligners
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries
+from slm_jax.systems.aligner import transcript
 
 
 def _read(voice: str, sentences: list[str]) -> list:
@@ -67,9 +69,12 @@ def measure(manifest: pathlib.Path, directory: str) -> None:
         tokens = (*vocabulary.encode(row['text']), vocabulary.eos_id)
         spans = alignments.spans(row['alignment'], (row['id'],), row['text'], len(samples) / 16_000, row['origin'])
         ends = alignments.token_ends({'targets': tokens, 'alignment': spans}, vocabulary)
-        asked.append(queries.Query((), samples, {'text': row['text'], 'ends': ends}, target=tokens))
+        asked.append(
+            queries.Query((), samples, {'name': row['audio'], 'text': row['text'], 'ends': ends}, target=tokens)
+        )
     for group, batch in queries.batched(asked, 60.0, computed=model.computed_seconds, longest=model.encoder_seconds):
         found = align(model.params, batch)
+        aligners.check_fits(found, transcript(batch)[1], [query.info['name'] for _, query in group])
         written = None if system.aligner.needs_tokens else align(model.params, batch, written=True)
         for row, (_, query) in enumerate(group):
             n, ends = int(found.lengths[row]), query.info['ends']

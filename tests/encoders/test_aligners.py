@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from slm_jax.encoders.aligners import CtcAligner, ExternalAligner, TransformerConfig, partition, within
+from slm_jax.encoders import aligners
+from slm_jax.encoders.aligners import CtcAligner, ExternalAligner, TransformerConfig, check_fits, partition, within
 from slm_jax.encoders.cif import CifAligner, CifConfig
 from slm_jax.encoders.monotonic import MonotonicAligner, MonotonicConfig
 from slm_jax.encoders.spelling import Spelling
@@ -125,6 +126,12 @@ def test_segments_are_all_of_the_frames_and_what_does_not_fit_is_told(kind):
     n = found.lengths.tolist()
     assert n[0] == n[2] == n[3] == n[5] == 0 and n[7:] == [8] * 9 and not np.any(fits[np.array([0, 2, 3, 5])])
     assert np.all(fits[7:])
+    names = [f'{row}.wav' for row in range(16)]
+    with pytest.raises(
+        ValueError, match=r'0.wav \(3 tokens\), 2.wav \(6 tokens\), 3.wav \(8 tokens\).*: the speech is too'
+    ):
+        check_fits(found, lengths, names)
+    check_fits(aligners.Alignment(*(each[7:] for each in found)), lengths[7:], names[7:])
 
 
 def test_boundaries_rise_and_leave_a_frame_for_each():
