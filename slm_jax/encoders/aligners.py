@@ -64,8 +64,8 @@ def check_fits(found: Alignment, token_lengths: Int[Array, ' b'], names: Sequenc
     if len(unfit):
         listed = ', '.join(f'{names[row]} ({int(token_lengths[row])} tokens)' for row in unfit[:3])
         raise ValueError(
-            f'{listed}{" …" if len(unfit) > 3 else ""}: the speech is too short for its transcript. Give the transcript '
-            'of this recording, or the whole recording.'
+            f'{listed}{" …" if len(unfit) > 3 else ""}: the speech is too short for its transcript. Give the '
+            'transcript of this recording, or the whole recording.'
         )
 
 
