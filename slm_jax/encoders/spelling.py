@@ -109,13 +109,18 @@ class Spelling:
     def spell(self, tokens: Int[Array, 'b t'], lengths: Int[Array, ' b'], limit: int) -> Spelt:
         """A transcript in labels; of one with more than `limit` labels the first of them.
 
-        A mark between words is left out where nothing was heard before it.
+        A mark between words is left out where no sound was before it, and where nothing follows or another mark.
         """
         valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
         labels = jnp.where(valid[..., None], jnp.asarray(self.table)[tokens].astype(jnp.int32), 0)
         flat = labels.reshape(len(labels), -1)
         sound = (flat != 0) & (flat != self.between)
-        flat = jnp.where(lax.cummax(sound.astype(jnp.int32), axis=1) > 0, flat, 0)
+        begun = lax.cummax(sound.astype(jnp.int32), axis=1) > 0
+        end = flat.shape[1]
+        following = lax.cummin(jnp.where(flat != 0, jnp.arange(end), end), axis=1, reverse=True)
+        following = jnp.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=end)
+        followed = jnp.take_along_axis(sound, following, axis=1, mode='fill', fill_value=False)
+        flat = jnp.where(sound | (begun & followed), flat, 0)
         place = (jnp.cumsum(flat != 0, axis=1) - 1).reshape(labels.shape)
         sound = sound.reshape(labels.shape)
         firsts = jnp.min(jnp.where(sound, place, flat.shape[1]), axis=2)
@@ -157,7 +162,7 @@ class Spelling:
         place = jnp.broadcast_to(jnp.arange(labels.shape[1]), labels.shape)
         firsts = jnp.where(labels == self.between, place + 1, place) if self.between else place
         tokens, firsts, lasts = front(begins, token, firsts, place + size - 1)
-        return tokens, jnp.sum(begins, axis=1), Spelt(labels, firsts, lasts, tokens != 0)
+        return tokens, jnp.sum(begins, axis=1), Spelt(labels, firsts, lasts, (tokens != 0) & (firsts <= lasts))
 
 
 def front(kept: Bool[Array, 'b l'], *arrays: Int[Array, 'b l']) -> list[Int[Array, 'b l']]:

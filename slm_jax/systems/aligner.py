@@ -27,6 +27,13 @@ class SpeechAligner:
     token_ends = True  # see `System`
     writes_llm_tokens = True
 
+    def __post_init__(self):
+        if not hasattr(self.aligner, 'losses'):
+            raise ValueError(
+                f'{type(self.aligner).__name__} has nothing to be trained: it goes by what files say. Train another '
+                '(models/ssr_aligner_characters.gin, …_subwords, …_cif, …_monotonic), or give this one to SSR as it is.'
+            )
+
     @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""

@@ -7,7 +7,7 @@ import pytest
 
 from slm_jax.audio import frontends
 from slm_jax.decoding import DecodeConfig
-from slm_jax.encoders.aligners import Alignment, CtcAligner, TransformerConfig
+from slm_jax.encoders.aligners import Alignment, CtcAligner, ExternalAligner, TransformerConfig
 from slm_jax.encoders.monotonic import MonotonicAligner, MonotonicConfig
 from slm_jax.encoders.spelling import Spelling
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
@@ -74,6 +74,11 @@ def test_it_writes_tokens_or_says_that_it_does_not(system, batch, params):
     other = SpeechAligner(system.speech_encoder, monotonic)
     with pytest.raises(ValueError, match='MonotonicAligner finds where a known transcript is said'):
         jax.eval_shape(lambda params: other.predict(params, batch, DecodeConfig()), {'aligner': {}})
+
+
+def test_what_files_say_is_not_trained(system):
+    with pytest.raises(ValueError, match='ExternalAligner has nothing to be trained: it goes by what files say'):
+        SpeechAligner(system.speech_encoder, ExternalAligner(50.0))
 
 
 def test_frames_a_second_are_those_of_the_encoder(system):
