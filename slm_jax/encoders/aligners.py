@@ -5,7 +5,7 @@ in; for every token the last frame of its segment out. Segments follow each othe
 at the beginning is the first token's, a pause is part of the token before it, and silence at the end of the last one.
 Each has one frame at least.
 
-    aligner.init(rng, frames, frame_lengths, tokens, token_lengths)
+    params = initial_params(aligner, rng, frames, frame_lengths, tokens, token_lengths)
     aligner.apply({'params': params}, frames, frame_lengths, tokens, token_lengths)     with the transcript
     aligner.apply({'params': params}, frames, frame_lengths)                            the aligner writes the tokens
 
@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from slm_jax.encoders import alignment, whisper
 from slm_jax.encoders.ctc import CtcHead, ctc_fits, ctc_loss_of_many, ctc_runs
@@ -70,7 +70,7 @@ def check_fits(found: Alignment, token_lengths: Int[Array, ' b'], names: Sequenc
 
 
 class Aligner(Protocol):
-    """What a system needs of an aligner, a Flax module.
+    """What a system needs of an aligner, a Flax module; one that is not trained has no `losses`.
 
     Attributes:
         needs_tokens: it does not write tokens itself: a call without them is a ValueError.
@@ -111,6 +111,20 @@ class Aligner(Protocol):
 
         `loss` among them is to be made small; the others are told.
         """
+
+
+def initial_params(
+    aligner: nn.Module,
+    rng: Key[Array, ''],
+    frames: Float[Array, 'b f d'],
+    frame_lengths: Int[Array, ' b'],
+    tokens: Int[Array, 'b t'],
+    token_lengths: Int[Array, ' b'],
+) -> dict[str, Any]:
+    """Fresh parameters; {} of an aligner that has none."""
+    if not hasattr(aligner, 'losses'):
+        return {}
+    return aligner.init(rng, frames, frame_lengths, tokens, token_lengths, method='losses')['params']
 
 
 def partition(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.encoders.aligners import Alignment
+from slm_jax.encoders.aligners import Alignment, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of, stored
 
@@ -45,8 +45,8 @@ class SpeechAligner:
         (frames, lengths, _), encoder = self.speech_encoder.init_with_output(
             encoder_rng, batch['speech_samples'], batch['speech_lengths'], **stored(batch)
         )
-        variables = self.aligner.init(aligner_rng, frames, lengths, *transcript(batch), method='losses')
-        return {'speech_encoder': encoder.get('params', {}), 'aligner': variables['params']}
+        fresh = initial_params(self.aligner, aligner_rng, frames, lengths, *transcript(batch))
+        return {'speech_encoder': encoder.get('params', {}), 'aligner': fresh}
 
     def _frames(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None

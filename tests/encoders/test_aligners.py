@@ -52,7 +52,7 @@ def speech(rng, rows=16):
 def trained(kind):
     """(parameters, the compiled aligner) after some steps."""
     aligner, rng = ALIGNERS[kind], np.random.default_rng(0)
-    params = nn.unbox(aligner.init(jax.random.key(0), *speech(rng)[:4], method='losses'))
+    params = {'params': nn.unbox(aligners.initial_params(aligner, jax.random.key(0), *speech(rng)[:4]))}
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -153,6 +153,7 @@ def test_what_a_file_says():
     aligner = ExternalAligner(frames_per_second=50.0)
     ends = jnp.array([[-0.21, 0.5, 0.5, 2.0], [0.0] * 4])
     given = jnp.zeros((2, 60, 4)), jnp.array([60, 60]), jnp.full((2, 4), 7), jnp.array([4, 4])
+    assert aligners.initial_params(aligner, jax.random.key(0), *given) == {}
     found = aligner.apply({}, *given, ends)
     assert found.boundaries.tolist() == [[9, 24, 25, 59], [0] * 4] and found.lengths.tolist() == [4, 0]
     with pytest.raises(ValueError, match='given no token_ends, which manifests with "alignment" have'):
