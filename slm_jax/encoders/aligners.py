@@ -27,7 +27,6 @@ from slm_jax.encoders.ctc import CtcHead, ctc_fits, ctc_loss_of_many, ctc_runs
 from slm_jax.encoders.layers import FRAMES, conv, layer_norm
 from slm_jax.encoders.spelling import Spelling, Spelt, at, front
 
-_NEVER = -1e4  # a logit
 # As in word times: a label is written within its sound, so half of the gap before it is its token's, up to so many
 # frames of 20 ms.
 _EARLIER = 4
