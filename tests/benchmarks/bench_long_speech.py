@@ -81,7 +81,8 @@ def main() -> None:
 
 def row(kind: str, seconds: int, args: argparse.Namespace) -> list[str]:
     """One system and one recording."""
-    configuration.parse_gin(_FILES[kind], ['MODEL_DIR=""', 'MIXTURE_OR_TASK_NAME=""', 'TRAIN_STEPS=1'])
+    unset = ['MODEL_DIR=""', 'MIXTURE_OR_TASK_NAME=""', 'TRAIN_STEPS=1'] if kind == 'SLM' else []
+    configuration.parse_gin(_FILES[kind], unset)
     system = model_lib.configured_system()
     if kind == 'SSR':
         system = dataclasses.replace(system, aligner=Even(args.rate), probe_answers=False, piece_seconds=_PIECE)

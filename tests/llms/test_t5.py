@@ -197,6 +197,22 @@ def test_padding_noise_and_batch_size_change_nothing(setting):
         np.testing.assert_allclose(alone[0], clean[i, :size], rtol=1e-5, atol=1e-5)
 
 
+def test_embeddings_may_stand_in_the_place_of_what_the_decoder_reads(setting):
+    module, params, golden = setting
+    inputs, before, targets = text_batch(golden)
+
+    @jax.jit
+    def logits(params, read):
+        prompt = module.apply({'params': params}, inputs, method='embed')
+        given = prompt, inputs > 0, before, targets, True, read
+        return module.apply({'params': params}, *given, method='logits')
+
+    embedded = module.apply({'params': params}, before, method='embed')
+    plain = logits(params, None)
+    np.testing.assert_array_equal(logits(params, embedded.at[:, 0].set(9.0)), plain)  # the first is not read
+    assert np.abs(logits(params, embedded.at[:, 1].set(9.0)) - plain)[:, 1:].max() > 1e-3
+
+
 def test_dropout_only_when_asked():
     golden, params = load('t5_1_1')
     module = t5.T5(config(dropout_rate=0.5))

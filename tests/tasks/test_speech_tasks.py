@@ -331,6 +331,23 @@ def test_manifests(vocabulary, manifest):
     seqio.TaskRegistry.remove('seqio_asr')
 
 
+def test_a_task_of_texts_hears_nothing(vocabulary, manifest):
+    texts = manifest.with_name('texts.jsonl')
+    texts.write_text('{"text": "Goodbye!"}\n{"audio": "missing.wav", "text": "Hello."}\n')
+    for name, path, asked, wanted in (
+        ('seqio_texts', texts, [b'', b''], ['Goodbye!', 'Hello.']),
+        ('seqio_answers', manifest, [f'Say number {n}.'.encode() for n in range(24)], ['number 0', 'number 1']),
+    ):
+        registry.manifest(name, {'test': path}, task='text')
+        dataset = seqio.get_mixture_or_task(name).get_dataset(split='test', shuffle=False)
+        examples = list(dataset.as_numpy_iterator())
+        assert all(len(each['speech']) == 0 == each['speech_length'] for each in examples)
+        assert [each['inputs_pretokenized'] for each in examples] == asked
+        for example, text in zip(examples, wanted):
+            assert example['targets'].tolist() == [*vocabulary.encode(text), 1]
+        seqio.TaskRegistry.remove(name)
+
+
 def test_seqio_never_trims_in_silence(vocabulary, manifest):
     registry.manifest('seqio_long', {'test': manifest})
     task = seqio.get_mixture_or_task('seqio_long')
