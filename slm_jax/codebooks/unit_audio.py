@@ -55,6 +55,14 @@ class UnitAudio:
         self._frames, self._rows, self._seed = max(1, round(crop_seconds * frames_per_second)), rows, seed
         self._samples = 16_000 // frames_per_second
         self._clips, self.codebook = _clips(manifest, num_units)
+        first = self._clips[0]
+        frames, samples = int(first.durations.sum()), len(segments.read(*first.audio))
+        if abs(frames * self._samples - samples) > 2 * self._samples + 1600:
+            raise ValueError(
+                f'{manifest}: the units of {first.audio[0]} last {frames} frames, and its {samples / 16_000:.2f} s are '
+                f'{samples / self._samples:.0f} frames at {frames_per_second} a second (UnitAudio.frames_per_second). '
+                "Give the rate of the codebook's encoder."
+            )
         digest = hashlib.sha256(paths.path(manifest).read_bytes())
         self._about = {'manifest': str(manifest), 'content': digest.hexdigest(), 'codebook': self.codebook}
 
