@@ -79,7 +79,7 @@ class UnitAudio:
     def examples(self, host_rows: HostRows | None = None) -> Iterator[tuple[dict[str, np.ndarray], list[None]]]:
         """The beginning of each clip once."""
         for first in range(0, len(self._clips), self._rows):
-            crops = [(number, 0) for number in range(first, min(first + self._rows, len(self._clips)))]
+            crops: list[Any] = [(number, 0) for number in range(first, min(first + self._rows, len(self._clips)))]
             crops += [None] * (self._rows - len(crops))
             batch = self._batch(crops, host_rows)
             yield batch, [None] * len(batch['speech_lengths'])
@@ -114,7 +114,8 @@ class UnitAudio:
             batch[name] = np.zeros((len(rows), *shape[1:]), dtype)
             for place, row in enumerate(rows):
                 value = np.asarray(row.get(name, 0))
-                batch[name][(place, *map(slice, value.shape))] = value
+                where: tuple[Any, ...] = (place, *(slice(length) for length in value.shape))
+                batch[name][where] = value
         return batch
 
     def _row(self, number: int, start: int) -> dict[str, Any]:
