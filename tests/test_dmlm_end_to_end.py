@@ -44,8 +44,8 @@ train.train.num_samples = 1
 """
 VOCODER = (
     'train --gin_file=codebooks/vocoder.gin --gin.MODEL_DIR=vocoder --gin.UNITS=train_units.jsonl '
-    '--gin.UNITS_VALIDATION=validation_units.jsonl --gin.NUM_UNITS=8 --gin.TRAIN_STEPS=1 --gin.BATCH_ROWS=1 '
-    '--gin.UnitAudio.crop_seconds=0.2 --gin.VocoderConfig.emb_dim=8 --gin.VocoderConfig.num_layers=1'
+    '--gin.UNITS_VALIDATION=validation_units.jsonl --gin.NUM_UNITS=8 --gin.TRAIN_STEPS=2 --gin.WARMUP_STEPS=1 '
+    '--gin.BATCH_ROWS=1 --gin.UnitAudio.crop_seconds=0.2 --gin.VocoderConfig.emb_dim=8 --gin.VocoderConfig.num_layers=1'
 )
 
 
