@@ -279,8 +279,12 @@ def _recordings(args: argparse.Namespace, to: pathlib.Path) -> tuple[Any, Mappin
         cache.fetch_source(task)
     stores = cache.open_stores(tasks, args.split, args.cache_dir, args.on_bad_example)
     directories = tuple(dict.fromkeys(store.directory for store in stores))
-    told = {'task': args.task, 'split': args.split, 'stores': [directory.name for directory in directories]}
-    return recordings.Stored(directories), told
+    stored: dict[str, Any] = {
+        'task': args.task,
+        'split': args.split,
+        'stores': [directory.name for directory in directories],
+    }
+    return recordings.Stored(directories), stored
 
 
 if __name__ == '__main__':

@@ -110,7 +110,7 @@ def test_every_file_parses_alone(file):
             found |= required(included)
         return found - given
 
-    numbers = 'TRAIN_STEPS REDUCTION_FACTOR EMBED_DIM NUM_HEADS HEAD_DIM MLP_DIM EMBED_SCALE'.split()
+    numbers = 'TRAIN_STEPS REDUCTION_FACTOR EMBED_DIM NUM_HEADS HEAD_DIM MLP_DIM EMBED_SCALE NUM_UNITS'.split()
     values = {macro: 1000 if macro in numbers else 'given' for macro in sorted(required(str(file)))}
     configuration.parse_gin([str(file)], [f'{macro}={value!r}' for macro, value in values.items()])
     rates = 'rates = ' in file.read_text()

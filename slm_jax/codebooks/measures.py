@@ -135,8 +135,8 @@ def _again(
 def _unit_error(pairs: Sequence[tuple[Any, Any]]) -> float:
     edits = count = 0
     for wanted, found in pairs:
-        words = [' '.join(map(str, row.tolist())) for row in (wanted, found)]
-        told = jiwer.process_words(*words)
+        said, again = (' '.join(map(str, row.tolist())) for row in (wanted, found))
+        told = jiwer.process_words(said, again)
         edits += told.substitutions + told.deletions + told.insertions
         count += len(wanted)
     return edits / max(count, 1)

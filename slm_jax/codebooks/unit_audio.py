@@ -55,6 +55,14 @@ class UnitAudio:
         self._frames, self._rows, self._seed = max(1, round(crop_seconds * frames_per_second)), rows, seed
         self._samples = 16_000 // frames_per_second
         self._clips, self.codebook = _clips(manifest, num_units)
+        first = self._clips[0]
+        frames, samples = int(first.durations.sum()), len(segments.read(*first.audio))
+        if abs(frames * self._samples - samples) > 2 * self._samples + 1600:
+            raise ValueError(
+                f'{manifest}: the units of {first.audio[0]} last {frames} frames, and its {samples / 16_000:.2f} s are '
+                f'{samples / self._samples:.0f} frames at {frames_per_second} a second (UnitAudio.frames_per_second). '
+                "Give the rate of the codebook's encoder."
+            )
         digest = hashlib.sha256(paths.path(manifest).read_bytes())
         self._about = {'manifest': str(manifest), 'content': digest.hexdigest(), 'codebook': self.codebook}
 
@@ -71,7 +79,7 @@ class UnitAudio:
     def examples(self, host_rows: HostRows | None = None) -> Iterator[tuple[dict[str, np.ndarray], list[None]]]:
         """The beginning of each clip once."""
         for first in range(0, len(self._clips), self._rows):
-            crops = [(number, 0) for number in range(first, min(first + self._rows, len(self._clips)))]
+            crops: list[Any] = [(number, 0) for number in range(first, min(first + self._rows, len(self._clips)))]
             crops += [None] * (self._rows - len(crops))
             batch = self._batch(crops, host_rows)
             yield batch, [None] * len(batch['speech_lengths'])
@@ -106,7 +114,8 @@ class UnitAudio:
             batch[name] = np.zeros((len(rows), *shape[1:]), dtype)
             for place, row in enumerate(rows):
                 value = np.asarray(row.get(name, 0))
-                batch[name][(place, *map(slice, value.shape))] = value
+                where: tuple[Any, ...] = (place, *(slice(length) for length in value.shape))
+                batch[name][where] = value
         return batch
 
     def _row(self, number: int, start: int) -> dict[str, Any]:

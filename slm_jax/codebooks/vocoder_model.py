@@ -120,5 +120,6 @@ def _inverse(real: Float[Array, 'b t f'], imaginary: Float[Array, 'b t f']) -> F
     b, t, _ = frames.shape
     parts = _FFT // _HOP
     pieces = frames.reshape(b, t, parts, _HOP)
-    total = sum(jnp.pad(pieces[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts))
+    moved = [jnp.pad(pieces[:, :, i], ((0, 0), (i, parts - 1 - i), (0, 0))) for i in range(parts)]
+    total = jnp.sum(jnp.stack(moved), axis=0)
     return total.reshape(b, -1)[:, _EDGE : _EDGE + t * _HOP]

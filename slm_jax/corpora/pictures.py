@@ -47,13 +47,13 @@ def draw(rng: random.Random) -> tuple[str, UInt8[np.ndarray, 'h w 3']]:
     pen = ImageDraw.Draw(image)
     relation = rng.choice(('', 'beside', 'above'))
     half, jitter = side / 2, side / 16
-    places = {
+    every: dict[str, list[tuple[float, float, float]]] = {
         '': [(half, half, side)],
         'beside': [(side / 4, half, half), (3 * side / 4, half, half)],
         'above': [(half, side / 4, half), (half, 3 * side / 4, half)],
-    }[relation]
+    }
     told = []
-    for x, y, room in places:
+    for x, y, room in every[relation]:
         free = jitter if room == side else jitter / 4
         told.append(_thing(pen, rng, x + rng.uniform(-free, free), y + rng.uniform(-free, free), room))
     pixels = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))

@@ -275,6 +275,11 @@ def load(
     partitioner = partitioning.Partitioner(**(mesh or {}))
     devices = partitioner.mesh()
     boxed = traces.abstract_params(system)
+    if not {'llm', 'speech_encoder'} & boxed.keys():
+        raise ModelError(
+            f'{directory.name} is a training of {type(system).__name__}, which writes no text: `slm-jax codebook` '
+            'encodes and decodes with it.'
+        )
     shardings = partitioner.shardings(boxed, devices)
     trained = foundations_lib.stored_tree(trained_dir) if trained_dir else {}
     trained_paths = _check_trained(trained, state_lib.unboxed(boxed), trained_dir)

@@ -47,6 +47,11 @@ def test_samples_are_those_of_the_units(manifest):
     assert [batch['speech_lengths'].tolist() for batch, _ in loader.examples()] == [[3200, 1820]]
 
 
+def test_another_rate_is_refused(manifest):
+    with pytest.raises(ValueError, match=r'last 20 frames, and its 0.79 s are 40 frames at 50 a second \(UnitAudio.fr'):
+        UnitAudio(manifest, num_units=20, frames_per_second=50)
+
+
 def test_lines_that_a_vocoder_cannot_learn_from_are_named(tmp_path):
     good = {'id': 'a', 'audio': 'a.wav', 'units': [1], 'durations': [1], 'codebook': 'usm@1'}
     for row, said in (
