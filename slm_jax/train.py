@@ -155,7 +155,7 @@ def _planned(
     eval_loaders: Mapping[str, Any],
 ) -> tuple[_Plan, dict[str, Any]]:
     """What is to be trained, and what its loaders have to give."""
-    from slm_jax.inference import model
+    from slm_jax.codebooks import labels
     from slm_jax.training import frozen_encoder, logs, origins, partitioning, setup
 
     mesh = partitioner.mesh()
@@ -165,7 +165,7 @@ def _planned(
     setup.check_metric(layout, best_metric, eval_loaders)
     found = origins.find(foundations)
     fresh_paths = origins.check(found, layout.trainable, layout.frozen)
-    model.check_codebook(system, foundations)
+    labels.check(system, foundations)
     needs: dict[str, Any] = {'teacher': True} if setup.reads_transcripts(system) else {}
     needs |= {'token_ends': True} if getattr(system, 'token_ends', False) else {}
     if encoded:

@@ -44,8 +44,8 @@ train.train.num_samples = 1
 """
 VOCODER = (
     'train --gin_file=codebooks/vocoder.gin --gin.MODEL_DIR=vocoder --gin.UNITS=train_units.jsonl '
-    '--gin.UNITS_VALIDATION=validation_units.jsonl --gin.NUM_UNITS=8 --gin.TRAIN_STEPS=1 --gin.BATCH_ROWS=1 '
-    '--gin.UnitAudio.crop_seconds=0.2 --gin.VocoderConfig.emb_dim=8 --gin.VocoderConfig.num_layers=1'
+    '--gin.UNITS_VALIDATION=validation_units.jsonl --gin.NUM_UNITS=8 --gin.TRAIN_STEPS=2 --gin.WARMUP_STEPS=1 '
+    '--gin.BATCH_ROWS=1 --gin.UnitAudio.crop_seconds=0.2 --gin.VocoderConfig.emb_dim=8 --gin.VocoderConfig.num_layers=1'
 )
 
 
@@ -86,7 +86,6 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         for steps in (2, 4):
             said = slm_jax(f'{run} --gin.TRAIN_STEPS={steps}')
             assert ('resumed' in said) == (steps == 4)
-        assert 'rows of 128 hold' in said and 'of their places are padding' in said
 
         short = '--gin.sampling/DecodeConfig.max_decode_length=6 --max_decode_length 8'
         assert 'WER' in slm_jax(f'evaluate model --task dmlm_asr --split validation --out asr {short}')

@@ -273,6 +273,7 @@ def load(
     """
     from slm_jax import configuration, decoding
     from slm_jax import foundations as foundations_lib
+    from slm_jax.codebooks import labels
     from slm_jax.training import checkpoints, origins, partitioning
     from slm_jax.training import state as state_lib
 
@@ -317,7 +318,7 @@ def load(
     names |= foundations or {}
     found = origins.find(names)
     origins.check(found, own, frozen)
-    check_codebook(system, names)
+    labels.check(system, names)
     used = {origin.subtree: origin.describe() for origin in found}
     if trained_dir is not None:
         checkpoints.check_foundations(directory, needed, used)
@@ -480,24 +481,6 @@ def query(key: str) -> Any:
     except ValueError:
         return None
     return copy.deepcopy(value)  # Copying is what makes gin call what a reference refers to.
-
-
-def check_codebook(system: Any, foundations: Mapping[str, str]) -> None:
-    """Refuses a codebook that is not of the speech encoder beside it.
-
-    Args:
-        system: which may have none.
-        foundations: {part: name or directory}.
-
-    Raises:
-        ValueError: it is of another encoder or layer; names both.
-    """
-    if 'codebook' in foundations and getattr(system, 'speech_encoder', None) is not None:
-        from slm_jax.codebooks.codebook import Codebook
-        from slm_jax.training import frozen_encoder
-
-        encoder = frozen_encoder.of_speech(system.speech_encoder, foundations, system.layer)
-        Codebook.load(foundations['codebook']).check(encoder.identity)
 
 
 def _encoder_seconds(system: Any) -> float | None:

@@ -104,9 +104,11 @@ def rows_of(batch):
     return [{name: array[i] for name, array in batch.items()} for i in range(len(batch['speech_lengths']))]
 
 
-def test_batches_are_a_function_of_the_step_and_hosts_take_rows_of_them(loaders):
+def test_batches_are_a_function_of_the_step_and_hosts_take_rows_of_them(capsys, loaders):
     packed, plain = loaders
     assert packed.waste < 0.05
+    said = capsys.readouterr().err
+    assert f'rows of 96 hold 3.2 texts; {packed.waste:.1%} of their places are padding' in said
     (shapes,) = packed.batch_shapes()
     ahead = packed.batches()
     first = [next(ahead)[1] for _ in range(6)]
@@ -127,7 +129,7 @@ def test_batches_are_a_function_of_the_step_and_hosts_take_rows_of_them(loaders)
                 learnt = np.concatenate([inputs[inputs != 0] < 0, targets[targets != 0] > 0])[1:]
                 expected.add((tuple(map(int, abs(both))), tuple(learnt.astype(int).tolist())))
     found = {text for batch in first for row in rows_of(batch) for text in texts_of(row)}
-    assert found <= expected and len(found) > 0.7 * len(expected)
+    assert found <= expected and len(found) > 60
 
 
 def test_loss_of_packed_texts_is_that_of_each_alone(loaders):
