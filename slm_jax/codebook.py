@@ -270,11 +270,11 @@ def _recordings(args: argparse.Namespace, to: pathlib.Path) -> tuple[Any, Mappin
 
     import seqio
 
-    from slm_jax.data import cache, loader
+    from slm_jax.data import cache, mixtures
 
     if args.data_dir:
         seqio.set_tfds_data_dir_override(args.data_dir)
-    tasks, _ = loader.tasks_and_rates(args.task)
+    tasks, _ = mixtures.tasks_and_rates(args.task)
     for task in tasks:
         cache.fetch_source(task)
     stores = cache.open_stores(tasks, args.split, args.cache_dir, args.on_bad_example)

@@ -39,6 +39,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from slm_jax import cli, configuration, model_arguments, paths
+from slm_jax.inference import rendering
 
 _SAMPLE_RATE = 16000
 _FORMATS = ('text', 'json', 'srt', 'vtt')
@@ -243,58 +244,6 @@ def read_bytes(content: bytes, raw: bool = False) -> Any:
     return np.frombuffer(content, '<i2', count=len(content) // 2)
 
 
-def render(recording: Recording, form: str, overlapping: bool, alone: bool) -> str:
-    """One finished recording as text, JSON, SRT or WebVTT.
-
-    Args:
-        recording: without an error, except for 'json'.
-        form: one of the formats.
-        overlapping: whether its chunks overlap.
-        alone: whether it is the only input; among several, 'text' names it.
-    """
-    from slm_jax.inference import chunks
-
-    pieces = [
-        chunks.Chunk(start, end, text or '')
-        for (start, end), text in zip(recording.bounds, recording.texts, strict=True)
-    ]
-    if form in ('srt', 'vtt') and any(recording.words):
-        from slm_jax.inference.words import subtitles
-
-        pieces = subtitles(pieces, recording.words)
-    if form == 'srt':
-        return chunks.srt(pieces)
-    if form == 'vtt':
-        return chunks.vtt(pieces)
-    text = chunks.join([piece.text for piece in pieces], overlapping)
-    if form == 'text':
-        return (text if alone else f'{recording.name}\t{text}') + '\n'
-    line: dict[str, Any] = {'audio': recording.name, 'instruction': recording.instruction}
-    if recording.segment[0]:
-        line['offset'] = float(recording.segment[0])
-    if recording.error:
-        line['error'] = recording.error
-    else:
-        line |= {'text': text, 'duration': round(pieces[-1].end, 3)} | _truncated(any(recording.cuts))
-        if len(pieces) > 1:
-            line['chunks'] = [_timed(piece, cut) for piece, cut in zip(pieces, recording.cuts, strict=True)]
-        if recording.without_ctc:
-            line['ctc'] = False
-        if any(recording.words):
-            line['words'] = [
-                word.later(piece.start).line for piece, said in zip(pieces, recording.words) for word in said
-            ]
-    return json.dumps(line, ensure_ascii=False) + '\n'
-
-
-def _timed(piece: Any, cut: str) -> dict[str, Any]:
-    return {'start': round(piece.start, 3), 'end': round(piece.end, 3), 'text': piece.text} | _truncated(bool(cut))
-
-
-def _truncated(cut: bool) -> dict[str, bool]:
-    return {'truncated': True} if cut else {}
-
-
 def infer(args: argparse.Namespace) -> int:
     """Does what the command line says.
 
@@ -415,7 +364,7 @@ def _write(recordings: Iterable[Recording], args: argparse.Namespace, alone: boo
             continue
         for cut in sorted({*recording.cuts} - {''}):
             _say_cut(recording.name, cut, decode)
-        text = render(recording, args.format, args.overlap > 0, alone)
+        text = rendering.render(recording, args.format, args.overlap > 0, alone)
         if args.format in ('srt', 'vtt') and args.out:
             path = paths.path(args.out) / f'{pathlib.Path(recording.name).stem}.{args.format}'
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -442,7 +391,7 @@ def _live(inference: Inference, recording: Recording, form: str, decode: Any) ->
         if form == 'text':
             out = text + '\n'
         elif form == 'json':
-            out = json.dumps(_timed(piece, cut), ensure_ascii=False) + '\n'
+            out = json.dumps(rendering.timed(piece, cut), ensure_ascii=False) + '\n'
         else:
             cues += bool(text.strip())
             out = chunks.srt([piece], cues) if form == 'srt' else chunks.vtt([piece])[7:]

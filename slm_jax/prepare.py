@@ -39,9 +39,9 @@ def prepare(
     Returns:
         {split: (examples, hours, skipped)}, a store that tasks share counted once.
     """
-    from slm_jax.data import cache, frames, loader, measure
+    from slm_jax.data import cache, frames, measure, mixtures
 
-    tasks, _ = loader.tasks_and_rates(mixture_or_task_name)
+    tasks, _ = mixtures.tasks_and_rates(mixture_or_task_name)
     for task in tasks:
         cache.fetch_source(task)
     report: dict[str, tuple[int, float, list[tuple[str, str]]]] = {}
@@ -112,7 +112,7 @@ class Registration:
         import seqio
 
         import gin
-        from slm_jax.data import loader  # noqa: F401
+        from slm_jax.data import mixtures  # noqa: F401
 
         if self.data_dir:
             seqio.set_tfds_data_dir_override(self.data_dir)

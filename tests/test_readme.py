@@ -38,7 +38,7 @@ def test_the_two_commands_are_there():
 def test_public_foundations(block, tmp_path, monkeypatch, capsys):
     """Each name and option means something; the system is made by its shapes."""
     import slm_jax.tasks  # noqa: F401  registers them
-    from slm_jax.data import loader
+    from slm_jax.data import mixtures
 
     monkeypatch.chdir(tmp_path)
     lines = [shlex.split(line) for line in block.replace('\\\n', '').splitlines()]
@@ -60,7 +60,7 @@ def test_public_foundations(block, tmp_path, monkeypatch, capsys):
     assert parts['adapter']['trained'] == parts['adapter']['params']
     args = evaluate.parser().parse_args(score[1:])
     assert [data] == prepare[1:] == [args.task] and args.model == model_dir
-    assert all(args.split in task.splits for task in loader.tasks_and_rates(data)[0])
+    assert all(args.split in task.splits for task in mixtures.tasks_and_rates(data)[0])
 
 
 @pytest.mark.slow

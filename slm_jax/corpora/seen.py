@@ -22,7 +22,7 @@ def write(name: str, args: argparse.Namespace) -> pathlib.Path:
     """
     import slm_jax.tasks  # noqa: F401  a foundation's configuration registers none
     from slm_jax import foundations
-    from slm_jax.data import cache, loader, measure, seen
+    from slm_jax.data import cache, measure, mixtures, seen
     from slm_jax.inference import model as model_lib
 
     directory = foundations.find(name)
@@ -36,7 +36,7 @@ def write(name: str, args: argparse.Namespace) -> pathlib.Path:
             f'{directory}: its configuration has no MIXTURE_OR_TASK_NAME. Give --gin.MIXTURE_OR_TASK_NAME, the tasks '
             f'{", ".join(card["data"]["tasks"])}.'
         )
-    tasks, _ = loader.tasks_and_rates(trained_on)
+    tasks, _ = mixtures.tasks_and_rates(trained_on)
     stores = cache.open_stores(tasks, card['data']['split'], args.cache_dir, 'skip')
     measured = [measure.measure(task, store) for task, store in zip(tasks, stores)]
     met = [{kind: each[f'seen_{kind}'] for kind in seen.KINDS} for each in measured]

@@ -28,9 +28,9 @@ def count(mixture_or_task_name: str | dict[str, float]) -> tuple[collections.Cou
     """
     import numpy as np
 
-    from slm_jax.data import cache, loader, measure, preprocessors
+    from slm_jax.data import cache, measure, mixtures, preprocessors
 
-    tasks, _ = loader.tasks_and_rates(mixture_or_task_name)
+    tasks, _ = mixtures.tasks_and_rates(mixture_or_task_name)
     for task in tasks:
         cache.fetch_source(task)
     counts: collections.Counter[int] = collections.Counter()

@@ -20,7 +20,7 @@ import seqio
 
 import gin
 from slm_jax.audio.augmentation import WaveformAugmentation
-from slm_jax.data import alignments, cache, feature_converter, frames, measure, notices, preprocessors, seen
+from slm_jax.data import alignments, cache, feature_converter, frames, measure, mixtures, notices, preprocessors, seen
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
@@ -121,7 +121,7 @@ class SpeechTextLoader:
         _check_lengths(task_feature_lengths)
         if data_dir:
             seqio.set_tfds_data_dir_override(str(data_dir))
-        self._tasks, rates = tasks_and_rates(mixture_or_task_name)
+        self._tasks, rates = mixtures.tasks_and_rates(mixture_or_task_name)
         self.name = ', '.join(task.name for task in self._tasks[:3])
         self.vocabulary = self._tasks[0].output_features['targets'].vocabulary
         self.split = split
@@ -445,33 +445,6 @@ class SpeechTextLoader:
             **({'encoder': self._encoder.key} if self._encoder else {}),
             **({'augmentation': repr(self._augmentation)} if self._augmentation else {}),
         }
-
-
-def tasks_and_rates(name: str | Mapping[str, float]) -> tuple[list[seqio.Task], list[float]]:
-    """The tasks of a task, of a mixture, or of {name: rate}, and how often each is drawn.
-
-    A mixture's rate is shared by its tasks in proportion to theirs.
-
-    Raises:
-        ValueError: no such name; says which are near.
-    """
-    if isinstance(name, Mapping):
-        parts = [(tasks_and_rates(part), float(rate)) for part, rate in name.items()]
-        return (
-            [task for (tasks, _), _ in parts for task in tasks],
-            [rate * r / sum(rates) for (_, rates), rate in parts for r in rates],
-        )
-    known = {*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()}
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known), n=3)
-        raise ValueError(
-            f'no task or mixture is called {name!r}' + (f'; did you mean {" or ".join(near)}?' if near else '')
-        )
-    provider = seqio.get_mixture_or_task(name)
-    tasks = seqio.get_subtasks(provider)
-    if isinstance(provider, seqio.Task):
-        return [provider], [1.0]
-    return list(tasks), [float(provider.get_rate(task)) for task in tasks]
 
 
 # The macros of gin/runs that set an argument.

@@ -219,15 +219,17 @@ class Prompt(prompts.Prompt):
 
     modalities: Modalities = Modalities()
 
-    def tokens(self, vocabulary: Any, instruction: str, speech: int | str = prompts.SPEECH) -> tuple[int, ...]:
-        """Ids of the prompt; see `prompts.Prompt`.
+    def tokens(
+        self, vocabulary: Any, instruction: str, speech: int | str = prompts.SPEECH, lang: str = ''
+    ) -> tuple[int, ...]:
+        """Ids of the prompt; see `prompts.Prompt`. `lang` is not read.
 
         Raises:
             ValueError: something else is asked, or for a language that has no control token.
         """
         known = self.modalities.languages
-        lang = next((code for code in reversed(_languages(instruction)) if code in known), '')
-        if not lang and not instructions.transcribes(instruction):
+        into = next((code for code in reversed(_languages(instruction)) if code in known), '')
+        if not into and not instructions.transcribes(instruction):
             raise ValueError(
                 f'instruction {instruction!r}: this model reads none. It transcribes ("Transcribe the speech."), or '
                 f'translates into {", ".join(map(str, map(languages.name, known))) or "no language"} ("Translate this '
@@ -236,7 +238,7 @@ class Prompt(prompts.Prompt):
         said = speech == prompts.SPEECH
         ids = [prompts.SPEECH] if said else vocabulary.encode(str(speech))
         source = 'speech' if said else 'text'
-        return tuple(self.modalities.prompt([(source, ids)], 'text', lang or (known[0] if known else '')))
+        return tuple(self.modalities.prompt([(source, ids)], 'text', into or (known[0] if known else '')))
 
     def spoken(self, vocabulary: Any, text: str, instruction: str = '') -> tuple[int, ...]:
         """Ids of the prompt that has a text said, in the language that the instruction names, or the first listed.

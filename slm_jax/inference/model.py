@@ -4,11 +4,9 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
-import itertools
 import math
 import os
 import pathlib
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +16,7 @@ import numpy as np
 
 from slm_jax import paths
 from slm_jax.data import modalities, prompts
-from slm_jax.inference import pieces, traces
+from slm_jax.inference import card_text, pieces, traces
 
 DEFAULT_MAX_SECONDS = 30.0
 _EOS = 1
@@ -39,10 +37,6 @@ text_to_text.TextToText.llm = %LLM_MODULE
 MODEL = @text_to_text.TextToText()
 """,
 }
-# Modules that only training reads of; they take seconds to import, and TensorFlow.
-_TRAINING_ONLY = re.compile(r'slm_jax\.(tasks|data\.(loader|packing|cache|preprocessors)|training\.optimizers)(\..+)?')
-# How cards of before said where the speech stands.
-_SPEECH_FIRST = re.compile(r'^.*\bSLM\.speech_first = (.+)\n', re.MULTILINE)
 # What may be said of every model, before its own configuration.
 _FIRST_GIN = """
 from __gin__ import dynamic_registration
@@ -396,8 +390,9 @@ def configure(
             path.write_text(text, encoding='utf-8')
             return str(path)
 
-        config = _current(card)
-        first = [written('first.gin', _FIRST_GIN), written('card.gin', config if training else _for_answering(config))]
+        config = card_text.current(card)
+        config = config if training else card_text.for_answering(config)
+        first = [written('first.gin', _FIRST_GIN), written('card.gin', config)]
         try:
             configuration.parse_gin([*first, *files, written('foundation.gin', last)], list(bindings))
         except configuration.ConfigurationError as error:
@@ -409,54 +404,6 @@ def configure(
                 f'written by {made_by}): {str(error).replace(first[1], foundations.CARD)}\nInstall that version, or '
                 "mend the line in the card's `config`."
             ) from error
-
-
-def _current(card: Mapping[str, Any]) -> str:
-    """The gin text of a card, without what is said elsewhere by now.
-
-    Raises:
-        ModelError: the model reads speech in a place that no template gives.
-    """
-    config = card.get('config', '')
-    for said in _SPEECH_FIRST.findall(config):
-        if said != 'True':
-            raise ModelError(
-                f'the configuration in the card of {card.get("name")!r} has SLM.speech_first = {said}: speech behind '
-                "the instruction's end token, which no prompts.Prompt.template gives. Use the version of slm_jax that "
-                f'wrote it ({(card.get("versions") or {}).get("slm_jax", "unknown")}), or train it again.'
-            )
-    return _SPEECH_FIRST.sub('', config)
-
-
-def _for_answering(config: str) -> str:
-    """A card's gin text without the statements on modules that only training reads of, and those that refer to them."""
-    from gin import config_parser
-
-    class Named(config_parser.ParserDelegate):
-        def configurable_reference(self, scoped_configurable_name, evaluate):
-            named.add(scoped_configurable_name.rpartition('/')[2].split('.')[0])
-
-        def macro(self, macro_name):
-            named.add(macro_name)
-
-    named: set[str] = set()  # by the statement that is being parsed
-    left_out: set[str] = set()
-    starts, kept = [], []
-    for statement in config_parser.ConfigParser(config, Named()):
-        if isinstance(statement, config_parser.ImportStatement):
-            named = {statement.bound_name()}
-            if _TRAINING_ONLY.fullmatch(statement.module):
-                left_out |= named
-        elif named & left_out and not statement.arg_name:  # a macro
-            left_out.add(statement.selector)
-        else:
-            named.add(statement.selector.split('.')[0])
-        starts.append(statement.location.line_num - 1)
-        kept.append(not named & left_out)
-        named = set()
-    lines = config.splitlines(keepends=True)
-    parts = zip(itertools.pairwise([*starts, len(lines)]), kept, strict=True)
-    return ''.join(line for (start, end), keep in parts if keep for line in lines[start:end])
 
 
 def configured_system() -> Any:

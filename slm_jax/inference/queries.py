@@ -13,8 +13,7 @@ from jaxtyping import Int16
 
 from slm_jax import paths
 from slm_jax.data import phrases, prompts
-from slm_jax.evaluation import metrics
-from slm_jax.inference import interleaved
+from slm_jax.inference import interleaved, references
 
 SAMPLE_RATE = 16000
 _TOKEN_MULTIPLE = 32
@@ -318,9 +317,9 @@ def _of_several(
         choices, heard = interleaved.choices(raw, line, folder, question.text_field, read)
         tokens = prompt.tokens(vocabulary, question.instruction, '' if question.text_field else prompts.SPEECH)
         more = {'heard': tuple(heard)}
-    info |= (references := _references(question, raw, line, ''))
+    info |= (right := references.reference_of(question, raw, line, ''))
     if question.score_choices:
-        info['choices'] = _choices({'choices': choices}, line, references['reference'])
+        info['choices'] = references.choices_of({'choices': choices}, line, right['reference'])
     return Query(tokens, info=_present(**info), **more)
 
 
@@ -367,7 +366,7 @@ def _ask(
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang, candidates)
     speech: int | str = prompts.SPEECH
     if question.text_field:
-        text = _field(raw, question.text_field)
+        text = references.at(raw, question.text_field)
         if not isinstance(text, str):
             raise ValueError(f'{line["origin"]}: no text in field {question.text_field!r} (text_field).')
         speech, samples = text, None
@@ -385,8 +384,8 @@ def _ask(
             target_lang=target_lang,
             slot=question.slot or raw.get('slot'),
             instruction=instruction,
-            **(references := _references(question, raw, line, target_lang)),
-            choices=_choices(raw, line, references['reference']) if question.score_choices else None,
+            **(right := references.reference_of(question, raw, line, target_lang)),
+            choices=references.choices_of(raw, line, right['reference']) if question.score_choices else None,
             duration=None if samples is None else round(len(samples) / SAMPLE_RATE, 3),
             audio=line['audio'] and paths.absolute(line['audio']),
             offset=float(line['offset']) if line['offset'] else None,
@@ -436,59 +435,6 @@ def asked(
             )
     first = languages.begun(vocabulary, wanted) if wanted else ()
     return {'tokens': prompt.tokens(vocabulary, instruction, speech, lang), 'first': first[0] if first else 0}
-
-
-def _references(
-    question: Question, raw: Mapping[str, Any], line: Mapping[str, str], target_lang: str
-) -> dict[str, Any]:
-    """`reference` and, where a list of answers is accepted, `answers`."""
-    answers = None
-    if question.reference_field:
-        field, value = question.reference_field, metrics.accepted(_field(raw, question.reference_field))
-        answers = value if isinstance(value, list) else None
-    elif question.slot:
-        field, value = 'slots', raw.get('slots')
-        if not isinstance(value, dict):
-            raise ValueError(f'{line["origin"]}: field "slots" is not an object of slot values.')
-        value = value.get(question.slot) or metrics.ABSENT
-    elif isinstance(raw.get('reference'), str):
-        field, value, answers = 'reference', raw['reference'], raw.get('answers')
-    elif question.target_lang:
-        field = f'translation into {target_lang!r}'
-        value = json.loads(line['translations']).get(target_lang)
-    else:
-        translation = json.loads(line['translations'] or '{}').get(target_lang) if target_lang else ''
-        field, value = 'text', line['target'] or translation or line['text']
-    if answers and not all(isinstance(answer, str) and answer.strip() for answer in answers):
-        raise ValueError(f'{line["origin"]}: {field} is {answers!r}; each answer that is accepted must be a text.')
-    reference = answers[0] if answers else value
-    if not isinstance(reference, str) or not reference.strip():
-        raise ValueError(f'{line["origin"]}: no reference: {field} is missing or empty.')
-    return {'reference': reference, 'answers': answers or ([reference] if question.answered else None)}
-
-
-def _choices(raw: Mapping[str, Any], line: Mapping[str, str], reference: str) -> list[str] | None:
-    """The texts that a line gives to choose from; None where it has none."""
-    choices = raw.get('choices')
-    if choices is None:
-        return None
-    texts = isinstance(choices, list) and all(isinstance(text, str) and text.strip() for text in choices)
-    if not texts or len({*choices}) != len(choices) or len(choices) < 2:
-        raise ValueError(f'{line["origin"]}: choices is {choices!r}; it must be a list of two or more different texts.')
-    if reference not in choices:
-        raise ValueError(
-            f'{line["origin"]}: none of the choices is the reference {reference!r}; --reference_field names the field '
-            'that holds the right one.'
-        )
-    return choices
-
-
-def _field(raw: Mapping[str, Any], path: str) -> Any:
-    """`raw['slots']['size']` for 'slots.size'; None where there is none."""
-    value: Any = raw
-    for name in path.split('.'):
-        value = value.get(name) if isinstance(value, Mapping) else None
-    return value
 
 
 def wording(instruction: str, lang: str, target_lang: str, candidates: Sequence[str] = ()) -> str:

@@ -13,7 +13,6 @@ n = b * k, s positions that are seen.
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +33,7 @@ from slm_jax.llms.layers import (
     Dense,
     Embedding,
     LayerNorm,
+    Mlp,
     layer_norm,
     rematerialised,
 )
@@ -211,25 +211,6 @@ class Attention(nn.Module):
 
         grouped = queries.reshape(*queries.shape[:2], keys.shape[1], -1, queries.shape[-1])
         return cache.read(attended, grouped, count, keys.shape[-1]).reshape(queries.shape)
-
-
-class Mlp(nn.Module):
-    """Feed-forward block: the product of one activated projection per entry of mlp_activations."""
-
-    config: DecoderOnlyConfig
-
-    @nn.compact
-    def __call__(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l e']:
-        cfg = self.config
-        dense = functools.partial(Dense, dtype=cfg.dtype, use_bias=cfg.mlp_bias)
-        branches = []
-        for i, activation in enumerate(cfg.mlp_activations):
-            name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
-            branch = dense((cfg.emb_dim,), (cfg.mlp_dim,), ('embed', 'mlp'), name=name)(x)
-            branch = nn.with_logical_constraint(branch, ('llm_batch', 'length', 'mlp'))
-            branches.append(ACTIVATIONS[activation](branch))
-        y = functools.reduce(operator.mul, branches)
-        return dense((cfg.mlp_dim,), (cfg.emb_dim,), ('mlp', 'embed'), name='wo')(y)
 
 
 class DecoderLayer(nn.Module):

@@ -1,6 +1,7 @@
 """Layers of language models: those of T5 with T5X's numerics, and what others share with it."""
 
 import functools
+import operator
 from typing import Any
 
 import jax
@@ -266,3 +267,25 @@ class Attention(nn.Module):
             queries, keys = queries.astype(jnp.float32), keys.astype(jnp.float32)
         logits = jnp.einsum(product, queries, keys)
         return jax.nn.softmax(logits + bias.astype(logits.dtype)).astype(self.config.dtype)
+
+
+class Mlp(nn.Module):
+    """Feed-forward block: the product of one activated projection per entry of `mlp_activations`.
+
+    `config` has `mlp_activations`, `mlp_bias`, `emb_dim`, `mlp_dim` and `dtype`.
+    """
+
+    config: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, 'b l e']) -> Float[Array, 'b l e']:
+        cfg = self.config
+        dense = functools.partial(Dense, dtype=cfg.dtype, use_bias=cfg.mlp_bias)
+        branches = []
+        for i, activation in enumerate(cfg.mlp_activations):
+            name = 'wi' if len(cfg.mlp_activations) == 1 else f'wi_{i}'
+            branch = dense((cfg.emb_dim,), (cfg.mlp_dim,), ('embed', 'mlp'), name=name)(x)
+            branch = nn.with_logical_constraint(branch, ('llm_batch', 'length', 'mlp'))
+            branches.append(ACTIVATIONS[activation](branch))
+        y = functools.reduce(operator.mul, branches)
+        return dense((cfg.mlp_dim,), (cfg.emb_dim,), ('mlp', 'embed'), name='wo')(y)

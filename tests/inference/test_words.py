@@ -11,7 +11,7 @@ import soundfile
 
 from slm_jax import infer
 from slm_jax.data import vocabularies
-from slm_jax.inference import chunks, words
+from slm_jax.inference import chunks, rendering, words
 from slm_jax.inference.words import Word
 
 BENCHMARK = pathlib.Path(__file__).parents[1] / 'benchmarks/bench_word_times.py'
@@ -74,10 +74,10 @@ def test_cues_end_with_a_sentence_after_a_pause_and_before_they_are_long():
 def test_a_recording_with_words():
     said = [[Word('a', 0.1, 0.2)], [Word('b', 0.0, 0.3)]]
     recording = infer.Recording('x.wav', '', True, False, [(0.0, 2.0), (2.0, 4.0)], ['a', 'b'], said, ['', ''])
-    line = json.loads(infer.render(recording, 'json', False, True))
+    line = json.loads(rendering.render(recording, 'json', False, True))
     assert line['words'] == [{'word': 'a', 'start': 0.1, 'end': 0.2}, {'word': 'b', 'start': 2.0, 'end': 2.3}]
-    assert '00:00:00,100 --> 00:00:00,200\na\n' in infer.render(recording, 'srt', False, True)
-    assert '00:00:02.000 --> 00:00:02.300\nb\n' in infer.render(recording, 'vtt', False, True)
+    assert '00:00:00,100 --> 00:00:00,200\na\n' in rendering.render(recording, 'srt', False, True)
+    assert '00:00:02.000 --> 00:00:02.300\nb\n' in rendering.render(recording, 'vtt', False, True)
 
 
 def test_a_piece_whose_words_have_no_times_is_a_subtitle_itself():

@@ -14,7 +14,7 @@ from served import RATE, running
 from slm_jax import infer
 from slm_jax.audio import waveforms
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries, words
+from slm_jax.inference import queries, rendering, words
 from slm_jax.serving import service as service_lib
 
 CLIPS = sorted((pathlib.Path(__file__).parents[1] / 'testdata' / 'speech').glob('*.ogg'))
@@ -97,7 +97,7 @@ def test_words_have_the_times_that_infer_gives(client, model, wanted):
     assert transcribed(client, clip, response_format='verbose_json').words is None
     for form in ('srt', 'vtt'):
         found = transcribed(client, clip, response_format=form, timestamp_granularities=['word'])
-        assert found == infer.render(recording, form, False, True)
+        assert found == rendering.render(recording, form, False, True)
     for options in ({}, {'response_format': 'text'}, {'stream': True}):
         with pytest.raises(openai.BadRequestError, match='words have times in response_format verbose_json, srt'):
             transcribed(client, clip, timestamp_granularities=['word'], **options)
