@@ -56,8 +56,12 @@ def ours(size):
     return order
 
 
-def check(llm, params, golden, languages):
-    """Hidden states and logits of valid positions, and what is generated into two languages."""
+def check(llm, params, golden, languages, ended=False):
+    """Hidden states and logits of valid positions, and what is generated into two languages.
+
+    With `ended`, by beams only of rows that the reference ends: where another is cut off, T5X's search, which is ours,
+    takes what ended and that of transformers what is likelier (see t5_goldens/make.py).
+    """
     order = ours(llm.config.vocab_size)
     theirs = np.argsort(order)
     tokens, inputs = order[golden['encoder_input_tokens']], order[golden['decoder_input_tokens']]
@@ -77,7 +81,8 @@ def check(llm, params, golden, languages):
             expected = order[golden[f'{name}_{language}']]
             config = decoding.DecodeConfig(max_decode_length=expected.shape[1], alpha=0.0, **options)
             found = text_to_text.TextToText(llm).predict({'llm': params}, batch, config)
-            np.testing.assert_array_equal(found, expected, err_msg=f'{name} {language}')
+            rows = (expected == 1).any(axis=1) | (not ended or name == 'greedy')
+            np.testing.assert_array_equal(np.asarray(found)[rows], expected[rows], err_msg=f'{name} {language}')
 
 
 def test_states_logits_and_generated_tokens_are_those_of_transformers(foundation):
@@ -266,13 +271,14 @@ def reference():
 def test_odd_settings(tmp_path, seed, changes):
     make = reference()
     model = make['random_model'](seed, vocab_size=101, **changes)  # more rows than ids
+    model.final_logits_bias.data[:, 1] = -30.0  # padding, which is never written here
     shutil.copytree(GOLDENS / 'mbart50', tmp_path / 'source')
     (tmp_path / 'source' / 'model.safetensors').unlink()
     model.save_pretrained(tmp_path / 'source', max_shard_size='8KB')
     assert len(list((tmp_path / 'source').glob('*.safetensors'))) > 2
     llm, params, card = imported(tmp_path / 'source', tmp_path / 'out')
     languages = {code: card['languages'][code] for code in ('de_DE', 'ja_XX')}
-    check(llm, params, make['outputs'](model, languages, seed=seed), languages)
+    check(llm, params, make['outputs'](model, languages, seed=seed), languages, ended=True)
 
 
 @pytest.mark.slow
