@@ -7,8 +7,8 @@
   sentences, so it rises with k.
 - ABX: of two phones A and B and one more X of A's kind, how often B is taken to be nearer: means of the centroids over
   the phone, cosine distance; beside it that of the encoder's own frames.
-- unit errors: edits per unit when a sentence is encoded again: quieter, with noise, a little later, in another voice, or
-  said by a vocoder.
+- unit errors: edits per unit when a sentence is encoded again: quieter, with noise, a little later, in another voice,
+  or said by a vocoder.
 
 Of few sentences PNMI is too high and purity too low: some hundred are wanted.
 """
