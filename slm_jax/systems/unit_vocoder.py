@@ -1,6 +1,6 @@
 """Trains a vocoder of units: the waveform by spectra of several resolutions, durations by their logarithm.
 
-Without an adversary: on one voice, intelligible speech comes of the spectra alone (docs/results.md).
+Without an adversary: the loss is that of spectra alone.
 """
 
 import dataclasses
