@@ -16,7 +16,8 @@ from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.adapters.ssr import SsrCompressor, SsrConfig
 from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
 from slm_jax.decoding import DecodeConfig
-from slm_jax.encoders import best_rq, ctc, usm, w2v_bert, whisper
+from slm_jax.encoders import aligners, best_rq, cif, ctc, monotonic, usm, w2v_bert, whisper
+from slm_jax.encoders.spelling import Spelling
 from slm_jax.llms import decoder_only, t5
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import partitioning
@@ -28,6 +29,8 @@ SLM = dict(output_dim=24, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=32)
 T5 = dict(vocab_size=64, emb_dim=16, num_heads=2, num_encoder_layers=2, num_decoder_layers=2, head_dim=8, mlp_dim=32)
 LLAMA = dict(vocab_size=64, emb_dim=16, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=32)
 OPT = LLAMA | dict(norm='layer', positions='learned', max_positions=16, embed_dim=8, norm_first=False, final_norm=False)
+ALIGNER = dict(spelling=Spelling(vocab_size=32), emb_dim=16, num_layers=2)
+TRANSFORMER = ALIGNER | dict(num_heads=2, mlp_dim=32)
 W2V = dict(num_layers=2, emb_dim=16, num_heads=2, mlp_dim=32, adapter_dim=24)
 
 # A new model has to stand here, with one example for each of its ways.
@@ -51,6 +54,13 @@ EXAMPLES = {
         LENGTHS,
     ),
     'ctc': (ctc.CtcHead(32), FRAMES),
+    'aligner, ctc': (aligners.CtcAligner(aligners.TransformerConfig(**TRANSFORMER)), FRAMES, LENGTHS),
+    'aligner, cif': (cif.CifAligner(cif.CifConfig(**TRANSFORMER)), FRAMES, LENGTHS),
+    'aligner, monotonic': (
+        monotonic.MonotonicAligner(monotonic.MonotonicConfig(**ALIGNER)),
+        *(FRAMES, LENGTHS, TOKENS, jnp.array([6, 3])),
+    ),
+    'aligner, external': (aligners.ExternalAligner(25.0), FRAMES, LENGTHS, TOKENS, LENGTHS, jnp.ones((2, 6))),
     'best_rq': (best_rq.BestRqHead(best_rq.BestRqConfig(2, 32)), FRAMES),
     'adapter': (SlmAdapter(SlmAdapterConfig(**SLM)), FRAMES, LENGTHS),
     'adapter, conv': (SlmAdapter(SlmAdapterConfig(**SLM, reduction='conv', remat_policy='full')), FRAMES, LENGTHS),
@@ -82,7 +92,7 @@ def tracing():
 
 
 def initialised(module, *inputs):
-    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs)['params'])
+    return nn.unbox(jax.eval_shape(module.init, jax.random.key(0), *inputs).get('params', {}))
 
 
 @pytest.mark.parametrize('name', EXAMPLES)

@@ -138,7 +138,7 @@ def character_spellings(characters: str) -> tuple[tuple[int, ...], ...]:
     """The characters of each of the language model's tokens, in small letters, as labels of an aligner.
 
     Label 1 is the space between words, and from 2 on come `characters`. What is not heard has none: punctuation,
-    special tokens, spaces that nothing follows. -1 are letters and digits that are none of them, and parts of a letter.
+    special tokens, spaces but for a single one. -1 are letters and digits that are none of them, and parts of a letter.
 
     Raises:
         ValueError: a character twice, a space, or a large letter.
@@ -163,8 +163,8 @@ def _characters(text: str, labels: Mapping[str, int]) -> tuple[int, ...]:
             found.append(labels[c])
         elif c == '\N{REPLACEMENT CHARACTER}' or unicodedata.category(c)[0] in 'LMN':
             found.append(-1)
-    while found[-1:] == [_SPACE]:
-        found.pop()
+    if found == [_SPACE] and text != ' ':
+        return ()
     return (-1,) if len(found) > _MOST_CHARACTERS else tuple(found)
 
 

@@ -5,7 +5,7 @@ in; for every token the last frame of its segment out. Segments follow each othe
 at the beginning is the first token's, a pause is part of the token before it, and silence at the end of the last one.
 Each has one frame at least.
 
-    aligner.init(rng, frames, frame_lengths, tokens, token_lengths)
+    params = initial_params(aligner, rng, frames, frame_lengths, tokens, token_lengths)
     aligner.apply({'params': params}, frames, frame_lengths, tokens, token_lengths)     with the transcript
     aligner.apply({'params': params}, frames, frame_lengths)                            the aligner writes the tokens
 
@@ -13,19 +13,20 @@ Shape names: b batch, f frames, d frame width, t tokens, l labels of CTC or char
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32, Key
 
 from slm_jax.encoders import alignment, whisper
 from slm_jax.encoders.ctc import CtcHead, ctc_fits, ctc_loss_of_many, ctc_runs
 from slm_jax.encoders.layers import FRAMES, conv, layer_norm
 from slm_jax.encoders.spelling import Spelling, Spelt, at, front
 
-_NEVER = -1e4  # a logit
 # As in word times: a label is written within its sound, so half of the gap before it is its token's, up to so many
 # frames of 20 ms.
 _EARLIER = 4
@@ -47,8 +48,28 @@ class Alignment(NamedTuple):
     tokens: Int32[Array, 'b t']
 
 
+def check_fits(found: Alignment, token_lengths: Int[Array, ' b'], names: Sequence[str]) -> None:
+    """Refuses transcripts that have more tokens, or labels of them, than frames; where answers are waited for.
+
+    Args:
+        found: of the transcripts.
+        token_lengths: of these.
+        names: of the recordings.
+
+    Raises:
+        ValueError: names those.
+    """
+    unfit = np.flatnonzero((np.asarray(found.lengths) == 0) & (np.asarray(token_lengths) > 0))
+    if len(unfit):
+        listed = ', '.join(f'{names[row]} ({int(token_lengths[row])} tokens)' for row in unfit[:3])
+        raise ValueError(
+            f'{listed}{" …" if len(unfit) > 3 else ""}: the speech is too short for its transcript. Give the '
+            'transcript of this recording, or the whole recording.'
+        )
+
+
 class Aligner(Protocol):
-    """What a system needs of an aligner, a Flax module.
+    """What a system needs of an aligner, a Flax module; one that is not trained has no `losses`.
 
     Attributes:
         needs_tokens: it does not write tokens itself: a call without them is a ValueError.
@@ -89,6 +110,20 @@ class Aligner(Protocol):
 
         `loss` among them is to be made small; the others are told.
         """
+
+
+def initial_params(
+    aligner: nn.Module,
+    rng: Key[Array, ''],
+    frames: Float[Array, 'b f d'],
+    frame_lengths: Int[Array, ' b'],
+    tokens: Int[Array, 'b t'],
+    token_lengths: Int[Array, ' b'],
+) -> dict[str, Any]:
+    """Fresh parameters; {} of an aligner that has none."""
+    if not hasattr(aligner, 'losses'):
+        return {}
+    return aligner.init(rng, frames, frame_lengths, tokens, token_lengths, method='losses')['params']
 
 
 def partition(

@@ -57,7 +57,7 @@ class Spelling:
         return self.vocab_size or 1 + max(max(labels, default=0) for labels in self.by_token or ())
 
     @functools.cached_property
-    def _table(self) -> np.ndarray:
+    def table(self) -> np.ndarray:
         """Labels of each token, 0 behind them."""
         if self.by_token is None:
             return np.arange(self.num_labels, dtype=np.int32)[:, None]
@@ -78,7 +78,7 @@ class Spelling:
     @functools.cached_property
     def label_alone(self) -> np.ndarray:
         """The label of each token that one alone spells, 0 of the others."""
-        table = self._table
+        table = self.table
         one = (table[:, 0] > 0) & (table[:, 1:2] == 0).all(axis=1)
         return np.where(one, table[:, 0], 0).astype(np.int32)
 
@@ -109,13 +109,18 @@ class Spelling:
     def spell(self, tokens: Int[Array, 'b t'], lengths: Int[Array, ' b'], limit: int) -> Spelt:
         """A transcript in labels; of one with more than `limit` labels the first of them.
 
-        A mark between words is left out where nothing was heard before it.
+        A mark between words is left out where no sound was before it, and where nothing follows or another mark.
         """
         valid = jnp.arange(tokens.shape[1]) < lengths[:, None]
-        labels = jnp.where(valid[..., None], jnp.asarray(self._table)[tokens].astype(jnp.int32), 0)
+        labels = jnp.where(valid[..., None], jnp.asarray(self.table)[tokens].astype(jnp.int32), 0)
         flat = labels.reshape(len(labels), -1)
         sound = (flat != 0) & (flat != self.between)
-        flat = jnp.where(lax.cummax(sound.astype(jnp.int32), axis=1) > 0, flat, 0)
+        begun = lax.cummax(sound.astype(jnp.int32), axis=1) > 0
+        end = flat.shape[1]
+        following = lax.cummin(jnp.where(flat != 0, jnp.arange(end), end), axis=1, reverse=True)
+        following = jnp.pad(following[:, 1:], ((0, 0), (0, 1)), constant_values=end)
+        followed = jnp.take_along_axis(sound, following, axis=1, mode='fill', fill_value=False)
+        flat = jnp.where(sound | (begun & followed), flat, 0)
         place = (jnp.cumsum(flat != 0, axis=1) - 1).reshape(labels.shape)
         sound = sound.reshape(labels.shape)
         firsts = jnp.min(jnp.where(sound, place, flat.shape[1]), axis=2)
@@ -144,7 +149,7 @@ class Spelling:
             return (node, coming, jnp.where(spelt > 0, spelt, token), jnp.where(spelt > 0, number, size)), None
 
         nothing = jnp.zeros_like(labels)
-        longest = self._table.shape[1]
+        longest = self.table.shape[1]
         (_, _, token, size), _ = lax.scan(longer, (nothing, labels, nothing, nothing), jnp.arange(1, longest + 1))
 
         def step(rest, column):
@@ -157,7 +162,7 @@ class Spelling:
         place = jnp.broadcast_to(jnp.arange(labels.shape[1]), labels.shape)
         firsts = jnp.where(labels == self.between, place + 1, place) if self.between else place
         tokens, firsts, lasts = front(begins, token, firsts, place + size - 1)
-        return tokens, jnp.sum(begins, axis=1), Spelt(labels, firsts, lasts, tokens != 0)
+        return tokens, jnp.sum(begins, axis=1), Spelt(labels, firsts, lasts, (tokens != 0) & (firsts <= lasts))
 
 
 def front(kept: Bool[Array, 'b l'], *arrays: Int[Array, 'b l']) -> list[Int[Array, 'b l']]:

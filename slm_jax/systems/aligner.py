@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.encoders.aligners import Alignment
+from slm_jax.encoders.aligners import Alignment, initial_params
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of, stored
 
@@ -27,6 +27,13 @@ class SpeechAligner:
     token_ends = True  # see `System`
     writes_llm_tokens = True
 
+    def __post_init__(self):
+        if not hasattr(self.aligner, 'losses'):
+            raise ValueError(
+                f'{type(self.aligner).__name__} has nothing to be trained: it goes by what files say. Train another '
+                '(models/ssr_aligner_characters.gin, …_subwords, …_cif, …_monotonic), or give this one to SSR as it is.'
+            )
+
     @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""
@@ -38,8 +45,8 @@ class SpeechAligner:
         (frames, lengths, _), encoder = self.speech_encoder.init_with_output(
             encoder_rng, batch['speech_samples'], batch['speech_lengths'], **stored(batch)
         )
-        variables = self.aligner.init(aligner_rng, frames, lengths, *transcript(batch), method='losses')
-        return {'speech_encoder': encoder.get('params', {}), 'aligner': variables['params']}
+        fresh = initial_params(self.aligner, aligner_rng, frames, lengths, *transcript(batch))
+        return {'speech_encoder': encoder.get('params', {}), 'aligner': fresh}
 
     def _frames(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
@@ -82,18 +89,16 @@ class SpeechAligner:
         rows = jnp.sum(lengths > 0).astype(jnp.float32)
         metrics['too_many_tokens'] = rows - jnp.sum(fits), rows
         if rng is None and 'token_ends' in batch:
-            metrics['boundary_ms'] = boundary_error(
-                self.align(params, batch), batch['token_ends'], self.frame_rate(params)
-            )
+            metrics['boundary_ms'] = boundary_error(self.align(params, batch), batch['token_ends'], self.frame_rate())
         return metrics['loss'][0] / jnp.maximum(count, 1.0), metrics
 
-    def frame_rate(self, params: Params) -> float:
+    def frame_rate(self) -> float:
         """Frames a second."""
-        del params  # where stored frames are read, those of the encoder are not there
+        key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
 
-        def frames(batch: Batch) -> Float[Array, 'b f d']:
-            given = jax.random.key(0), batch['speech_samples'], batch['speech_lengths']
-            return self.speech_encoder.init_with_output(*given)[0][0]
+        def frames(batch):
+            (found, *_), _ = self.speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
+            return found
 
         count = frames_of(frames)
         return (count(24) - count(8)) / 16

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
+from slm_jax.encoders import aligners
 from slm_jax.encoders.aligners import Alignment
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
@@ -135,11 +136,8 @@ class SSR:
             heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
         frames, frame_lengths = heard[:2]
         tokens, count = transcript(batch)
-        aligner: Params = {}
-        if hasattr(self.aligner, 'losses'):  # else there is nothing that it could learn
-            with fresh.part('aligner'):
-                given = frames, frame_lengths, tokens, count
-                aligner = self.aligner.init(aligner_rng, *given, method='losses')['params']
+        with fresh.part('aligner'):
+            aligner = aligners.initial_params(self.aligner, aligner_rng, frames, frame_lengths, tokens, count)
         with fresh.part('adapter'):
             adapter = self.adapter.init(adapter_rng, frames, frame_lengths, tokens, count)['params']
         with fresh.part('llm'):

@@ -12,6 +12,7 @@ errors.
 """
 
 import argparse
+import multiprocessing
 import pathlib
 
 import bench_word_times
@@ -22,8 +23,14 @@ import soundfile
 from slm_jax import cli
 from slm_jax.audio import waveforms
 from slm_jax.data import alignments, ctc_text, json_lines, manifests
+from slm_jax.encoders import aligners
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries
+from slm_jax.systems.aligner import transcript
+
+
+def _read(voice: str, sentences: list[str]) -> list:
+    return list(bench_word_times.spoken(voice, sentences))
 
 
 def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
@@ -32,7 +39,10 @@ def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
     rows = []
     for number, voice in enumerate(voices):
         own = sentences[number :: len(voices)]
-        for text, (samples, begun) in zip(own, bench_word_times.spoken(voice, own)):
+        # A process for each: espeak-ng tells wrong times once another voice has spoken.
+        with multiprocessing.get_context('spawn').Pool(1) as pool:
+            spoken = pool.apply(_read, (voice, own))
+        for text, (samples, begun) in zip(own, spoken):
             words = text.split()
             if len(begun) != len(words) or begun != sorted(begun):
                 continue
@@ -52,16 +62,19 @@ def measure(manifest: pathlib.Path, directory: str) -> None:
     model = model_lib.load(directory)
     system, vocabulary = model.system, model.vocabulary
     align = jax.jit(system.align, static_argnames='written')
-    rate, off, said, counts = system.frame_rate(model.params), [], [], []
+    rate, off, said, counts = system.frame_rate(), [], [], []
     asked = []
     for row in manifests.read(manifest):
         samples = waveforms.read_waveform(row['audio'])
         tokens = (*vocabulary.encode(row['text']), vocabulary.eos_id)
         spans = alignments.spans(row['alignment'], (row['id'],), row['text'], len(samples) / 16_000, row['origin'])
         ends = alignments.token_ends({'targets': tokens, 'alignment': spans}, vocabulary)
-        asked.append(queries.Query((), samples, {'text': row['text'], 'ends': ends}, target=tokens))
+        asked.append(
+            queries.Query((), samples, {'name': row['audio'], 'text': row['text'], 'ends': ends}, target=tokens)
+        )
     for group, batch in queries.batched(asked, 60.0, computed=model.computed_seconds, longest=model.encoder_seconds):
         found = align(model.params, batch)
+        aligners.check_fits(found, transcript(batch)[1], [query.info['name'] for _, query in group])
         written = None if system.aligner.needs_tokens else align(model.params, batch, written=True)
         for row, (_, query) in enumerate(group):
             n, ends = int(found.lengths[row]), query.info['ends']

@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import seqio
+import soundfile
 
-from slm_jax.data import manifests
-from slm_jax.data.alignments import AlignmentError, spans, token_ends
+from slm_jax.data import json_lines, loader, manifests
+from slm_jax.data.alignments import AlignmentError, letters, spans, token_ends
+from slm_jax.data.preprocessors import BadExampleError
 from slm_jax.foundations.tokenizers import Bytes
+from slm_jax.tasks import registry
 
 TEXT = 'Hello, you two!'
 LONG = """File type = "ooTextFile"
@@ -137,3 +141,44 @@ def test_the_ends_of_tokens():
     for alignment in (b'', b'[[9, 0.5, 0.9]]'):
         assert not token_ends(example | {'alignment': alignment}, vocabulary).any()
     assert not token_ends({'targets': np.array(tokens)}, vocabulary).any()
+
+
+def test_batches_bring_the_ends_of_tokens(manifest, vocabulary, tmp_path):
+    rows = [{name: row[name] for name in ('audio', 'text', 'lang')} for row in json_lines.read(manifest)]
+    for row in rows[1:]:
+        words, seconds = row['text'].split(), soundfile.info(tmp_path / row['audio']).duration
+        times = np.linspace(0, seconds, len(words) + 1).tolist()
+        row['alignment'] = [list(each) for each in zip(words, times, times[1:])]
+    named = tmp_path / 'last.ctm'
+    named.write_text(''.join(f'{rows[2]["audio"][:-4]} 1 {s} {e - s} {w}\n' for w, s, e in rows[2]['alignment']))
+    rows[2]['alignment'] = named.name
+    json_lines.write(manifest, rows)
+    registry.manifest('aligned', manifest)
+    try:
+        data = loader.SpeechTextLoader('aligned', seconds_per_batch=8.0, cache_dir=tmp_path / 'cache', token_ends=True)
+        found = {}
+        for batch, infos in data.examples():
+            assert batch['token_ends'].shape == batch['decoder_target_tokens'].shape
+            assert data.batch_shapes()[0]['token_ends'][1] == batch['token_ends'].dtype == np.float32
+            names = ('token_ends', 'decoder_target_tokens', 'speech_lengths')
+            for info, *row in zip(infos, *map(batch.get, names)):
+                if info:
+                    found[info.audio] = row
+        source = registry.sources.ManifestSource({'train': str(manifest)})
+        before = source.state('train')
+        named.write_text(f'{rows[2]["audio"][:-4]} 1 0 99 {rows[2]["text"].split()[0]}\n')
+        assert source.state('train') != before  # the store is made anew
+        with pytest.raises(BadExampleError, match=r"last.ctm:1: '.*' ends at 99 s and the recording has [\d.]+ s"):
+            loader.SpeechTextLoader('aligned', seconds_per_batch=8.0, cache_dir=tmp_path / 'cache', token_ends=True)
+    finally:
+        seqio.TaskRegistry.remove('aligned')
+    assert not found[str(tmp_path / rows[0]['audio'])][0].any()
+    for row in rows[1:]:
+        ends, tokens, samples = found[str(tmp_path / row['audio'])]
+        count = np.sum(tokens > 1)
+        exact = np.abs(ends[:count])
+        assert np.all(exact > 0) and not np.any(ends[count:]) and np.all(np.diff(exact) >= -1e-6)
+        words = row['text'].split()
+        heard = [number for number, word in enumerate(words, 1) if letters(word)]
+        assert np.sum(ends > 0) >= len(heard)
+        np.testing.assert_allclose(exact[-1], samples / 16_000 * heard[-1] / len(words), atol=2e-3)

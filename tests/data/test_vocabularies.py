@@ -72,3 +72,25 @@ def test_what_is_met_seldom_is_counted_as_its_parts(bpe):
     spelt = token_counts.spelt(counts, bpe.parts, 5)
     assert spelt == {5: 5, 9: 1 + 4, 10: 4, 7: 1, 3: 1}  # 'ha', met four times with its compounds, is two letters
     assert sum(spelt.values()) == 16
+
+
+def test_tokens_for_an_aligner_are_labels_parts_or_any(bpe):
+    found = vocabularies.token_spellings('9:3,10:3,2:1,3:1,5:6')
+    assert found[:2] == ((), ()) and len(found) == bpe.vocab_size
+    assert found[8:10] == ((1, 2, 1), (1,)) and found[7] == found[11] == (-1,)
+
+
+def test_the_characters_of_tokens(vocabulary):
+    characters = "abcdefghijklmnopqrstuvwxyz'"
+    found = vocabularies.character_spellings(characters)
+
+    def said(text):
+        labels = [label for token in vocabulary.encode(text) for label in found[token]]
+        return ''.join({-1: '?', 1: ' '}.get(label) or characters[label - 2] for label in labels)
+
+    assert len(found) == vocabulary.vocab_size and found[0] == found[1] == ()
+    assert ' '.join(said("He said: 'yes' - no!").split()) == 'he said yes no'
+    assert ' '.join(said('café so').split())[:4] == 'caf?'
+    for wrong in ('abca', 'aB', 'a b'):
+        with pytest.raises(ValueError, match='small letters, digits and an apostrophe were expected, each once'):
+            vocabularies.character_spellings(wrong)

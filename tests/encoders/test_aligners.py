@@ -9,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from slm_jax.encoders.aligners import CtcAligner, ExternalAligner, TransformerConfig, partition, within
+from slm_jax.encoders import aligners
+from slm_jax.encoders.aligners import CtcAligner, ExternalAligner, TransformerConfig, check_fits, partition, within
 from slm_jax.encoders.cif import CifAligner, CifConfig
 from slm_jax.encoders.monotonic import MonotonicAligner, MonotonicConfig
 from slm_jax.encoders.spelling import Spelling
@@ -51,7 +52,7 @@ def speech(rng, rows=16):
 def trained(kind):
     """(parameters, the compiled aligner) after some steps."""
     aligner, rng = ALIGNERS[kind], np.random.default_rng(0)
-    params = nn.unbox(aligner.init(jax.random.key(0), *speech(rng)[:4], method='losses'))
+    params = {'params': nn.unbox(aligners.initial_params(aligner, jax.random.key(0), *speech(rng)[:4]))}
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -85,7 +86,7 @@ def test_it_learns_where_tokens_are_said(kind):
             ALIGNERS[kind].apply(params, frames, frame_lengths)
         return
     written = apply(params, frames, frame_lengths)
-    assert np.mean(np.array(written.lengths) == lengths) > 0.8
+    assert np.abs(np.array(written.lengths) - np.array(lengths)).mean() < 0.6
     right = np.array(written.lengths) == lengths
     assert np.mean(np.array(written.tokens)[right, :LONGEST] == tokens[right]) > 0.9
     # CIF's weights are then scaled by a little.
@@ -125,6 +126,12 @@ def test_segments_are_all_of_the_frames_and_what_does_not_fit_is_told(kind):
     n = found.lengths.tolist()
     assert n[0] == n[2] == n[3] == n[5] == 0 and n[7:] == [8] * 9 and not np.any(fits[np.array([0, 2, 3, 5])])
     assert np.all(fits[7:])
+    names = [f'{row}.wav' for row in range(16)]
+    with pytest.raises(
+        ValueError, match=r'0.wav \(3 tokens\), 2.wav \(6 tokens\), 3.wav \(8 tokens\).*: the speech is too'
+    ):
+        check_fits(found, lengths, names)
+    check_fits(aligners.Alignment(*(each[7:] for each in found)), lengths[7:], names[7:])
 
 
 def test_boundaries_rise_and_leave_a_frame_for_each():
@@ -146,6 +153,7 @@ def test_what_a_file_says():
     aligner = ExternalAligner(frames_per_second=50.0)
     ends = jnp.array([[-0.21, 0.5, 0.5, 2.0], [0.0] * 4])
     given = jnp.zeros((2, 60, 4)), jnp.array([60, 60]), jnp.full((2, 4), 7), jnp.array([4, 4])
+    assert aligners.initial_params(aligner, jax.random.key(0), *given) == {}
     found = aligner.apply({}, *given, ends)
     assert found.boundaries.tolist() == [[9, 24, 25, 59], [0] * 4] and found.lengths.tolist() == [4, 0]
     with pytest.raises(ValueError, match='given no token_ends, which manifests with "alignment" have'):

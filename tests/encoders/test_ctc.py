@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss, ctc_loss_of_many
+from slm_jax.encoders.ctc import ctc_fits, ctc_greedy, ctc_loss, ctc_loss_of_many, ctc_runs
 
 
 def collapse(path):
@@ -83,3 +83,16 @@ def test_greedy():
     logits = jax.nn.one_hot(best, 9)
     found = ctc_greedy(logits, jnp.array([8, 5]))
     assert found.tolist() == [[3, 3, 2, 5, 0, 0, 0, 0], [4, 4, 0, 0, 0, 0, 0, 0]]
+
+
+def test_runs_are_where_greedy_labels_stand():
+    best = np.random.default_rng(0).integers(0, 3, (5, 12))
+    lengths = np.array([12, 9, 1, 0, 12])
+    found = ctc_runs(jax.nn.one_hot(best, 4), jnp.array(lengths))
+    for row, length in enumerate(lengths):
+        runs, place = [], 0
+        for label, group in itertools.groupby(best[row, :length].tolist()):
+            start, place = place, place + len(list(group))
+            runs += [(label, start, place)] if label else []
+        assert [tuple(int(each[row, n]) for each in found) for n in range(len(runs))] == runs
+        assert not any(np.any(each[row, len(runs) :]) for each in found)
