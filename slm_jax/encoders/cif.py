@@ -47,7 +47,7 @@ class CifAligner(nn.Module):
         self.weight = nn.Dense(
             1,
             dtype=jnp.float32,
-            kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), ('embed', 'weights')),
+            kernel_init=nn.with_logical_partitioning(nn.initializers.zeros, ('embed', 'weights')),
             bias_init=nn.with_logical_partitioning(bias, ('weights',)),
         )
         self.head = CtcHead(cfg.spelling.num_labels)
