@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from slm_jax import decoding
 from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
-from slm_jax.encoders.aligners import Alignment
+from slm_jax.encoders import aligners
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
 from slm_jax.systems.aligner import transcript
@@ -35,7 +35,7 @@ class _Said(NamedTuple):
     """What is heard in a batch: a vector for each token, the frames' alignment, and the valid frames of each row."""
 
     vectors: Float[Array, 'b t e']
-    alignment: Alignment
+    alignment: aligners.Alignment
     frame_lengths: Int[Array, ' b']
 
 
@@ -136,11 +136,8 @@ class SSR:
             heard, speech = self.speech_encoder.init_with_output(speech_rng, samples, lengths)
         frames, frame_lengths = heard[:2]
         tokens, count = transcript(batch)
-        aligner: Params = {}
-        if hasattr(self.aligner, 'losses'):  # else there is nothing that it could learn
-            with fresh.part('aligner'):
-                given = frames, frame_lengths, tokens, count
-                aligner = self.aligner.init(aligner_rng, *given, method='losses')['params']
+        with fresh.part('aligner'):
+            aligner = aligners.initial_params(self.aligner, aligner_rng, frames, frame_lengths, tokens, count)
         with fresh.part('adapter'):
             adapter = self.adapter.init(adapter_rng, frames, frame_lengths, tokens, count)['params']
         with fresh.part('llm'):
@@ -181,7 +178,7 @@ class SSR:
         )
         return _Said(vectors, alignment, lengths)
 
-    def _few(self, alignment: Alignment, frame_lengths: Int[Array, ' b']) -> Alignment:
+    def _few(self, alignment: aligners.Alignment, frame_lengths: Int[Array, ' b']) -> aligners.Alignment:
         """The alignment of no more tokens than there is room for: neighbours share a segment, and the last one's token.
 
         A row's room goes by its own length: it must not depend on the padding of its batch.
@@ -197,7 +194,7 @@ class SSR:
             jnp.take_along_axis(each, last, axis=1, mode='fill', fill_value=0)
             for each in (alignment.boundaries, alignment.tokens)
         )
-        return Alignment(boundaries, kept[:, 0], tokens)
+        return aligners.Alignment(boundaries, kept[:, 0], tokens)
 
     def _embed(self, params: Params, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
         return self.llm.apply({'params': params['llm']}, jnp.maximum(tokens, 0), method='embed')
