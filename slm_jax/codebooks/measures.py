@@ -1,14 +1,16 @@
 """How good a codebook is, on synthetic speech whose phones are known (`corpora.phones`).
 
-units/s, bits/s        units without repetitions; the entropy of these and of their durations, each taken alone
-purity                 frames whose phone is the one that their unit stands for; a unit stands for the phone that it
-has most often in the other half of the sentences
-PNMI                   information that units have of phones, as a share of the phones' entropy (HuBERT,
-arXiv 2106.07447); of all sentences, so it rises with k
-ABX                    of two phones A and B and one more X of A's kind, how often B is taken to be nearer: means of the
-centroids over the phone, cosine distance; beside it that of the encoder's own frames
-unit errors            edits per unit when a sentence is encoded again: quieter, with noise, a little later, in
-another voice, or said by a vocoder
+- units/s, bits/s: units without repetitions; the entropy of these and of their durations, each taken alone.
+- purity: frames whose phone is the one that their unit stands for. A unit stands for the phone that it has most often
+  in the other half of the sentences.
+- PNMI: information that units have of phones, as a share of the phones' entropy (HuBERT, arXiv 2106.07447); of all
+  sentences, so it rises with k.
+- ABX: of two phones A and B and one more X of A's kind, how often B is taken to be nearer: means of the centroids over
+  the phone, cosine distance; beside it that of the encoder's own frames.
+- unit errors: edits per unit when a sentence is encoded again: quieter, with noise, a little later, in another voice,
+  or said by a vocoder.
+
+Of few sentences PNMI is too high and purity too low: some hundred are wanted.
 """
 
 import collections

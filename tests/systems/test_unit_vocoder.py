@@ -26,11 +26,12 @@ def gradient_of(params, batch):
     return jax.value_and_grad(lambda params: SYSTEM.loss(params, batch, None), has_aux=True)(params)
 
 
-def batch(rows=2):
+def batch():
+    """Two clips and an empty row."""
     rng = np.random.default_rng(0)
-    tokens = np.array([[1, 1, 2, 2, 2, 4], [5, 5, 3, 0, 0, 0], [0] * 6], np.int32)[:rows]
-    samples = (3000 * rng.standard_normal((rows, 6 * 640))).astype(np.int16)
-    samples[1, 3 * 640 :] = 0
+    tokens = np.array([[1, 1, 2, 2, 2, 4], [5, 5, 3, 0, 0, 0], [0] * 6], np.int32)
+    samples = (3000 * rng.standard_normal((3, 6 * 640))).astype(np.int16)
+    samples[1, 3 * 640 :] = samples[2] = 0
     return {'decoder_target_tokens': tokens, 'speech_samples': samples}
 
 
@@ -58,12 +59,13 @@ def test_a_clip_says_the_same_alone_and_whatever_follows_it():
 
 def test_an_empty_row_and_what_is_in_the_padding_change_no_loss():
     (loss, metrics), gradient = gradient_of(params(), batch())
-    more = batch(3)
-    more['speech_samples'][:2] = batch()['speech_samples']
-    more['speech_samples'][1, 3 * 640 :] = 999
-    (padded, _), _ = gradient_of(params(), more)
+    noisy = batch()
+    noisy['speech_samples'][1, 3 * 640 :] = 999
+    noisy['speech_samples'][2] = 999
+    (padded, _), _ = gradient_of(params(), noisy)
     np.testing.assert_allclose(padded, loss, rtol=1e-4)
     assert {*metrics} == {'spectral', 'mel', 'duration', 'loss'}
+    assert metrics['loss'][1] == pytest.approx((6 + 3) / 25)  # seconds
     assert all(np.isfinite(leaf).all() and np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
