@@ -105,7 +105,9 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         refused = slm_jax(f'{run} --gin.SPEECH_UNITS=4 --gin.MODEL_DIR=no', status=2)
         assert 'codebook/centroids has shape' in refused
         weights = "--gin.MODALITY_WEIGHTS={'text':1.0}"
-        assert 'DMLM.weights has no weight for speech' in slm_jax(f'{run} --gin.MODEL_DIR=no', f'={weights}', status=2)
+        assert '(set by MODALITY_WEIGHTS) has no weight for speech, of which' in slm_jax(
+            f'{run} --gin.MODEL_DIR=no', f'={weights}', status=2
+        )
         assert not pathlib.Path('no').exists() or not [*pathlib.Path('no').glob('[0-9]*')]
     finally:
         gin.clear_config()

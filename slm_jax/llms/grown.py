@@ -6,6 +6,7 @@ still names them. What has grown is beside them: `grown/embedding` and, where th
 """
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from slm_jax.llms.decoder_only import INIT, DecoderOnly
@@ -41,5 +42,6 @@ class Grown(DecoderOnly):
     def head(self, x: Float[Array, 'b l _']) -> Float[Array, 'b l v']:
         """Logits of both, the former's first: two products, so that theirs have the bits that they had."""
         tied = self.config.logits_via_embedding if self.tied is None else self.tied
-        others = self.grown.logits(x) if tied else self.grown_logits(x)
-        return jnp.concatenate([super().head(x), others], axis=-1)
+        axes = ('batch', 'length', 'vocab')
+        others = self.grown.logits(x) if tied else nn.with_logical_constraint(self.grown_logits(x), axes)
+        return nn.with_logical_constraint(jnp.concatenate([super().head(x), others], axis=-1), axes)
