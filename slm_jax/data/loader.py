@@ -286,7 +286,10 @@ class SpeechTextLoader:
             shape = self._shapes[batch.bucket]['speech_frames'][0][1:]
             given = [example[1].get('frames') if example else None for example in examples]
             rows = [feature_converter.with_frames(row, made, shape) for row, made in zip(rows, given)]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, examples
+        arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        if 'first_tokens' in self._shapes[batch.bucket]:
+            arrays['first_tokens'] = arrays['decoder_target_tokens'][:, 0].copy()
+        return arrays, examples
 
     def batches(
         self, start_step: int = 0, host_rows: HostRows | None = None
@@ -411,6 +414,8 @@ class SpeechTextLoader:
             'decoder_target_tokens': ((bucket.rows, bucket.targets), np.dtype(np.int32)),
             'decoder_loss_weights': ((bucket.rows, bucket.targets), np.dtype(np.float32)),
         }
+        if getattr(self.vocabulary, 'languages', ()):  # with their codes targets begin, and so do the answers shown
+            shapes['first_tokens'] = shapes['speech_lengths']
         return self._encoder.shapes(shapes) if self._encoder else shapes
 
     def state(self) -> dict:

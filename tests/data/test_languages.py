@@ -23,7 +23,7 @@ def test_texts_begin_with_the_code_of_their_language():
         ('', 'the language of the text is not stated'),
         ('cy', r"no code for the language 'cy' \(Welsh\). Of its 5 the nearest are .*--language cy_XX=mean` adds one"),
         ('german', r"no code for the language 'german' \(unknown\). Of its 5 the nearest are de_DE;"),
-        ('chek', r'the nearest are cs_CZ'),
+        ('czeck', r'the nearest are cs_CZ;'),
     ],
 )
 def test_a_language_without_a_code_is_refused(lang, message):

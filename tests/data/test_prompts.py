@@ -82,8 +82,8 @@ def test_without_texts_or_a_vocabulary():
     ('binding', 'said'),
     [
         (
-            "Prompt.template='{speech}'",
-            'prompts.Prompt.template (set by PROMPT_TEMPLATE) has no place {instruction}: it',
+            "Prompt.template='{instruction}'",
+            'prompts.Prompt.template (set by PROMPT_TEMPLATE) has no place {speech}: it',
         ),
         ("Prompt.template=''", 'has no place {speech} and no place {instruction}: it must have {speech} and'),
         ("Prompt.template='{speech}{instruction}{speech}'", 'has 2 places {speech}: it must have {speech} and'),
