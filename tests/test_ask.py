@@ -16,7 +16,7 @@ import pytest
 
 from slm_jax import ask, decoding, model_arguments
 from slm_jax.audio import recorder, waveforms
-from slm_jax.inference import session
+from slm_jax.inference import queries, session
 from slm_jax.inference.writing import Part
 
 WORDS = ('It ', 'has ', 'ten ', 'words.')
@@ -131,8 +131,7 @@ def test_what_was_said_before_is_read_as_far_as_there_is_room(model, run, tmp_pa
 
     def query(model, messages, samples, with_ctc):
         seen.append([(message.role, message.text, message.speech) for message in messages])
-        return types.SimpleNamespace(tokens=(7,) * sum(len(message.text) for message in messages), samples=samples,
-                                     transcribed=False, target=())  # fmt: skip
+        return queries.Query((7,) * sum(len(message.text) for message in messages), samples)
 
     monkeypatch.setattr(session.asking, 'reads_history', lambda model: '')
     monkeypatch.setattr(session.asking, 'query', query)

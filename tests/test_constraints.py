@@ -12,6 +12,7 @@ import pytest
 
 from slm_jax import adapters, encoders, llms
 from slm_jax.adapters import phrase_keys
+from slm_jax.adapters.conv1d import Conv1dAdapter, Conv1dConfig
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
 from slm_jax.adapters.ssr import SsrCompressor, SsrConfig
 from slm_jax.adapters.token_ctc import TokenCtcAdapter, TokenCtcConfig
@@ -69,6 +70,7 @@ EXAMPLES = {
         TokenCtcAdapter(TokenCtcConfig(**SLM, label_counts=(1,) * 31)),
         *(FRAMES, LENGTHS, None, None, jnp.ones((32, 24))),
     ),
+    'adapter, two convolutions': (Conv1dAdapter(Conv1dConfig(24)), FRAMES, LENGTHS),
     'compressor': (SsrCompressor(SsrConfig(**SLM)), FRAMES, LENGTHS, jnp.array([[3, 8], [2, 0]]), jnp.array([2, 1])),
     'phrases, speech': (phrase_keys.SpeechKeys(phrase_keys.PhraseKeysConfig(2, 16, 8, 2)), FRAMES, LENGTHS),
     'phrases, text': (phrase_keys.TextKeys(phrase_keys.PhraseKeysConfig(2, 16, 8, 2)), TOKENS),

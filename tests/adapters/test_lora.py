@@ -18,7 +18,7 @@ from slm_jax.llms import initial_params
 from slm_jax.systems.text_to_text import generate
 from slm_jax.training import quantization
 
-CONFIG = LoraConfig(rank=3, alpha=6.0, modules=('llm/.*/(query|key|out|wo)', 'llm/decoder/.*/wi_1'))
+CONFIG = LoraConfig(rank=3, alpha=6.0, modules=('llm/.*/(query|key|out|wo)', 'llm/decoder/.*/wi(_1)?'))
 PROMPT, TARGET = (jnp.asarray(np.random.default_rng(i).integers(2, 384, (3, 7))) for i in range(2))
 
 
@@ -56,7 +56,7 @@ def test_at_first_it_changes_no_bit_and_then_it_is_what_is_merged(kind):
     modules = {path.rpartition('/')[0] for path in updates}
     assert any('/out' in module for module in modules) and any('/wo' in module for module in modules)
     for module in modules:
-        scanned = {'llama': 0, 't5': None, 'scanned t5': 1}[kind]
+        scanned = {'llama': 0, 'mbart': 0, 't5': None, 'scanned t5': 1}[kind]
         both = updates[f'{module}/{lora.DOWN}'], updates[f'{module}/{lora.UP}']
         kernels[f'{module}/kernel'] = lora.merged(kernels[f'{module}/kernel'], *both, CONFIG.scale, scanned)
     weights = {'llm': unflatten(kernels)}

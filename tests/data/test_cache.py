@@ -249,12 +249,12 @@ def test_features_of_any_type_survive():
 
 
 def test_decoding_reports_faults_of_content_and_samples():
-    wrong = preprocessors.tf.data.Dataset.from_tensors({'content': b'not audio', 'origin': 'corpus/17', 'error': ''})
+    texts = dict.fromkeys(('id', 'audio', 'text', 'alignment', 'error'), '')
+    wrong = preprocessors.tf.data.Dataset.from_tensors(texts | {'content': b'not audio', 'origin': 'corpus/17'})
     (example,) = preprocessors.decode_content(wrong).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/17: not audio') and len(example['speech']) == 0
-    empty = preprocessors.tf.data.Dataset.from_tensors(
-        {'samples': np.zeros(0, np.int64), 'origin': 'corpus/18', 'error': ''}
-    )
+    samples = {'samples': np.zeros(0, np.int64), 'origin': 'corpus/18'}
+    empty = preprocessors.tf.data.Dataset.from_tensors(texts | samples)
     (example,) = preprocessors.decode_samples(empty, 16000).as_numpy_iterator()
     assert example['error'].startswith(b'corpus/18: holds no samples')
     assert waveforms.SAMPLE_RATE == 16000

@@ -110,7 +110,10 @@ def test_a_model_type_that_is_not_said(source):
     import_.import_checkpoint(str(source), str(source.parent / 'mt5'))
     assert foundations.card(source.parent / 'mt5')['configuration']['model_type'] == 'mt5'
     edit(source / 'config.json', architectures=['BertModel'])
-    refused(source, r"no model_type, and architectures is \['BertModel'\].*Add \"model_type\".*t5, mt5, umt5, whisper")
+    refused(
+        source,
+        r"no model_type, and architectures is \['BertModel'\].*Add \"model_type\".* umt5, mbart, whisper",
+    )
     edit(source / 'config.json', architectures='absent')
     refused(source, 'no model_type and no architectures.*Add "model_type"')
     edit(source / 'config.json', model_type=['t5'])

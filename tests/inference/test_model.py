@@ -181,7 +181,7 @@ def test_a_card_of_before_says_where_the_speech_stands(said):
         assert prompts.Prompt() == prompts.Prompt(None, None)
     else:
         message = r"'mine' has SLM.speech_first = False: .*no prompts.Prompt.template gives. Use .*\(0.1.0\), or train"
-        with pytest.raises(model_lib.ModelError, match=message):
+        with pytest.raises(ValueError, match=message):
             model_lib.configure(card, [], [])
 
 

@@ -9,8 +9,8 @@ import pytest
 import soundfile
 
 from slm_jax import foundations, paths
+from slm_jax.inference import card_text, traces
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import traces
 
 _ANSWER = """
 import sys
@@ -80,7 +80,7 @@ def test_the_packaged_cards_have_a_configuration_that_is_ours(name):
 
 
 def test_only_training_reads_of_tasks_and_loaders():
-    config = model_lib._for_answering(foundations.card('slm_tiny')['config'])
+    config = card_text.for_answering(foundations.card('slm_tiny')['config'])
     assert 'slm.SLM.adapter = @adapter.SlmAdapter()' in config and 'TASK_FEATURE_LENGTHS' in config
     statements = [line for line in config.splitlines() if not line.startswith('#')]
     assert not any(word in line for word in ('loader', 'registry', 'tasks', 'optimizers') for line in statements)

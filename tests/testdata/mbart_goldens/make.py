@@ -71,17 +71,18 @@ def outputs(model, languages: dict[str, int], rows: int = 3, length: int = 11, s
     options = dict(max_new_tokens=MAX_LENGTH, do_sample=False)
     result = {}
     with torch.no_grad():
-        found = model(**batch, decoder_input_ids=torch.tensor(decoder_input), output_hidden_states=True)
-        unmasked = model(
-            input_ids=batch['input_ids'], attention_mask=torch.ones_like(batch['input_ids']),
-            decoder_input_ids=torch.tensor(decoder_input),
-        ).logits  # fmt: skip
         for language, number in languages.items():
             options['forced_bos_token_id'] = number
             result[f'greedy_{language}'] = model.generate(**batch, num_beams=1, **options)
             result[f'beams_{language}'] = model.generate(
                 **batch, num_beams=5, length_penalty=0.0, early_stopping='never', **options
             )
+        model.double()  # logits of up to 25: in float32 the reference itself is off by half the tolerance
+        found = model(**batch, decoder_input_ids=torch.tensor(decoder_input), output_hidden_states=True)
+        unmasked = model(
+            input_ids=batch['input_ids'], attention_mask=torch.ones_like(batch['input_ids']),
+            decoder_input_ids=torch.tensor(decoder_input),
+        ).logits  # fmt: skip
 
     def generated(found):
         found = found[:, 1:].numpy()
@@ -90,8 +91,8 @@ def outputs(model, languages: dict[str, int], rows: int = 3, length: int = 11, s
 
     return {
         'encoder_input_tokens': tokens.astype(np.int32), 'decoder_input_tokens': decoder_input.astype(np.int32),
-        'hidden_states': torch.stack(found.encoder_hidden_states).numpy(), 'logits': found.logits.numpy(),
-        'unmasked_logits': unmasked.numpy(), **{name: generated(each) for name, each in result.items()},
+        'hidden_states': torch.stack(found.encoder_hidden_states).float().numpy(),
+        'logits': found.logits.float().numpy(), 'unmasked_logits': unmasked.float().numpy(), **{name: generated(each) for name, each in result.items()},
     }  # fmt: skip
 
 
