@@ -130,9 +130,7 @@ def test_segments_are_all_of_the_frames_and_what_does_not_fit_is_told(kind):
     assert np.all(fits[7:])
     names = [f'{row}.wav' for row in range(16)]
     # A token of two labels does not fit into one frame.
-    with pytest.raises(
-        ValueError, match=r'0.wav \(3 tokens\), (1.wav \(1 tokens\), )?2.wav \(6 t.*: the speech is too'
-    ):
+    with pytest.raises(ValueError, match=r'0.wav \(3 tokens\), (1.wav \(1 tokens\), )?2.wav \(6 t.*: the speech is'):
         check_fits(found, lengths, names)
     check_fits(aligners.Alignment(*(each[7:] for each in found)), lengths[7:], names[7:])
 

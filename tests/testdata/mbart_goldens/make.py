@@ -92,7 +92,8 @@ def outputs(model, languages: dict[str, int], rows: int = 3, length: int = 11, s
     return {
         'encoder_input_tokens': tokens.astype(np.int32), 'decoder_input_tokens': decoder_input.astype(np.int32),
         'hidden_states': torch.stack(found.encoder_hidden_states).float().numpy(),
-        'logits': found.logits.float().numpy(), 'unmasked_logits': unmasked.float().numpy(), **{name: generated(each) for name, each in result.items()},
+        'logits': found.logits.float().numpy(), 'unmasked_logits': unmasked.float().numpy(),
+        **{name: generated(each) for name, each in result.items()},
     }  # fmt: skip
 
 
