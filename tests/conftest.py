@@ -2,6 +2,7 @@
 
 import io
 import json
+import pathlib
 import sys
 import types
 
@@ -17,6 +18,17 @@ TEXTS = {
         "Ce n'est pas là.",
     ],
 }
+
+
+MAPS = pathlib.Path('/proc/self/maps')  # of memory; Linux allows a process 65,530
+
+
+@pytest.fixture(autouse=True, scope='module')
+def few_programs():
+    """Lets go of compiled programs before there are too many: each maps memory, and beyond the limit LLVM crashes."""
+    yield
+    if 'jax' in sys.modules and MAPS.exists() and MAPS.read_text().count('\n') > 20_000:
+        sys.modules['jax'].clear_caches()
 
 
 @pytest.fixture(scope='session')
