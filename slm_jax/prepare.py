@@ -112,7 +112,7 @@ class Registration:
         import seqio
 
         import gin
-        from slm_jax.data import mixtures  # noqa: F401
+        from slm_jax.data import loader  # noqa: F401
 
         if self.data_dir:
             seqio.set_tfds_data_dir_override(self.data_dir)
