@@ -66,11 +66,13 @@ def usage() -> str:
 
 
 def quiet_libraries() -> None:
-    """Keeps the talk of TensorFlow, XLA and gRPC off the terminal; what the user set stays.
+    """Keeps the talk of TensorFlow, XLA, gRPC and Orbax off the terminal; what the user set stays.
 
     Takes effect only before these libraries are imported, hence first thing in each program's
     `main`.
     """
+    import absl.logging
+
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
     os.environ.setdefault('GRPC_VERBOSITY', 'ERROR')
     os.environ.setdefault('GLOG_minloglevel', '2')
@@ -80,6 +82,7 @@ def quiet_libraries() -> None:
             os.environ.setdefault(name, value)
     for name in ('jax._src.xla_bridge', 'tensorflow'):
         logging.getLogger(name).setLevel(logging.ERROR)
+    absl.logging.set_verbosity(absl.logging.ERROR)
     warnings.formatwarning = _one_line
 
 

@@ -21,7 +21,7 @@ import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm_jax import paths
+from slm_jax import cli, paths
 
 # Read by TensorFlow, XLA and gRPC when they are first imported, so set before anything else is.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -54,9 +54,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
     Also turns other people's log lines down: what the terminal shows is ours.
     """
-    from absl import logging
-
-    logging.set_verbosity(logging.ERROR)
+    cli.quiet_libraries()
     result = _Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument(
         '--gin_file', action='append', default=[], metavar='FILE', help='gin file; may be given more than once'

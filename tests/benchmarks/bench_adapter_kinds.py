@@ -23,6 +23,7 @@ import sys
 _SLM_ADAPTER = """
 slm.SLM.adapter = @adapter.SlmAdapter()
 slm.SLM.label_tokens = None
+decoding.DecodeConfig.ctc_weight = 0.0
 adapter.SlmAdapterConfig:
   output_dim = %EMBED_DIM
   output_scale = %EMBED_SCALE
@@ -35,6 +36,7 @@ adapter.SlmAdapterConfig:
   num_layers = {layers}
 """
 _HEAD = """from __gin__ import dynamic_registration
+from slm_jax import decoding
 from slm_jax.adapters import slm as adapter
 from slm_jax.systems import slm
 """
