@@ -99,7 +99,7 @@ def test_a_task_of_ones_own(tmp_path, write_wav):
     (block,) = re.findall(r'```bash\n(.*?)```', INSTRUCTIONS, flags=re.DOTALL)
     path = f'{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     environment = {**os.environ, 'SLM_JAX_CACHE': str(tmp_path / 'cache'), 'PATH': path}
-    block = block.replace('TRAIN_STEPS=500', 'TRAIN_STEPS=20')
+    block = block.replace('TRAIN_STEPS=500', 'TRAIN_STEPS=20 --gin.WARMUP_STEPS=2')
     subprocess.run(['bash', '-e', '-c', block], cwd=tmp_path, check=True, env=environment)
     found = [json.loads(path.read_text())['data'] for path in tmp_path.glob('runs/orders/evaluations/*/results.json')]
     assert sorted((data['shuffle_audio'], bool(data['oracle'])) for data in found) == [(False, True), (True, False)]
