@@ -5,6 +5,8 @@ grow with the load, and nobody waits long for company. Rows do not know of each 
 """
 
 import concurrent.futures
+import contextlib
+import ctypes
 import logging
 import threading
 import time
@@ -17,6 +19,7 @@ from slm_jax.inference.writing import Part, Writing
 _STEPS = 8  # tokens between two looks at who has left; streamed answers come token by token
 # Seconds in which those who ask at once, as after a batch, are all there; and the share of the last batch's time.
 _TOGETHER, _MOST_TOGETHER, _SHARE = 0.005, 0.1, 0.1
+_TRIM_SECONDS = 5.0  # between two times that freed memory is given back
 _logger = logging.getLogger(__name__)
 
 
@@ -122,7 +125,7 @@ class Engine:
                 Writing(self._model, queries.batch_of([query], shape, rows)).more()
 
     def _run(self) -> None:
-        took = 0.0
+        took, trimmed = 0.0, time.perf_counter()
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._calls or self._closing)
@@ -140,6 +143,9 @@ class Engine:
                 self._answer(jobs, shape, rows)
                 took = time.perf_counter() - started
                 self._note(len(jobs), rows, took)
+            if time.perf_counter() - trimmed > _TRIM_SECONDS:
+                _trim()
+                trimmed = time.perf_counter()
 
     def _take(self) -> tuple[list[Job], tuple[float, int], int]:
         """The next batch: of the shape of the oldest query, and smaller ones in rows that would be empty."""
@@ -187,3 +193,9 @@ class Engine:
         if most is None or len(ids) < most or (part.over and len(ids) == most):
             return part
         return Part(self._model.vocabulary.decode(ids[:most]), ids[:most], True, 'max_tokens')
+
+
+def _trim() -> None:
+    """Gives freed memory back to the system: what the C library keeps of it grows with every new size of batch."""
+    with contextlib.suppress(AttributeError):  # another C library than glibc keeps less
+        ctypes.CDLL(None).malloc_trim(0)
