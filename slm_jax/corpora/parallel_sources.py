@@ -1,9 +1,8 @@
 """Where translations of texts to and from English are had: packages of Debian, and what is made of their files.
 
-help       LibreOffice's help: paragraphs of the same file and id
-gimp       GIMP's manual: paragraphs of pages that are built alike in both languages
-messages   what programs and games say (gettext's catalogues)
-words      FreeDict's dictionaries: the first translation of words that are common (wordfreq)
+The corpora are LibreOffice's `help` (paragraphs of the same file and id), GIMP's manual (`gimp`: paragraphs of pages
+that are built alike in both languages), `messages` of programs and games (gettext's catalogues) and `words` of
+FreeDict's dictionaries (the first translation of words that are common, by wordfreq).
 """
 
 import dataclasses
@@ -34,7 +33,7 @@ _CATALOGUES = """
     gnome-control-center-data ktorrent-data kmail konversation-data shotwell-common gnome-software-common aisleriot
     epiphany-browser-data gnome-disk-utility nautilus-data totem-common gnome-calendar gnome-clocks gnome-contacts
     gnome-maps gnome-weather gajim linphone-common chatty gnome-calls roundcube-core claws-mail-i18n balsa geary
-    homebank-data grisbi-common gnucash-common gramps 
+    homebank-data grisbi-common gnucash-common gramps
     wesnoth-1.16-did wesnoth-1.16-httt wesnoth-1.16-nr wesnoth-1.16-sof wesnoth-1.16-sotbe wesnoth-1.16-thot
     wesnoth-1.16-trow wesnoth-1.16-utbs
 """.split()
@@ -90,7 +89,10 @@ def fetch(package: str, files: str, downloads: pathlib.Path) -> pathlib.Path:
                     if re.fullmatch(files, member.name.removeprefix('./')):
                         tar.extract(member, work, filter='data')
     except (subprocess.SubprocessError, tarfile.TarError, FileNotFoundError) as error:
-        raise OSError(f'{package}: {debian.reason(error)}') from error
+        raise OSError(
+            f'{package}: {debian.reason(error)}. When it can be had, give the same command again: it goes on from '
+            f'{downloads}.'
+        ) from error
     about = {'version': shown.stdout.strip(), 'sha256': hashlib.sha256(deb.read_bytes()).hexdigest()}
     deb.unlink()
     paths.write(work / 'package.json', json.dumps(about) + '\n')

@@ -1,24 +1,26 @@
-"""Parallel text that everybody can get, for a text model that translates: `… parallel_text OUT`.
+r"""Parallel text that everybody can get, for a text model that translates.
 
     python -m slm_jax.corpora.parallel_text parallel --held_out common_voice/manifest.jsonl
-    python -m slm_jax.corpora.tokenizers parallel/train.jsonl tokenizers --parallel
-    slm-jax pretrain mbart_tiny out --tokenizer tokenizers/mbart_tiny --gin.TEXT_MANIFEST="'parallel'"
+    python -m slm_jax.corpora.tokenizers parallel/train.jsonl tokenizers --parallel --pieces 12000
+    slm-jax pretrain mbart_tiny out --tokenizer tokenizers/mbart_tiny \
+      --gin.TEXT_MANIFEST="{'train': 'parallel/train.jsonl', 'validation': 'parallel/validation.jsonl'}"
     slm-jax evaluate out/mbart_tiny --manifest parallel/test.jsonl --text_field text
 
-Fetches Debian's packages (LibreOffice's help, GIMP's manual, messages of programs, FreeDict's dictionaries) and the
-voice prompts by apt, without root, into OUT/downloads; the same command goes on where it was cut. Written are
+Fetches Debian's packages (see slm_jax.corpora.parallel_sources) and the voice prompts by apt, without root, into
+OUT/downloads; the same command goes on where it was cut. Written are
 
-    {train,validation,test}.jsonl     text, lang, translation, target_lang, corpus, document: into English; in
-                                      train a third of the pairs also from English
-    from_english_test.jsonl           the test's lines the other way round
-    provenance.json                   of each corpus its packages (version, SHA-256), its licence, how many lines of each
-                                      direction it gave, and how many were left out and why
+    {train,validation,test}.jsonl    text, lang, translation, target_lang, corpus, document: into English; in train a
+                                     third of the pairs from English, too
+    from_english_test.jsonl          the test's lines the other way round
+    provenance.json                  of each corpus its packages (version, SHA-256) and licence, how many pairs it gave
+                                     in each language, and how many were left out, by why
 
-A document (a page, a message, a prompt's id, a line of NTREX) is on one side of the split, by its hash: of 40 one is for
-the test and one for validation, of each at most 100 lines of four words or more for each corpus and language. Of a text
-the most frequent translation is taken, once. Nothing that is held out, here or by --held_out, is in train, on either
-side. Markup, code, addresses, what is not translated, and pairs of unlike length or with other numbers are left out.
-What is near to what is spoken stands in train several times: voice prompts 5, NTREX 2.
+A document (a page, a message, a prompt's id, a line of NTREX) is on one side of the split, by its hash: of 40 one is
+for the test and one for validation, of each at most 100 lines of four words or more for each corpus and language (the
+voice prompts have their own split). A text has one translation, the most frequent. Nothing that is held out, here or by
+--held_out, is in train, on either side. Markup, code, addresses, what is not translated, pairs of unlike length and
+pairs with other numbers are left out. --times says how often the pairs of a corpus stand in train, 0.5 for half of
+them: what is near to speech and scarce stands there often.
 """
 
 import argparse
@@ -31,6 +33,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import tqdm
 
@@ -38,13 +41,12 @@ from slm_jax import paths
 from slm_jax.corpora import parallel_sources, splits, text_corpora
 from slm_jax.corpora.parallel_sources import Pair
 from slm_jax.data import ctc_text, json_lines, manifests
-from slm_jax.data.voice_prompts import builder, fetch
 
 LANGUAGES = ('fr', 'de', 'es', 'it', 'pt', 'nl', 'ru')
 _PARTS = 40
 _HELD_OUT = 100  # lines of a corpus and language
 _SHORTEST, _LONGEST = 4, 250  # words of what is held out, characters of what is taken
-_TIMES = {'prompts': 5, 'ntrex': 2}
+TIMES = {'help': 0.5, 'gimp': 0.5, 'prompts': 20, 'ntrex': 4}
 _RATIO, _SLACK = 2.0, 15  # characters
 _WIDTH = {'ja': 2.0, 'zh': 2.8}  # characters of English that one of theirs stands for
 _SCRIPT = {'ru': '[а-яё]', 'ja': '[぀-ヿ㐀-鿿]', 'zh': '[㐀-鿿]'}
@@ -76,7 +78,12 @@ def fault(pair: Pair, lang: str) -> str:
 
 def _prompts(downloads: pathlib.Path, languages: Sequence[str]) -> dict[str, list[tuple[str, Pair]]]:
     """(split, pair) of the voice prompts by language; those of no split are left out."""
-    texts = builder.spoken_texts(fetch.fetch(downloads / 'voice_prompts'))
+    from slm_jax.data.voice_prompts import builder, fetch  # imports TensorFlow
+
+    try:
+        texts = builder.spoken_texts(fetch.fetch(downloads / 'voice_prompts'))
+    except fetch.FetchError as error:
+        raise OSError(str(error)) from error
     of_prompt = builder.splits_of(texts)
     return {
         lang: [
@@ -158,13 +165,13 @@ class Corpus:
         self.left_out['held out'] += len(self.pairs['train']) - len(kept)
         self.pairs['train'] = kept
 
-    def rows(self, split: str) -> Iterator[dict[str, str]]:
-        """Its lines."""
+    def rows(self, split: str, times: float = 1) -> Iterator[dict[str, str]]:
+        """Its lines, each `times`; of training ones some from English, too, since the decoder is to write all."""
         for number, pair in enumerate(self.pairs[split]):
             lines = [self._row(pair, True)]
-            if split == 'train' and number % 3 == 0:  # the decoder is to write other languages as well
+            if split == 'train' and number % 3 == 0:
                 lines.append(self._row(pair, False))
-            for _ in range(_TIMES.get(self.name, 1) if split == 'train' else 1):
+            for _ in range(int(times * (number + 1)) - int(times * number)):
                 yield from lines
 
     def reversed_rows(self, split: str) -> Iterator[dict[str, str]]:
@@ -185,7 +192,8 @@ def build(
     ntrex: str | None = None,
     held_out: Iterable[str | os.PathLike] = (),
     downloads: str | os.PathLike | None = None,
-) -> dict:
+    times: Mapping[str, float] = TIMES,
+) -> dict[str, Any]:
     """Writes the files of the module's docstring; returns what provenance.json holds.
 
     Args:
@@ -195,6 +203,7 @@ def build(
         ntrex: folder of NTREX's files, for that corpus.
         held_out: manifests whose texts are not to be in train.
         downloads: default: OUT/downloads.
+        times: how often the pairs of a corpus stand in train; those of others once.
 
     Raises:
         ValueError: a line of a manifest cannot be read, or nothing is left to train on.
@@ -209,7 +218,7 @@ def build(
     corpora, about = [], {}
     for name in names:
         if name == 'prompts':
-            about[name] = {'licence': 'CC BY-SA 3.0, CC BY 3.0', 'release': fetch.RELEASE}
+            about[name] = {'licence': 'CC BY-SA 3.0, CC BY 3.0', 'packages': 'asterisk-core-sounds-*, 1.6.1'}
             corpora += [Corpus(name, lang, pairs) for lang, pairs in _prompts(folder, languages).items()]
             continue
         source = parallel_sources.SOURCES[name]
@@ -233,14 +242,22 @@ def build(
     for corpus in corpora:
         corpus.without(own | elsewhere)
         counts = {split: len(corpus.pairs[split]) for split in splits.SPLITS}
-        entry = {**counts, 'times': _TIMES.get(corpus.name, 1), 'left_out': dict(corpus.left_out)}
+        entry = {**counts, 'times': times.get(corpus.name, 1), 'left_out': dict(corpus.left_out)}
         about[corpus.name].setdefault('pairs', {})[corpus.lang] = entry
     if not any(corpus.pairs['train'] for corpus in corpora):
         raise ValueError(f'{out}: nothing is left to train on. Name more corpora or languages.')
-    for split in splits.SPLITS:
-        json_lines.write(out / f'{split}.jsonl', itertools.chain(*(corpus.rows(split) for corpus in corpora)))
-    reverse = itertools.chain(*(corpus.reversed_rows('test') for corpus in corpora))
-    json_lines.write(out / 'from_english_test.jsonl', reverse)
+    files = {
+        split: itertools.chain.from_iterable(
+            corpus.rows(split, times.get(corpus.name, 1) if split == 'train' else 1) for corpus in corpora
+        )
+        for split in splits.SPLITS
+    }
+    files['from_english_test'] = itertools.chain.from_iterable(corpus.reversed_rows('test') for corpus in corpora)
+    out.mkdir(parents=True, exist_ok=True)
+    for name, rows in files.items():
+        json_lines.write(out / f'{name}.jsonl.part', rows)
+    for name in files:
+        (out / f'{name}.jsonl.part').rename(out / f'{name}.jsonl')
     told = {'corpora': about, 'held_out': {str(file): _sha256(file) for file in held_out}}
     paths.write(out / 'provenance.json', json.dumps(told, ensure_ascii=False, indent=1) + '\n')
     return told
@@ -262,6 +279,13 @@ def table(corpora: Mapping[str, Mapping]) -> str:
     return '\n'.join('{:<9} {:<6} {:>8} {:>10} {:>6}'.format(*row) for row in rows)
 
 
+def _times(text: str) -> tuple[str, float]:
+    name, _, number = text.partition('=')
+    if name not in (*parallel_sources.SOURCES, 'prompts', 'ntrex') or not re.fullmatch(r'\d+(\.\d+)?', number):
+        raise argparse.ArgumentTypeError(f'{text!r} is not a corpus and a number, as prompts=20')
+    return name, float(number)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='python -m slm_jax.corpora.parallel_text',
@@ -277,6 +301,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument('--corpora', nargs='+', default=every, choices=every, metavar='NAME', help=' '.join(every))
     parser.add_argument('--ntrex', metavar='DIR', help='of NTREX (eng.txt, fra.txt, …), which no package has')
     parser.add_argument('--held_out', nargs='+', default=(), metavar='FILE', help='manifests: not to be trained on')
+    parser.add_argument(
+        '--times', nargs='+', default=(), type=_times, metavar='NAME=N',
+        help=f'default: {" ".join(f"{name}={number}" for name, number in TIMES.items())}, others 1',
+    )  # fmt: skip
     parser.add_argument('--downloads', metavar='DIR', help='default: OUT/downloads')
     return parser
 
@@ -286,8 +314,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(argv)
     try:
-        told = build(args.out, args.languages, args.corpora, args.ntrex, args.held_out, args.downloads)
-    except (ImportError, OSError, ValueError, fetch.FetchError) as error:
+        told = build(
+            args.out, args.languages, args.corpora, args.ntrex, args.held_out, args.downloads,
+            TIMES | dict(args.times),
+        )  # fmt: skip
+    except (ImportError, OSError, ValueError) as error:
         parser.exit(2, f'{error}\n')
     print(table(told['corpora']))
     return 0
