@@ -246,18 +246,14 @@ def build(
         about[corpus.name].setdefault('pairs', {})[corpus.lang] = entry
     if not any(corpus.pairs['train'] for corpus in corpora):
         raise ValueError(f'{out}: nothing is left to train on. Name more corpora or languages.')
-    files = {
-        split: itertools.chain.from_iterable(
-            corpus.rows(split, times.get(corpus.name, 1) if split == 'train' else 1) for corpus in corpora
-        )
-        for split in splits.SPLITS
-    }
-    files['from_english_test'] = itertools.chain.from_iterable(corpus.reversed_rows('test') for corpus in corpora)
+    parts = {split: out / f'{split}.jsonl.part' for split in (*splits.SPLITS, 'from_english_test')}
     out.mkdir(parents=True, exist_ok=True)
-    for name, rows in files.items():
-        json_lines.write(out / f'{name}.jsonl.part', rows)
-    for name in files:
-        (out / f'{name}.jsonl.part').rename(out / f'{name}.jsonl')
+    for split in splits.SPLITS:
+        often = times if split == 'train' else {}
+        json_lines.write(parts[split], (row for each in corpora for row in each.rows(split, often.get(each.name, 1))))
+    json_lines.write(parts['from_english_test'], (row for each in corpora for row in each.reversed_rows('test')))
+    for part in parts.values():
+        part.rename(part.with_suffix(''))
     told = {'corpora': about, 'held_out': {str(file): _sha256(file) for file in held_out}}
     paths.write(out / 'provenance.json', json.dumps(told, ensure_ascii=False, indent=1) + '\n')
     return told
