@@ -26,7 +26,6 @@ them: what is near to speech and scarce stands there often.
 import argparse
 import collections
 import hashlib
-import itertools
 import json
 import os
 import pathlib
@@ -46,7 +45,7 @@ LANGUAGES = ('fr', 'de', 'es', 'it', 'pt', 'nl', 'ru')
 _PARTS = 40
 _HELD_OUT = 100  # lines of a corpus and language
 _SHORTEST, _LONGEST = 4, 250  # words of what is held out, characters of what is taken
-TIMES = {'help': 0.5, 'gimp': 0.5, 'prompts': 20, 'ntrex': 4}
+TIMES = {'help': 0.5, 'gimp': 0.5, 'prompts': 20, 'ntrex': 2}
 _RATIO, _SLACK = 2.0, 15  # characters
 _WIDTH = {'ja': 2.0, 'zh': 2.8}  # characters of English that one of theirs stands for
 _SCRIPT = {'ru': '[а-яё]', 'ja': '[぀-ヿ㐀-鿿]', 'zh': '[㐀-鿿]'}
