@@ -25,6 +25,7 @@ COMMANDS = {
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'synthesize': 'turn texts (Alpaca, SQuAD, dialogs, sentences) into speech, with a manifest',
     'answers': 'let a language model answer transcripts: what an adapter is then trained on',
+    'translate': 'translate transcripts by a model or a command: pseudo-labels for speech translation',
     'retrieve': 'find phrases that may be said, of a million, for an instruction to list',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'ask': 'put questions to recordings in the terminal, one after another',
