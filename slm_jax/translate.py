@@ -6,7 +6,7 @@
 
 Each transcript (`text`, in `lang`) is translated by a model, or by any command that reads lines and writes as many.
 OUT is a manifest: the recording, its transcript, the `translation` into `target_lang`, who made it (`translated_by`),
-and its `score`, the mean log-probability (to base e) of its tokens by --model. Beside a --command, a --model only scores.
+and its `score`, the mean log-probability (to base e) of its tokens by --model. Beside a --command, a --model scores.
 
 Left out, and counted: what has such a translation already, what a limit cut or is empty, what is unlike in length
 (--max_ratio, of characters), what is not translated, and what scores below --min_score. Lines that cannot be used are

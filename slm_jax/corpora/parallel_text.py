@@ -1,7 +1,7 @@
 r"""Parallel text that everybody can get, for a text model that translates.
 
     python -m slm_jax.corpora.parallel_text parallel --held_out common_voice/manifest.jsonl
-    python -m slm_jax.corpora.tokenizers parallel/train.jsonl tokenizers --parallel --pieces 12000
+    python -m slm_jax.corpora.tokenizers parallel/train.jsonl tokenizers --parallel
     slm-jax pretrain mbart_tiny out --tokenizer tokenizers/mbart_tiny \
       --gin.TEXT_MANIFEST="{'train': 'parallel/train.jsonl', 'validation': 'parallel/validation.jsonl'}"
     slm-jax evaluate out/mbart_tiny --manifest parallel/test.jsonl --text_field text
