@@ -83,6 +83,9 @@ def pretrain(
     if bool(recipe.part) != bool(tokenizer):
         what = 'give the directory of one, as slm_jax.corpora.tokenizers writes it' if recipe.part else 'leave it out'
         raise ValueError(f'--tokenizer: {name} has {"a new" if recipe.part else "that of its text model"}; {what}.')
+    said, tokenizer_dir = {}, paths.path(tokenizer or '')
+    if tokenizer:
+        said = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8'))
     directories = {stage: folder / 'stages' / stage for stage in recipe.stages}
 
     def configure(stage: str) -> None:
@@ -108,9 +111,6 @@ def pretrain(
     model_dir = directories[recipe.stages[-1]]
     if not recipe.part:
         return model_dir
-    tokenizer_dir = paths.path(tokenizer)
-    said = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8'))
-    of_tokenizer = {key: said[key] for key in ('extra_ids', 'swapped', 'languages') if key in said}
     params, card = checkpoints.load_for_inference(model_dir)
     foundations.save(
         folder / name,
@@ -120,7 +120,7 @@ def pretrain(
             'kind': recipe.part,
             'data': recipe.data,
             'licence': recipe.licence,
-            **of_tokenizer,
+            **{key: said[key] for key in ('extra_ids', 'swapped', 'languages') if key in said},
             'recipe': card['config'].replace(f'{folder}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],

@@ -207,7 +207,7 @@ def test_rows_of_text_and_of_silence():
 
 
 def test_bad_weights_are_refused():
-    with pytest.raises(ValueError, match='ComSlConfig.asr is -1; it must be at least 0'):
+    with pytest.raises(ValueError, match='ComSlConfig.asr is -1; it must be at least 0, and finite'):
         tiny.system(asr=-1)
     with pytest.raises(ValueError, match=r'ComSlConfig: the weights of all losses \(asr, st, .*\) are 0'):
         tiny.system(**dict.fromkeys(LOSSES, 0.0))

@@ -148,6 +148,7 @@ def test_voice_prompts(vocabulary):
     [
         ('voice_prompts_asr', 5),
         ('voice_prompts_ast', 20),
+        ('voice_prompts_ast_to_en', 4),
         ('voice_prompts', 25),
         ('voice_prompts_ctc', 5),
         ('fleurs_asr', 102),
