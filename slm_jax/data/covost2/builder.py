@@ -1,7 +1,7 @@
 """TFDS builder `covost2`: translation of Common Voice speech, 21 languages to English and 15 from.
 
-The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4. Since October 2025 Common Voice is
-had at the Mozilla Data Collective alone, by people who are signed in: put the language's folder (`clips/`,
+The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4. Since October 2025 Common Voice
+is had at the Mozilla Data Collective alone, by people who are signed in: put the language's folder (`clips/`,
 `validated.tsv`) under MANUAL_DIR/{language}, MANUAL_DIR being TFDS's download folder + `/manual`.
 """
 
