@@ -9,8 +9,8 @@ r"""Parallel text that everybody can get, for a text model that translates.
 Fetches Debian's packages (see slm_jax.corpora.parallel_sources) and the voice prompts by apt, without root, into
 OUT/downloads; the same command goes on where it was cut. Written are
 
-    {train,validation,test}.jsonl    text, lang, translation, target_lang, corpus, document: into English; in train a
-                                     third of the pairs from English, too
+    {train,validation,test}.jsonl    text, lang, translation, target_lang, task (the corpus: evaluate scores each) and
+                                     document: into English; in train a third of the pairs from English, too
     from_english_test.jsonl          the test's lines the other way round
     provenance.json                  of each corpus its packages (version, SHA-256) and licence, how many pairs it gave
                                      in each language, and how many were left out, by why
@@ -181,7 +181,7 @@ class Corpus:
         ends = (self.lang, pair.other), ('en', pair.english)
         (lang, text), (target_lang, translation) = ends if to_english else ends[::-1]
         said = {'text': text, 'lang': lang, 'translation': translation, 'target_lang': target_lang}
-        return said | {'corpus': self.name, 'document': pair.document}
+        return said | {'task': self.name, 'document': pair.document}
 
 
 def build(

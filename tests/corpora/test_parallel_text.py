@@ -69,16 +69,16 @@ def test_aligned_cleaned_and_split(tmp_path, downloads, capsys):
     assert held_out and all(len(text.split()) > 3 for text in held_out)
     train = rows['train']
     assert {row['lang'] for row in train} == {'en', 'fr'} and {row['lang'] for row in rows['test']} == {'fr'}
-    french = {(row['text'], row['translation'], row['corpus']) for row in train if row['lang'] == 'fr'}
+    french = {(row['text'], row['translation'], row['task']) for row in train if row['lang'] == 'fr'}
     assert ('Titre 7', 'Title 7', 'help') in french
     assert not {text for text, _, _ in french} & held_out
     assert {each for each in french if each[2] == 'messages'} == {
         ('Annuler', 'Cancel', 'messages'), ('Vous ne passerez pas ici', 'You will not pass here', 'messages'),
     }  # fmt: skip
-    assert sum(row['text'] == 'Annuler' and row['corpus'] == 'messages' for row in train) == 3
-    assert not any(row['corpus'] == 'gimp' for row in train)  # 0 times
-    documents = {split: {row['document'] for row in rows[split] if row['corpus'] == 'help'} for split in rows}
-    long = {row['document'] for row in train if len(row['text'].split()) > 3 and row['corpus'] == 'help'}
+    assert sum(row['text'] == 'Annuler' and row['task'] == 'messages' for row in train) == 3
+    assert not any(row['task'] == 'gimp' for row in train)  # 0 times
+    documents = {split: {row['document'] for row in rows[split] if row['task'] == 'help'} for split in rows}
+    long = {row['document'] for row in train if len(row['text'].split()) > 3 and row['task'] == 'help'}
     assert not long & (documents['validation'] | documents['test'])
     back = json_lines.read(tmp_path / 'out/from_english_test.jsonl')
     assert [(row['translation'], row['text']) for row in back] == [
