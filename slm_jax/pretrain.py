@@ -54,6 +54,7 @@ RECIPES = {
         data='the texts and translations in TEXT_MANIFEST',
         licence="that of TEXT_MANIFEST's texts",
     ),
+    'comsl': Recipe(part='', stages=('translation', 'speech', 'joint')),
     'comsl_tiny': Recipe(part='', stages=('translation', 'speech', 'joint')),
 }
 
