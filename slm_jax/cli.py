@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
-    'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5, mBART)',
+    'pretrain': 'make a foundation (a speech encoder, a T5, an mBART), or a ComSL, stage by stage',
     'import': 'bring a public checkpoint in as a foundation, exact to the reference',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
     'precompile': 'say whether a model fits a TPU slice or GPUs, by compiling for them; none need be there',

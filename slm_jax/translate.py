@@ -25,8 +25,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from slm_jax import cli, configuration, model_arguments, paths
 
 _LINES = 256  # for a command at once
@@ -313,8 +311,8 @@ def _scores(model: Any, asked: Sequence[Asked], written: Sequence[Written], targ
             put.append((each.place, query.with_target((*begun, *model.text_vocabulary.encode(each.text), _EOS))))
     for (widths, rows), group in _alike(put, len(written), model.row_multiple).items():
         batch = queries.batch_of([query for _, query in group], (0.0, widths[0]), rows, widths[1])
-        values = np.asarray(model.log_likelihoods(batch))
-        found |= {place: float(value) / len(query.target) for (place, query), value in zip(group, values, strict=False)}
+        values = zip(group, model.log_likelihoods(batch), strict=False)
+        found |= {place: value / len(query.target) for (place, query), value in values}
     return found
 
 
