@@ -176,6 +176,7 @@ NUM_HEADS = 2
 MLP_DIM = 16
 SPEECH_ENCODER = '{folder}/whisper'
 SPEECH_TASKS = @clips/tasks.manifest()
+tasks.manifest.name = 'pairs_of_stages'
 clips/tasks.manifest:
   name = 'clips_of_stages'
   path = '{folder}/clips.jsonl'
