@@ -19,11 +19,10 @@ import argparse
 import collections
 import hashlib
 import json
-import os
 import pathlib
 import string
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from slm_jax import cli, configuration, model_arguments, paths
@@ -63,10 +62,12 @@ def answers(args: argparse.Namespace) -> int:
         OSError: OUT cannot be written.
     """
     from slm_jax.data import notices
+    from slm_jax.inference import answer_file
 
-    out = pathlib.Path(args.out).expanduser()
-    part = out.with_name(f'{out.name}.part')
-    _check(args, out)
+    for flag in ('instructions', 'batch_tokens'):
+        if getattr(args, flag) < 1:
+            raise ValueError(f'--{flag} {getattr(args, flag)}: give 1 or more.')
+    out, part = answer_file.place(args.out)
     wordings = None if args.instruction_file is None else _wordings(args.instruction_file)
     bad: list[str] = []
     asked = list(_asked(args.manifest, out, args.instructions, args.seed or 0, wordings, bad))
@@ -77,25 +78,11 @@ def answers(args: argparse.Namespace) -> int:
     model = model_arguments.load(args.model, args)
     if model.text_vocabulary is None:
         raise ValueError(f'--model {args.model}: a speech encoder alone reads no text. Give a language model.')
-    done = _begin(part, _settings(args, model, asked))
+    done = answer_file.begin(part, _settings(args, model, asked))
     _answer(part, done, model, asked, args.batch_tokens)
-    left_out = _finish(part, out)
-    said = ', '.join(f'{count} {why}' for why, count in sorted(left_out.items()))
-    notices.say(f'{out}: {len(asked) - left_out.total()} answers' + (f'; left out: {said}' if said else ''))
+    left_out = answer_file.finish(part, out, 'Raise --max_decode_length, or give another --model.')
+    notices.say(answer_file.said(out, len(asked), left_out, 'answers'))
     return 1 if bad else 0
-
-
-def _check(args: argparse.Namespace, out: pathlib.Path) -> None:
-    """Refuses at once what would be found out after hours."""
-    for flag in ('instructions', 'batch_tokens'):
-        if getattr(args, flag) < 1:
-            raise ValueError(f'--{flag} {getattr(args, flag)}: give 1 or more.')
-    if paths.is_url(args.out):
-        raise ValueError(f'{args.out}: answers are written line by line, which needs a local disk; copy OUT then.')
-    if out.exists():
-        raise ValueError(f'{out}: is there already. Remove it, or give another name.')
-    if not out.parent.is_dir():
-        raise ValueError(f'{out}: there is no folder {out.parent}. Make it first.')
 
 
 def _wordings(path: str) -> list[str]:
@@ -127,6 +114,7 @@ def _asked(
 ) -> Iterator[Asked]:
     """Each transcript under each of its instructions; `bad` is told what is wrong with a line."""
     from slm_jax.data import instructions, manifests
+    from slm_jax.inference import answer_file
 
     file = paths.path(manifest)
     for raw, line in manifests.rows(file):
@@ -134,12 +122,7 @@ def _asked(
         if line['error'] or missing:
             bad.append(line['error'] or f'{line["origin"]}: field "{missing}" is missing.')
             continue
-        identity = line['id'] if line['id'] != line['origin'] else f'{file.stem}:{line["origin"].rpartition(":")[2]}'
-        kept = {name: value for name, value in raw.items() if name not in manifests.KNOWN}
-        audio = next(raw[name] for name in manifests.AUDIO if raw.get(name))
-        kept |= {'audio': manifests.moved(audio, file.parent, out.absolute().parent)}
-        kept |= {name: float(line[name]) for name in ('offset', 'duration') if line[name]}
-        kept |= {name: line[name] for name in ('text', 'lang') if line[name]}
+        identity, kept = answer_file.identity(line, file), answer_file.kept(raw, line, file.parent, out)
         requests = instructions.responses(count, f'{seed} {identity}', line['lang'], wordings)
         if not requests:
             bad.append(f'{line["origin"]}: field "lang" is missing. Every instruction names the language of the text.')
@@ -160,37 +143,11 @@ def _settings(args: argparse.Namespace, model: Any, asked: Sequence[Asked]) -> d
     }
 
 
-def _begin(part: pathlib.Path, settings: Mapping[str, Any]) -> int:
-    """Opens the file of what is answered so far; returns how many batches are in it.
-
-    Raises:
-        ValueError: it is of another command, or none of ours.
-    """
-    content = part.read_bytes() if part.exists() else b''
-    whole = content[: content.rfind(b'\n') + 1]
-    if not whole:
-        paths.write(part, json.dumps(settings) + '\n')
-        return 0
-    lines = whole.split(b'\n')[:-1]
-    try:
-        begun = json.loads(lines[0])
-        other = [name for name, value in settings.items() if begun[name] != json.loads(json.dumps(value))]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f'{part}: is not what a run of this program left. Move it away.') from None
-    if other:
-        raise ValueError(
-            f'{part}: was begun with another {" and another ".join(other)}. Go on with the same command, or remove it.'
-        )
-    if len(whole) < len(content):
-        os.truncate(part, len(whole))
-    return len(lines) - 1
-
-
 def _answer(part: pathlib.Path, done: int, model: Any, asked: Sequence[Asked], batch_tokens: int) -> None:
     """Appends to `part` a line for each batch but the first `done`: (place in `asked`, row) and what is left out."""
     from tqdm import tqdm
 
-    from slm_jax.inference import queries
+    from slm_jax.inference import answer_file, queries
 
     stream = (
         queries.Query(model.prompt.tokens(model.text_vocabulary, each.row['instruction'], each.text)) for each in asked
@@ -206,29 +163,8 @@ def _answer(part: pathlib.Path, done: int, model: Any, asked: Sequence[Asked], b
                         left_out[why] += 1
                     else:
                         rows.append([place, asked[place].row | {'target': text}])
-                file.write(json.dumps({'rows': rows, 'left_out': left_out}, ensure_ascii=False) + '\n')
-                file.flush()
+                answer_file.append(file, rows, left_out)
             bar.update(len(group))
-
-
-def _finish(part: pathlib.Path, out: pathlib.Path) -> collections.Counter:
-    """Makes `out` of `part`, in the order of the manifest; returns how many answers were left out, and why."""
-    from slm_jax.data import json_lines
-
-    rows, left_out = [], collections.Counter()
-    for batch in json_lines.read(part)[1:]:
-        rows += batch['rows']
-        left_out.update(batch['left_out'])
-    if not rows:
-        part.unlink()
-        raise ValueError(
-            f'{out}: no answer is left of {left_out.total()} ({", ".join(left_out)}). Raise --max_decode_length, or '
-            'give another --model.'
-        )
-    lines = [json.dumps(row, ensure_ascii=False) + '\n' for _, row in sorted(rows, key=lambda each: each[0])]
-    paths.write(out, ''.join(lines))
-    part.unlink()
-    return left_out
 
 
 def main(argv: Sequence[str] | None = None) -> int:

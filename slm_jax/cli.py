@@ -18,13 +18,14 @@ from collections.abc import Callable, Sequence
 
 COMMANDS = {
     'prepare': 'fetch and pre-process the data of a task, so that training never waits for it',
-    'pretrain': 'make a foundation: a speech encoder (BEST-RQ, CTC) or a language model (T5, mBART)',
+    'pretrain': 'make a foundation (a speech encoder, a T5, an mBART), or a ComSL, stage by stage',
     'import': 'bring a public checkpoint in as a foundation, exact to the reference',
     'train': 'train an adapter between a frozen speech encoder and a frozen language model',
     'precompile': 'say whether a model fits a TPU slice or GPUs, by compiling for them; none need be there',
     'evaluate': 'score a model on a test set (WER, CER, BLEU, chrF, slot F1) and write a report',
     'synthesize': 'turn texts (Alpaca, SQuAD, dialogs, sentences) into speech, with a manifest',
     'answers': 'let a language model answer transcripts: what an adapter is then trained on',
+    'translate': 'translate transcripts by a model or a command: pseudo-labels for speech translation',
     'retrieve': 'find phrases that may be said, of a million, for an instruction to list',
     'infer': 'transcribe, translate or question audio files with a trained model',
     'ask': 'put questions to recordings in the terminal, one after another',

@@ -3,25 +3,35 @@
 Trains the stages of a recipe one after another in OUT/stages, each a training like any other (`slm_jax.train`), the
 next from what the last one left; then writes OUT/NAME, a foundation's directory in bfloat16. The same command goes
 on where it was stopped.
+
+    slm-jax pretrain comsl_tiny OUT --gin.TEXT_MODEL=out/mbart_tiny --gin.TEXT_MANIFEST=pairs.jsonl
+
+is a whole system and no foundation: its text model is fine-tuned, then its speech part, then all of it, and
+OUT/stages/joint is the model.
 """
 
 import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from slm_jax import cli, configuration, paths
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Stages are files in gin/pretrain/NAME; `part` is the entry of the last stage's parameters that is kept."""
+    """Stages are files in gin/pretrain/NAME.
+
+    `part` is the entry of the last stage's parameters that is kept, and what each stage hands to the next. '': the last
+    stage is the model itself, and each finds the directories of those before it as macros, TRANSLATION of
+    `translation`.
+    """
 
     part: str
     stages: tuple[str, ...]
-    data: str
-    licence: str
+    data: str = ''
+    licence: str = ''
 
 
 RECIPES = {
@@ -44,51 +54,64 @@ RECIPES = {
         data='the texts and translations in TEXT_MANIFEST',
         licence="that of TEXT_MANIFEST's texts",
     ),
+    'comsl': Recipe(part='', stages=('translation', 'speech', 'joint')),
+    'comsl_tiny': Recipe(part='', stages=('translation', 'speech', 'joint')),
 }
 
 
-def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bindings: Sequence[str]) -> pathlib.Path:
-    """Trains a recipe and writes its foundation.
+def pretrain(
+    name: str, out: str, tokenizer: str | None, gin_files: Sequence[str], bindings: Sequence[str]
+) -> pathlib.Path:
+    """Trains a recipe and writes its foundation, where it makes one.
 
     Args:
         name: of `RECIPES`.
         out: directory for the stages and the foundation.
-        tokenizer: directory with `tokenizer.model` and a `card.json`, as slm_jax.corpora.tokenizers writes them.
+        tokenizer: directory with `tokenizer.model` and a `card.json`, as slm_jax.corpora.tokenizers writes them; None
+            for a recipe that makes no foundation.
         gin_files, bindings: parsed after each stage's own.
 
     Returns:
-        The foundation's directory.
+        The foundation's directory, or the model's.
+
+    Raises:
+        ValueError: the tokenizer is missing, or nothing reads one; or see `train`.
     """
     from slm_jax import foundations, train
     from slm_jax.training import checkpoints
 
     recipe, folder = RECIPES[name], paths.path(out).absolute()
-    tokenizer_dir = paths.path(tokenizer)
-    said = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8'))
-    of_tokenizer = {key: said[key] for key in ('extra_ids', 'swapped', 'languages') if key in said}
+    if bool(recipe.part) != bool(tokenizer):
+        what = 'give the directory of one, as slm_jax.corpora.tokenizers writes it' if recipe.part else 'leave it out'
+        raise ValueError(f'--tokenizer: {name} has {"a new" if recipe.part else "that of its text model"}; {what}.')
+    said, tokenizer_dir = {}, paths.path(tokenizer or '')
+    if tokenizer:
+        said = json.loads((tokenizer_dir / foundations.CARD).read_text(encoding='utf-8'))
+    directories = {stage: folder / 'stages' / stage for stage in recipe.stages}
 
-    def configure(stage: str, previous: Mapping[str, str]) -> pathlib.Path:
-        model_dir = folder / 'stages' / stage
-        configuration.parse_gin(
-            [f'pretrain/{name}/{stage}.gin', *gin_files],
-            [
+    def configure(stage: str) -> None:
+        earlier = [str(directories[each]) for each in recipe.stages[: recipe.stages.index(stage)]]
+        if recipe.part:
+            given = [
                 f"slm_jax.data.vocabularies.names.{recipe.part}='{tokenizer}'",
-                f'FOUNDATIONS={previous!r}',
-                f"MODEL_DIR='{model_dir}'",
-                *bindings,
-            ],
-        )
-        return model_dir
+                f'FOUNDATIONS={dict(zip([recipe.part], earlier[-1:], strict=False))!r}',
+            ]
+        else:
+            given = [f"{each.upper()}='{path}'" for each, path in zip(recipe.stages, earlier, strict=False)]
+        own = f"MODEL_DIR='{directories[stage]}'"
+        configuration.parse_gin([f'pretrain/{name}/{stage}.gin', *gin_files], [*given, own, *bindings])
 
     for stage in recipe.stages:  # what is wrong with the last one is said before the first one is trained
-        configure(stage, {})
-    previous = {}
+        configure(stage)
     for stage in recipe.stages:
-        model_dir = configure(stage, previous)
+        configure(stage)
+        train.ensure_foundations()
         result = configuration.configured(train.train)()
         if result['terminated']:
             raise SystemExit(train.EXIT_TERMINATED)
-        previous = {recipe.part: str(model_dir)}
+    model_dir = directories[recipe.stages[-1]]
+    if not recipe.part:
+        return model_dir
     params, card = checkpoints.load_for_inference(model_dir)
     foundations.save(
         folder / name,
@@ -98,7 +121,7 @@ def pretrain(name: str, out: str, tokenizer: str, gin_files: Sequence[str], bind
             'kind': recipe.part,
             'data': recipe.data,
             'licence': recipe.licence,
-            **of_tokenizer,
+            **{key: said[key] for key in ('extra_ids', 'swapped', 'languages') if key in said},
             'recipe': card['config'].replace(f'{folder}/', 'out/'),
             'scores': card['evaluation'],
             'versions': card['versions'],
@@ -115,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.prog = 'slm-jax pretrain'
     parser.add_argument('name', choices=sorted(RECIPES))
     parser.add_argument('out')
-    parser.add_argument('--tokenizer', required=True, metavar='DIR', help='as slm_jax.corpora.tokenizers writes them')
+    parser.add_argument('--tokenizer', metavar='DIR', help='as slm_jax.corpora.tokenizers writes them')
     args = parser.parse_args(argv)
     try:
         path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)

@@ -18,7 +18,7 @@ from slm_jax import paths
 from slm_jax.data import languages, manifests
 from slm_jax.tasks import registry
 
-_HOME = 'the Mozilla Data Collective, https://datacollective.mozillafoundation.org'
+_HOME = 'the Mozilla Data Collective, https://mozilladatacollective.com (it alone, since October 2025; sign in)'
 _FILES = {'train': 'train.tsv', 'validation': 'dev.tsv', 'test': 'test.tsv'}
 _VARIANTS = (
     'fy-NL',

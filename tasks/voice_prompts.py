@@ -1,7 +1,7 @@
 """Telephone prompts in five languages: recognition, translation between all pairs, and CTC.
 
 voice_prompts_asr_{en,es,fr,it,ru}   voice_prompts_asr
-voice_prompts_ast_{src}_{tgt}        voice_prompts_ast
+voice_prompts_ast_{src}_{tgt}        voice_prompts_ast        voice_prompts_ast_to_en
 voice_prompts_ctc_{en,…}             voice_prompts_ctc      voice_prompts = asr + ast
 """
 
@@ -64,5 +64,6 @@ CTC = [_register(f'voice_prompts_ctc_{lang}', lang, 'ctc') for lang in LANGUAGES
 
 registry.mixture(dict.fromkeys(ASR, 1), 'voice_prompts_asr')
 registry.mixture(dict.fromkeys(AST, 1), 'voice_prompts_ast')
+registry.mixture({name: 1 for name in AST if name.endswith('_en')}, 'voice_prompts_ast_to_en')
 registry.mixture(dict.fromkeys(CTC, 1), 'voice_prompts_ctc')
 registry.mixture({'voice_prompts_asr': 1, 'voice_prompts_ast': 1}, 'voice_prompts')

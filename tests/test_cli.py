@@ -20,11 +20,24 @@ def test_help_imports_nothing_heavy():
     )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for command in ('prepare', 'pretrain', 'import', 'train', 'evaluate', 'answers', 'infer', 'export', 'card'):
+    for command in (
+        'prepare',
+        'pretrain',
+        'import',
+        'train',
+        'evaluate',
+        'answers',
+        'translate',
+        'infer',
+        'export',
+        'card',
+    ):
         assert f'\n  {command} ' in done.stdout
 
 
-@pytest.mark.parametrize('command', ['evaluate', 'answers', 'infer', 'serve', 'demo', 'export', 'card', 'import'])
+@pytest.mark.parametrize(
+    'command', ['evaluate', 'answers', 'translate', 'infer', 'serve', 'demo', 'export', 'card', 'import']
+)
 def test_help_of_a_command_imports_nothing_heavy(command):
     module = 'import_' if command == 'import' else command
     code = (

@@ -2,13 +2,20 @@
 
 import json
 
+import flax.linen
+import jax
 import numpy as np
 import pytest
 import soundfile
 
 import gin
-from slm_jax import cli
+from slm_jax import cli, foundations, llms
+from slm_jax.audio import frontends
 from slm_jax.data import json_lines
+from slm_jax.encoders import whisper
+from slm_jax.inference import model as model_lib
+from slm_jax.llms import mbart
+from slm_jax.systems import speech_encoder
 from slm_jax.training import checkpoints
 from slm_jax.training.logs import read_losses
 
@@ -154,3 +161,90 @@ def test_what_is_refused_before_the_first_step(folder, capsys):
         assert run(folder, *bindings) == 2
         said = capsys.readouterr().err
         assert f'{name}.jsonl:4' in said and message in said
+
+
+STAGES = """
+from __gin__ import dynamic_registration
+from slm_jax import tasks
+from slm_jax import train
+from slm_jax.encoders import whisper
+from slm_jax.llms import mbart
+from slm_jax.systems import comsl
+VOCAB_SIZE = 160
+EMBED_DIM = 16
+NUM_HEADS = 2
+MLP_DIM = 16
+SPEECH_ENCODER = '{folder}/whisper'
+SPEECH_TASKS = @clips/tasks.manifest()
+tasks.manifest.name = 'pairs_of_stages'
+clips/tasks.manifest:
+  name = 'clips_of_stages'
+  path = '{folder}/clips.jsonl'
+  task = 'ast'
+  target_lang = 'en'
+mbart.MBartConfig:
+  num_encoder_layers = 1
+  num_decoder_layers = 1
+comsl.ComSlConfig.erm_layer = 1
+whisper.WhisperConfig:
+  num_layers = 1
+  emb_dim = 16
+  num_heads = 2
+  mlp_dim = 16
+  window_seconds = 1.0
+TRANSLATION_STEPS = 2
+SPEECH_STEPS = 2
+JOINT_STEPS = 2
+THAW_STEP = 1
+WARMUP_STEPS = 1
+EVAL_PERIOD = 2
+ENCODER_SECONDS = 1.0
+BATCH_SECONDS = 4.0
+NUM_BUCKETS = 1
+train.train.num_samples = 0
+train.train.tensorboard = False
+"""
+
+
+@pytest.mark.slow
+def test_three_stages_in_one_command(folder, monkeypatch, capsys):
+    monkeypatch.setenv('SLM_JAX_CACHE', str(folder / 'cache'))
+    sizes = {'emb_dim': 16, 'num_heads': 2, 'mlp_dim': 16}
+    text = mbart.MBart(
+        mbart.MBartConfig(vocab_size=160, num_encoder_layers=1, num_decoder_layers=1, max_positions=512, **sizes)
+    )
+    heard = speech_encoder.SpeechEncoder(
+        frontend=frontends.WhisperFrontend(),
+        encoder=whisper.WhisperEncoder(whisper.WhisperConfig(num_layers=1, window_seconds=1.0, **sizes)),
+    )
+    samples = np.zeros((1, 16_000), np.int16), np.array([16_000], np.int32)
+    tokenizer = folder / 'mbart_tiny'
+    languages = {name: json.loads((tokenizer / 'card.json').read_text())[name] for name in ('languages', 'swapped')}
+    for kind, params, card, files in (
+        ('speech_encoder', heard.init(jax.random.key(0), *samples)['params'], {}, []),
+        ('llm', llms.initial_params(text, jax.random.key(1)), languages, [tokenizer / 'tokenizer.model']),
+    ):
+        name = {'speech_encoder': 'whisper', 'llm': 'text'}[kind]
+        params = flax.linen.unbox(params)
+        foundations.save(folder / name, params, {'name': name, 'kind': kind, **card}, files, dtype='float32')
+    (folder / 'stages.gin').write_text(STAGES.format(folder=folder))
+    command = [
+        'pretrain', 'comsl_tiny', str(folder / 'out'), f'--gin_file={folder / "stages.gin"}',
+        f"--gin.TEXT_MODEL='{folder / 'text'}'", f"--gin.TEXT_MANIFEST='{folder / 'pairs.jsonl'}'",
+    ]  # fmt: skip
+    assert cli.main([*command, '--tokenizer', str(tokenizer)]) == 2
+    assert '--tokenizer: comsl_tiny has that of its text model; leave it out.' in capsys.readouterr().err
+    assert cli.main(command) == 0, capsys.readouterr().err
+    stages = folder / 'out' / 'stages'
+    card = foundations.card(stages / 'joint')
+    first = {part: entry['name'] for part, entry in card['initialised_from'].items()}
+    assert first == {
+        'llm': str(stages / 'translation'), 'speech_encoder': str(stages / 'speech'), 'adapter': str(stages / 'speech'),
+    }  # fmt: skip
+    assert {part: entry['name'] for part, entry in card['foundations'].items()} == {
+        'speech_encoder': str(folder / 'whisper')
+    }
+    before = sorted(stages.glob('*/checkpoints/*'))
+    assert cli.main(command) == 0 and sorted(stages.glob('*/checkpoints/*')) == before  # nothing is trained again
+    gin.clear_config()
+    assert model_lib.load(str(stages / 'joint')).text_vocabulary.languages['fr_XX']

@@ -46,6 +46,13 @@ def test_from_parallel_text_to_transformers_layout_and_on(folder, capsys):
     codes = foundations.card(made)['languages']
 
     gin.clear_config()
+    read = ['--manifest', str(folder / 'pairs.jsonl'), '--text_field', 'text', '--decode', 'greedy']
+    sizes = ['--max_decode_length', '4', *SMALL[:4], *SMALL[5:7], '--out', str(folder / 'scores')]
+    assert cli.main(['evaluate', str(made), *read, *sizes]) == 0
+    scores = json.loads((folder / 'scores' / 'results.json').read_text())['scores']['translation']
+    assert {'en-de', 'de-en', 'fr-en', 'overall', 'average'} <= {*scores} and {'bleu', 'chrf'} <= {*scores['de-en']}
+
+    gin.clear_config()
     trained = folder / 'out' / 'stages' / 'translation'
     model = model_lib.load(str(trained), decode={'max_decode_length': 4})
     tokens = model.prompt.tokens(model.text_vocabulary, '', 'eins zwei', 'de')

@@ -7,7 +7,8 @@ import shutil
 import pytest
 
 import gin
-from slm_jax import foundations, pretrain
+from slm_jax import configuration, foundations, pretrain
+from slm_jax.inference import model
 from slm_jax.training import checkpoints
 
 SOURCES = {
@@ -91,3 +92,19 @@ def test_a_wrong_corpus_is_named(folder, capsys):
     shutil.rmtree(folder / 'text')
     assert run(folder) == 2
     assert 'no text corpora in' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('recipe', ['comsl', 'comsl_tiny'])
+def test_the_stages_of_comsl_begin_where_those_before_them_end(recipe):
+    given = ['TEXT_MODEL=/text', 'TEXT_MANIFEST=/pairs.jsonl', 'SPEECH_ENCODER=/whisper', "MODEL_DIR='/model'"]
+    earlier = {'translation': [], 'speech': ["TRANSLATION='/first'"]}
+    earlier['joint'] = [*earlier['speech'], "SPEECH='/second'"]
+    for stage, parts in (
+        ('translation', {'llm': '/text'}),
+        ('speech', {'llm': '/first', 'speech_encoder': '/whisper'}),
+        ('joint', {'llm': '/first', 'speech_encoder': '/second', 'adapter': '/second'}),
+    ):
+        configuration.parse_gin([f'pretrain/{recipe}/{stage}.gin'], [*given, *earlier[stage]])
+        assert model.query('slm_jax.train.train.foundations') == parts
+        assert model.query('slm_jax.data.vocabularies.names.llm') == '/text'
+    gin.clear_config()

@@ -1,9 +1,9 @@
-"""The voice prompts as three manifests: their recordings where they lie, their text as spoken.
+"""The voice prompts as three manifests: their recordings where they lie, their text and its translations as spoken.
 
     python -m slm_jax.corpora.prompt_manifests OUT
 
-writes OUT/{train,validation,test}.jsonl with id, audio, text, lang, duration; what is not there
-yet is downloaded into OUT/downloads.
+writes OUT/{train,validation,test}.jsonl with id, audio, text, lang, duration and translation ({language: text});
+what is not there yet is downloaded into OUT/downloads.
 """
 
 import argparse
@@ -40,6 +40,7 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
                         'text': text,
                         'lang': lang,
                         'duration': round(soundfile.info(path).duration, 3),
+                        'translation': {to: texts[to][prompt] for to in texts if to != lang and prompt in texts[to]},
                     }
                 )
     out.mkdir(parents=True, exist_ok=True)

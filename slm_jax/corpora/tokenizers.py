@@ -32,7 +32,7 @@ LLM_PIECES = 736  # At most: with the 32 sentinels 768, whole tiles for a matrix
 EXTRA_IDS = 32
 # Characters of these scripts are too many to learn from the speech at hand.
 UNSPELT = ('ja', 'zh-CN')
-MBART_PIECES = 16000
+MBART_PIECES = 8000
 _SPECIAL: dict[str, Any] = {'pad_id': 0, 'eos_id': 1, 'unk_id': 2, 'bos_id': -1, 'minloglevel': 2, 'num_threads': 1}
 
 

@@ -41,19 +41,25 @@ def for_answering(config: str) -> str:
 
     named: set[str] = set()  # by the statement that is being parsed
     left_out: set[str] = set()
-    starts, kept = [], []
+    starts, names, macros = [], [], []
     for statement in config_parser.ConfigParser(config, Named()):
+        macro = None
         if isinstance(statement, config_parser.ImportStatement):
             named = {statement.bound_name()}
             if _TRAINING_ONLY.fullmatch(statement.module):
                 left_out |= named
-        elif named & left_out and not statement.arg_name:  # a macro
-            left_out.add(statement.selector)
-        else:
+        elif statement.arg_name:
             named.add(statement.selector.split('.')[0])
+        else:
+            macro = statement.selector
         starts.append(statement.location.line_num - 1)
-        kept.append(not named & left_out)
+        names.append(named)
+        macros.append(macro)
         named = set()
+    made_of = [(macro, each) for macro, each in zip(macros, names, strict=True) if macro]
+    while more := {macro for macro, each in made_of if each & left_out} - left_out:
+        left_out |= more  # a macro may name one that stands behind it
+    kept = [not each & left_out for each in names]
     lines = config.splitlines(keepends=True)
     parts = zip(itertools.pairwise([*starts, len(lines)]), kept, strict=True)
     return ''.join(line for (start, end), keep in parts if keep for line in lines[start:end])

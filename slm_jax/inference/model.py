@@ -313,7 +313,7 @@ def load(
     found = origins.find(names)
     origins.check(found, own, frozen)
     labels.check(system, names)
-    used = {origin.subtree: origin.describe() for origin in found}
+    used = origins.described(found)
     if trained_dir is not None:
         checkpoints.check_foundations(directory, needed, used)
         own = foundations_lib.restore(trained_dir, own)

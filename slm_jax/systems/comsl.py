@@ -82,7 +82,7 @@ class ComSlConfig:
         shares = ('ddm_alpha', 'mt_distil_alpha')
         for field, valid, remedy in (
             ('mask_token', self.mask_token > _EOS, "the text model's id of it, above 1"),
-            *((name, getattr(self, name) >= 0, 'at least 0') for name in _NEEDS),
+            *((name, 0 <= getattr(self, name) < float('inf'), 'at least 0, and finite') for name in _NEEDS),
             *((name, 0 <= getattr(self, name) <= 1, 'in [0, 1]') for name in shares),
             ('mask_rate', 0 < self.mask_rate < 1, 'in (0, 1)'),
             ('erm_layer', self.erm_layer >= 0, 'at least 0'),

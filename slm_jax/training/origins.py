@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -51,13 +51,15 @@ class Origin:
 def find(foundations: Mapping[str, str]) -> list[Origin]:
     """The origins named by `foundations`, from subtree to a foundation's name or directory or a model's directory.
 
+    Of a model that trained some of a part, the rest of that comes from where it came from in its training.
+
     Raises:
         FoundationError: not found, damaged, or without parameters for this subtree.
     """
     origins = []
     for subtree, name in foundations.items():
         name = str(name)
-        path = foundations_lib.find(name)
+        path, rest = foundations_lib.find(name), []
         card = foundations_lib.card(path)
         if card.get('kind') == checkpoints.KIND:
             checkpoint = checkpoints.newest(path)
@@ -70,14 +72,46 @@ def find(foundations: Mapping[str, str]) -> list[Origin]:
                 parts = sorted({path.split('/')[0] for path in leaves})
                 raise FoundationError(f'{path} trained {parts}, so it cannot be where {subtree!r} comes from.')
             fingerprint = foundations_lib.fingerprint(foundations_lib.restore(directory, unflatten(dict(stored))))
+            if entry := (card.get('foundations') or {}).get(subtree):
+                rest = _rest(path, subtree, entry, stored.keys())
         else:
             directory = path / foundations_lib.PARAMS
             leaves = flatten(foundations_lib.verified(path))
             paths = {f'{subtree}/{path}': path for path in leaves}
             stored = {path: leaves[source] for path, source in paths.items()}
             fingerprint = card['fingerprint']
-        origins.append(Origin(subtree, name, directory, paths, stored, fingerprint))
+        origins += [Origin(subtree, name, directory, paths, stored, fingerprint), *rest]
     return origins
+
+
+def _rest(model: pathlib.Path, subtree: str, entry: Mapping[str, Any], trained: Collection[str]) -> list[Origin]:
+    """Where that comes from of a part which stayed frozen in a training, whose card has `entry` for it.
+
+    Raises:
+        FoundationError: it is another one than it was.
+    """
+    origins = find({subtree: entry['name']})
+    if origins[0].fingerprint['content'] != entry['fingerprint']['content']:
+        raise FoundationError(
+            f'{model} trained {subtree!r} on {entry["name"]!r} of the content {entry["fingerprint"]["content"][:12]}…; '
+            f'now it is {origins[0].fingerprint["content"][:12]}…. Put back the one that it was trained on.'
+        )
+    left = []
+    for origin in origins:
+        paths = {path: source for path, source in origin.paths.items() if path not in trained}
+        if not all(path.startswith(_HEADS) for path in paths):
+            stored = {path: origin.stored[path] for path in paths}
+            left.append(dataclasses.replace(origin, paths=paths, stored=stored))
+    return left
+
+
+def described(origins: Iterable[Origin]) -> dict[str, Any]:
+    """The entry of a card for each subtree; of a trained model and the rest of the same part the model's."""
+    entries: dict[str, Any] = {}
+    for origin in origins:
+        if origin.subtree not in entries:
+            entries[origin.subtree] = origin.describe()
+    return entries
 
 
 def check(origins: Sequence[Origin], trainable: Params, frozen: Params) -> list[str]:

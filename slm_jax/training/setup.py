@@ -210,12 +210,16 @@ def new_card(name: str, layout: Layout, found: Sequence[origins.Origin], trainab
         trainable: as `lay_out` got it.
     """
     frozen = state.flatten(layout.frozen)
-    needed = {origin.subtree: origin.describe() for origin in found if origin.paths.keys() & frozen.keys()}
+    frozen_in = [bool(origin.paths.keys() & frozen.keys()) for origin in found]
+    needed, trained = (
+        origins.described(origin for origin, stays in zip(found, frozen_in, strict=True) if stays == which)
+        for which in (True, False)
+    )
     return {
         'name': name,
         'kind': checkpoints.KIND,
         'foundations': needed,
-        'initialised_from': {origin.subtree: origin.describe() for origin in found if origin.subtree not in needed},
+        'initialised_from': trained,
         'trainable': [trainable] if isinstance(trainable, str) else _as_json(trainable),
         'num_params': {'trained': state.num_params(layout.trainable), 'frozen': state.num_params(frozen)},
         'versions': checkpoints.versions(),

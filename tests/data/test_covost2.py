@@ -62,7 +62,10 @@ def test_builder(table, tmp_path, capsys):
 
 def test_the_manual_download_is_asked_for(table, tmp_path):
     (tmp_path / 'manual/de').mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match='(?s)fr holds no validated.tsv.*datacollective'):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r'(?s)fr holds no validated.tsv.*mozilladatacollective\.com.*MANUAL_DIR/LANGUAGE holds clips/',
+    ):
         prepare(tmp_path)
 
 

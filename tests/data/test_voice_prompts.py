@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from slm_jax.data import voice_prompts
+from slm_jax.corpora import prompt_manifests, splits
+from slm_jax.data import json_lines, manifests, voice_prompts
 from slm_jax.data.voice_prompts import builder, fetch
 
 PROMPTS = {
@@ -156,6 +157,15 @@ def test_builder(publisher, tmp_path):
     assert examples['fr', 'for']['translations']['en'] == b''
     assert hello['audio'].dtype == np.int16 and len(hello['audio']) == 80
     assert len(examples['es', 'digits/1F']['audio']) == 83
+
+
+def test_manifests_have_the_translations(publisher, tmp_path):
+    prompt_manifests.write(tmp_path / 'out', tmp_path / 'downloads')
+    rows = [row for split in splits.SPLITS for row in json_lines.read(tmp_path / f'out/{split}.jsonl')]
+    (hello,) = (row for row in rows if (row['lang'], row['id']) == ('it', 'hello'))
+    assert hello['translation'] == {'en': 'Hello.', 'es': 'Hola', 'fr': 'Bonjour', 'ru': 'Привет'}
+    (only,) = (row for row in rows if row['id'] == 'digits/6')
+    assert only['translation'] == {} and not any(line['error'] for line in manifests.read(tmp_path / 'out/train.jsonl'))
 
 
 def test_without_any_source_the_message_says_how_to_go_on(publisher, tmp_path, monkeypatch):

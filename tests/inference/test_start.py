@@ -93,3 +93,10 @@ def test_a_card_that_names_what_is_no_more_is_refused():
         model_lib.ModelError, match=r"(?s)card of 'slm_tiny'.*written by 0\.1\.0.*slm_jax\.adaptors.*\n.*mend"
     ):
         model_lib.configure(card, [], [])
+
+
+def test_a_macro_may_name_one_that_stands_behind_it():
+    kept = 'from slm_jax.systems import slm\n\nEMBED_DIM = 4\nMODEL = @slm.SLM()\nWIDTH = %EMBED_DIM\n'
+    left_out = 'FIRST = %SECOND\nLOADER_TASKS = %FIRST\nSECOND = @tasks.manifest()\n'
+    config = f'from slm_jax import tasks\n{kept}{left_out}'
+    assert card_text.for_answering(config).split() == kept.split()

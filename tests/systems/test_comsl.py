@@ -207,8 +207,11 @@ def test_rows_of_text_and_of_silence():
 
 
 def test_bad_weights_are_refused():
-    with pytest.raises(ValueError, match='ComSlConfig.asr is -1; it must be at least 0'):
+    with pytest.raises(ValueError, match='ComSlConfig.asr is -1; it must be at least 0, and finite'):
         tiny.system(asr=-1)
+    for weight in (float('nan'), float('inf')):
+        with pytest.raises(ValueError, match=f'ComSlConfig.mtp is {weight}; it must be at least 0, and finite'):
+            tiny.system(mtp=weight)
     with pytest.raises(ValueError, match=r'ComSlConfig: the weights of all losses \(asr, st, .*\) are 0'):
         tiny.system(**dict.fromkeys(LOSSES, 0.0))
     with pytest.raises(ValueError, match=r'ComSlConfig.ddm_alpha is 1.5; it must be in \[0, 1\]'):

@@ -148,6 +148,7 @@ def test_voice_prompts(vocabulary):
     [
         ('voice_prompts_asr', 5),
         ('voice_prompts_ast', 20),
+        ('voice_prompts_ast_to_en', 4),
         ('voice_prompts', 25),
         ('voice_prompts_ctc', 5),
         ('fleurs_asr', 102),
@@ -315,7 +316,7 @@ def test_common_voice(vocabulary, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match='dev.tsv: no table of Common Voice .*"path" and "sentence"'):
         cache.store_dir(seqio.get_mixture_or_task('common_voice_asr_sv_SE'), 'validation', tmp_path)
     monkeypatch.undo()
-    with pytest.raises(FileNotFoundError, match='datacollective.mozillafoundation.org.*corpus.folder=FOLDER'):
+    with pytest.raises(FileNotFoundError, match='mozilladatacollective.com.*corpus.folder=FOLDER'):
         common_voice.corpus()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from slm_jax import foundations
 from slm_jax.foundations import FoundationError, unflatten
 from slm_jax.importers import t5 as importers_t5
 from slm_jax.llms import t5
-from slm_jax.training import origins
+from slm_jax.training import checkpoints, origins
 
 CFG = t5.T5Config(
     vocab_size=16, emb_dim=4, num_heads=1, num_encoder_layers=3, num_decoder_layers=2, head_dim=4, mlp_dim=4
@@ -72,3 +73,28 @@ def test_the_packaged_parts_are_used_whole():
         foundations.card(name)['fingerprint'] for name in ('t5_tiny', 'usm_tiny')
     ]
     assert {path.split('/')[1] for path in found[1].stored} == {'encoder', 'ctc'}
+
+
+def test_of_a_part_that_trained_in_parts_the_rest_comes_from_where_it_did(tmp_path):
+    def leaf(number):
+        return jnp.full((2,), number, jnp.float32)
+
+    def save(encoder):
+        foundations.save(tmp_path / 'whole', encoder, {'name': 'whole', 'kind': 'speech_encoder'})
+
+    save({'encoder': {'kernel': leaf(1), 'positions': leaf(2)}, 'ctc': {'kernel': leaf(3)}})
+    entry = origins.find({'speech_encoder': tmp_path / 'whole'})[0].describe()
+    trained, card = {'speech_encoder': {'encoder': {'kernel': leaf(4)}}}, {'foundations': {'speech_encoder': entry}}
+    model = tmp_path / 'model'
+    checkpoints.write_for_inference(model, trained, card | {'kind': checkpoints.KIND, 'step': 1}, 'float32')
+    found = origins.find({'speech_encoder': model})
+    wanted = {path: jax.ShapeDtypeStruct((2,), jnp.float32) for each in found for path in each.stored}
+    assert wanted.keys() == {f'speech_encoder/{name}' for name in ('encoder/kernel', 'encoder/positions', 'ctc/kernel')}
+    assert not check(found, {path: leaf for path, leaf in wanted.items() if 'ctc' not in path})
+    read = origins.load(found, unflatten(wanted))['speech_encoder']
+    assert [float(read['encoder'][name][0]) for name in ('kernel', 'positions')] == [4, 2]
+    assert [entry['name'] for entry in origins.described(found).values()] == [str(model)]
+    shutil.rmtree(tmp_path / 'whole')
+    save({'encoder': {'kernel': leaf(1), 'positions': leaf(5)}, 'ctc': {'kernel': leaf(3)}})
+    with pytest.raises(FoundationError, match=r"model trained 'speech_encoder' on .*whole' of the content .*Put back"):
+        origins.find({'speech_encoder': model})

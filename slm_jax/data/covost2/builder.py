@@ -1,7 +1,7 @@
 """TFDS builder `covost2`: translation of Common Voice speech, 21 languages to English and 15 from.
 
-The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4. Mozilla gives Common Voice
-to people who are signed in, since 2025 at the Mozilla Data Collective: put the language's folder (`clips/`,
+The translations are downloaded (arXiv 2007.10310, CC0). The speech is Common Voice 4. Since October 2025 Common Voice
+is had at the Mozilla Data Collective alone, by people who are signed in: put the language's folder (`clips/`,
 `validated.tsv`) under MANUAL_DIR/{language}, MANUAL_DIR being TFDS's download folder + `/manual`.
 """
 
@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from slm_jax.data import notices
 
 URL = 'https://dl.fbaipublicfiles.com/covost/covost_v2.{source}_{target}.tsv.tar.gz'
-COMMON_VOICE = 'https://datacollective.mozillafoundation.org'  # its home since 2025
+COMMON_VOICE = 'https://mozilladatacollective.com'
 TO_ENGLISH = (
     'fr',
     'de',
@@ -73,8 +73,9 @@ class Covost2(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version('1.0.0')
     BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=f'{source}_{target}') for source, target in PAIRS]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        'Download the language of Common Voice (Corpus 4, or a later one: clips keep their names) from the Mozilla '
-        f'Data Collective, {COMMON_VOICE}, and unpack it so that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
+        'Sign in at the Mozilla Data Collective, which alone has Common Voice since October 2025 '
+        f'({COMMON_VOICE}), download the language (Corpus 4, or a later one: clips keep their names), and unpack it so '
+        'that MANUAL_DIR/LANGUAGE holds clips/ and validated.tsv.'
     )
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -19,6 +19,8 @@ import urllib.request
 import tqdm
 from absl import logging
 
+from slm_jax.data import debian
+
 LANGUAGES = ('en', 'es', 'fr', 'it', 'ru')
 RELEASE = '1.6.1'
 PUBLISHER = (
@@ -85,7 +87,7 @@ def fetch(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
             subprocess.SubprocessError,
             FetchError,
         ) as error:
-            answers.append(f'{name}: {_reason(error)}')
+            answers.append(f'{name}: {debian.reason(error)}')
             logging.info('voice prompts, %s', answers[-1])
         missing = [lang for lang in LANGUAGES if not (directory / lang).is_dir()]
     if missing:
@@ -97,13 +99,6 @@ def fetch(directory: str | os.PathLike) -> dict[str, pathlib.Path]:
             f'asterisk-core-sounds-XX-wav (.deb) into {directory / "debian"} yourself.'
         )
     return {lang: directory / lang for lang in LANGUAGES}
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, subprocess.CalledProcessError):
-        said = (error.stderr or b'').decode(errors='replace').strip().splitlines()
-        return f'`{" ".join(error.cmd[:1])}` failed: {said[-1] if said else error.returncode}'
-    return str(getattr(error, 'reason', error)).splitlines()[0]
 
 
 def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
@@ -134,7 +129,7 @@ def _from_debian(directory: pathlib.Path, languages: list[str]) -> None:
     wanted = [f'asterisk-core-sounds-{lang}{kind}' for lang in languages for kind in ('', '-wav')]
     absent = [package for package in wanted if not list(debs.glob(f'{package}_*.deb'))]
     if absent:
-        _apt_download(absent, debs)
+        debian.download(absent, debs, 'the voice prompts')
     for lang in languages:
         unpacked = _empty(directory / f'{lang}.part')
         for key in (lang, f'{lang}-wav'):
@@ -149,28 +144,6 @@ def _from_debian(directory: pathlib.Path, languages: list[str]) -> None:
         transcript = share / f'doc/asterisk-core-sounds-{lang}/core-sounds-{lang}.txt.gz'
         (sounds / f'core-sounds-{lang}.txt').write_bytes(gzip.decompress(transcript.read_bytes()))
         _finish(unpacked, sounds, directory / lang, lang)
-
-
-def _apt_download(packages: list[str], directory: pathlib.Path) -> None:
-    """`apt-get download` with package lists of our own where the machine has none: no root."""
-    if not shutil.which('apt-get'):
-        raise FetchError('this machine has no apt-get')
-    command = ['apt-get', '-q', '-o', 'Debug::NoLocking=1', '-o', 'APT::Sandbox::User=']
-
-    def run(*arguments):
-        subprocess.run([*command, *arguments], cwd=directory, check=True, capture_output=True)
-
-    state = (directory / 'apt').resolve()
-    try:
-        run('download', '--print-uris', *packages)
-    except subprocess.CalledProcessError:
-        for folder in ('state/lists/partial', 'cache/archives/partial'):
-            (state / folder).mkdir(parents=True, exist_ok=True)
-        command += ['-o', f'Dir::State={state}/state', '-o', f'Dir::Cache={state}/cache']
-        run('update')
-    for package in tqdm.tqdm(packages, desc='Downloading the voice prompts', unit=' packages'):
-        run('download', package)
-    shutil.rmtree(state, ignore_errors=True)
 
 
 def _empty(directory: pathlib.Path) -> pathlib.Path:
