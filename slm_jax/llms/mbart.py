@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms import cache, layers
+from slm_jax.llms import Heads, cache, chosen, layers
 from slm_jax.llms.layers import ACTIVATIONS, REMAT_POLICIES, STREAM, Dense, Embedding, rematerialised
 
 _MASKED = -1e10
@@ -202,7 +202,7 @@ def _stack(layer: type[nn.Module], config: MBartConfig, length: int) -> Any:
     """`length` layers, scanned."""
     return nn.scan(
         rematerialised(layer, config.remat_policy, scanned=True),
-        variable_axes={'params': 0, 'cache': 0, 'cross': 0},
+        variable_axes={'params': 0, 'cache': 0, 'cross': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=length,
@@ -332,6 +332,21 @@ class MBart(nn.Module):
         """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
         encoded = self.encode(prompt, mask, deterministic=deterministic)
         return self.decode(decoder_input_tokens, encoded, mask, deterministic=deterministic)
+
+    def attention(
+        self,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        heads: Heads | None = None,
+    ) -> Float[Array, 'h b t p']:
+        """See `LanguageModel`: of the decoder's attention to the encoder's output."""
+        self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens)
+        kept = self.decoder.variables['intermediates']['layers']['encoder_decoder_attention']
+        [weights] = kept['weights']  # [layers, b, heads, t, p]
+        layers, wanted = chosen(heads, *weights.shape[:3:2])
+        return weights[layers, :, wanted].astype(jnp.float32)
 
     def start(
         self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1

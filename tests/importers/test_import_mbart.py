@@ -57,7 +57,7 @@ def ours(size):
 
 
 def check(llm, params, golden, languages, ended=False):
-    """Hidden states and logits of valid positions, and what is generated into two languages.
+    """Hidden states and logits of valid positions, where the decoder looks, and what is generated into two languages.
 
     With `ended`, by beams only of rows that the reference ends: where another is cut off, T5X's search, which is ours,
     takes what ended and that of transformers what is likelier (see t5_goldens/make.py).
@@ -72,6 +72,11 @@ def check(llm, params, golden, languages, ended=False):
     inputs[:, 0] = 0  # which is read as the end
     logits = llm.apply(variables, inputs, encoded, mask, method='decode')
     np.testing.assert_allclose(logits, golden['logits'][..., theirs], rtol=0, atol=1e-4)
+    expected = golden['cross_attentions']
+    heads, given = list(np.ndindex(*expected.shape[:3:2])), {'method': 'attention', 'mutable': ['intermediates']}
+    weights, _ = llm.apply(variables, prompt, mask, inputs, None, heads, **given)
+    for number, (layer, head) in enumerate(heads):
+        np.testing.assert_allclose(weights[number], expected[layer, :, head], rtol=0, atol=1e-5)
     encoded = llm.apply(variables, prompt, None, method='encode')
     logits = llm.apply(variables, inputs, encoded, None, method='decode')
     np.testing.assert_allclose(logits, golden['unmasked_logits'][..., theirs], rtol=0, atol=1e-4)

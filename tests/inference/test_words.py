@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import types
 
+import jax
 import numpy as np
 import pytest
 import soundfile
@@ -113,6 +114,34 @@ def test_attention_tells_where_no_ctc_does(head, spelt, kind):
     encoder, adapter = types.SimpleNamespace(ctc_vocab_size=head), types.SimpleNamespace(spans=None)
     system = types.SimpleNamespace(spelt=spelt, speech_encoder=encoder, adapter=adapter)
     assert isinstance(words.aligner(types.SimpleNamespace(system=system)), kind)
+
+
+def test_what_an_answer_begins_with_is_no_word():
+    """As the code of its language, which an mBART writes first."""
+    targets = []
+
+    def attention(params, batch):
+        targets.append(batch['decoder_target_tokens'])
+        weights = np.full((1, 2, 64, 8), 1e-3)
+        for token in range(4):
+            weights[0, 0, 1 + token, 2 * token] = weights[0, 1, token, 2 * token] = 1.0
+        weights[0, 0, 0, 7] = 1.0
+        spans = np.broadcast_to(0.2 * np.stack([np.arange(8), np.arange(1, 9)])[:, None], (2, 2, 8))
+        return weights, spans, np.array([8, 8])
+
+    vocabulary = types.SimpleNamespace(
+        encode=lambda text: [ord(letter) for letter in text], decode=lambda tokens: ''.join(map(chr, tokens))
+    )
+    model = types.SimpleNamespace(
+        system=types.SimpleNamespace(attention=attention), params=None, text_vocabulary=vocabulary,
+        mesh=jax.sharding.Mesh(jax.devices()[:1], ('data',)), placed=lambda batch: batch,
+        program=lambda name, function, given, out: function,
+    )  # fmt: skip
+    batch = {'speech_lengths': np.array([9, 9]), 'first_tokens': np.array([7, 0])}
+    begun, free = words.AttentionAligner(model).words(batch, ['a b', 'a b'])
+    assert begun == free and [word.text for word in free] == ['a', 'b'] and free[0].end < free[1].start
+    [written] = targets
+    assert written[:, :6].tolist() == [[7, 97, 32, 98, 1, 0], [97, 32, 98, 1, 0, 0]]
 
 
 def test_a_model_that_cannot_say_when():

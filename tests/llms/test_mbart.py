@@ -67,6 +67,21 @@ def test_cached_decode_equals_teacher_forcing(params, beams):
         np.testing.assert_allclose(log_probs[:, 1:], known[:, 1:], rtol=1e-5, atol=1e-5)
 
 
+def test_attention_is_of_the_decoder_to_what_is_read(params):
+    """tests/importers compares its weights with those of transformers."""
+
+    def weights(noise, heads=None):
+        prompt = jnp.where(MASK[..., None], embed(params), noise)
+        given = (prompt, MASK, INPUTS, TARGETS, heads)
+        return model().apply({'params': params}, *given, method='attention', mutable=['intermediates'])[0]
+
+    found = np.asarray(weights(0.0))
+    assert found.shape == (4, *TARGETS.shape, TOKENS.shape[1]), 'two layers of two heads'
+    np.testing.assert_allclose(found.sum(axis=3), 1.0, rtol=1e-5)
+    assert (found[:, 1, :, 3:] == 0).all()
+    np.testing.assert_array_equal(weights(9.0, [(1, 1), (0, 0)]), found[[3, 0]])
+
+
 def test_padding_noise_and_batch_size_change_nothing(params):
     module, embeddings = model(), embed(params)
     clean = logits(module, params, embeddings)
