@@ -103,7 +103,7 @@ def generate(
     ctc: Mapping[str, Any] | None = None,
     first: Int[Array, ' b'] | None = None,
     after: Int[Array, ' b'] | None = None,
-    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None = None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b'], Int[Array, ' b']] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
@@ -111,7 +111,7 @@ def generate(
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
     `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
     `after` are those after which they are written, in the place of token 0. `ranges` are the tokens that each row may
-    have, see `decoding.within`.
+    have, and how many it has to, see `decoding.within`.
     """
     state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after, ranges)
     return _finished(search.run()[0], state)
@@ -168,7 +168,7 @@ def _begun(
     ctc: Mapping[str, Any] | None,
     first: Int[Array, ' b'] | None,
     after: Int[Array, ' b'] | None,
-    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b'], Int[Array, ' b']] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -189,7 +189,7 @@ def _search(
     if state['after'] is not None:
         step = _after(step, state['after'])
     if state['ranges'] is not None:
-        step = decoding.within(step, *state['ranges'])
+        step, cache = decoding.within(step, cache, *state['ranges'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
