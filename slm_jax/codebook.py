@@ -189,7 +189,7 @@ def _measure(args: argparse.Namespace) -> int:
     if not texts:
         raise ValueError(f'{args.sentences}: the file is empty. Write a sentence a line.')
     spoken = [
-        measures.Sentence(text, voice, *said)
+        measures.Sentence(text, voice, said.samples, said.phones)
         for voice in args.voice or ('en-us', 'en-us+f3')
         for text, said in zip(texts, phones.spoken(voice, texts))
     ]

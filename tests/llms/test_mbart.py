@@ -82,6 +82,13 @@ def test_attention_is_of_the_decoder_to_what_is_read(params):
     np.testing.assert_array_equal(weights(9.0, [(1, 1), (0, 0)]), found[[3, 0]])
 
 
+def test_a_target_may_be_read_as_embeddings(params):
+    """But for the first."""
+    given = embed(params), MASK, jnp.zeros_like(INPUTS), None, True, embed(params, INPUTS)
+    found = model().apply({'params': params}, *given, method='logits')
+    np.testing.assert_allclose(found, logits(model(), params, embed(params)), rtol=1e-5, atol=1e-5)
+
+
 def test_padding_noise_and_batch_size_change_nothing(params):
     module, embeddings = model(), embed(params)
     clean = logits(module, params, embeddings)

@@ -2,8 +2,9 @@
 
 mbart50 is a small random model as `save_pretrained` leaves it, with the SentencePiece file and the settings that public
 directories have; tokenizer.json beside it is the tokenizer alone as transformers 5 writes it. outputs.npz: a batch with
-padding, hidden states, logits, weights of the attention to the encoder, and what `generate` writes into two languages greedily and with five beams; texts.json:
-texts and their ids. Ids are the reference's: 0 begins, 1 pads, 2 ends, 3 is unknown.
+padding, hidden states, logits, weights of the attention to the encoder, and what `generate` writes into two languages
+greedily and with five beams; texts.json: texts and their ids. Ids are the reference's: 0 begins, 1 pads, 2 ends, 3 is
+unknown.
 """
 
 import io
