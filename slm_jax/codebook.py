@@ -11,10 +11,10 @@
 `fit` runs k-means (scikit-learn) over what the encoder gives, or a layer within it, and writes a directory with a card;
 the frames are in shards on the disk, and one shard and one batch of them in memory (slm_jax/codebooks/kmeans.py).
 `encode` writes the manifest's lines, or the task's, with `units`, without repetitions, and the `durations` of each in
-frames. Both go on after what is done when a run was cut. `measure` speaks sentences with espeak-ng, whose phones are
-known (slm_jax/codebooks/measures.py). `pair` joins two files of the same sentences, by their ids: the units of the
-second are the first one's `target_units`, for speech to speech. `decode` writes what a vocoder says of units, or the images of tokens; both kinds
-of MODEL are trained by `slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
+frames. Both go on after what is done when a run was cut. `pair` joins files of the same sentences, by their ids: units
+of the second are the first one's `target_units`, for speech to speech. `measure` speaks sentences with espeak-ng, whose
+phones are known (slm_jax/codebooks/measures.py). `decode` writes what a vocoder says of units, or the images of tokens;
+both kinds of MODEL are trained by `slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
 """
 
 import argparse

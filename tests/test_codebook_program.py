@@ -100,7 +100,7 @@ def test_units_of_two_languages_are_joined(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f'{files[2]}: 1 pairs' in said and f'1 of {files[0]} have none in {files[1]} and are left out, the' in said
     assert json_lines.read(files[2]) == [{'id': 'a', 'units': [1], 'target_units': [3], 'target_lang': 'de'}]
-    assert codebook.main(['pair', files[0], str(tmp_path / 'none.jsonl'), files[2]]) == 2
+    assert codebook.main(['pair', files[0], str(tmp_path / 'none.jsonl'), files[2]]) == 1
 
 
 def test_a_codebook_of_another_encoder_is_refused(folder, tmp_path, capsys):
