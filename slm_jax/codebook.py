@@ -3,6 +3,7 @@
     slm-jax codebook fit OUT --encoder whisper_base --manifest train.jsonl --gin.K=500 --gin.LAYER=5
     slm-jax codebook encode OUT units.jsonl --manifest dev.jsonl
     slm-jax codebook encode OUT units.jsonl --task voice_prompts_asr --split train --processes 4
+    slm-jax codebook pair english.jsonl german.jsonl units.jsonl
     slm-jax codebook measure OUT --sentences texts.txt --voice en-us --voice en-us+f3
     slm-jax codebook encode IMAGE_MODEL tokens.jsonl --manifest pictures/test.jsonl
     slm-jax codebook decode MODEL units.jsonl FOLDER
@@ -10,9 +11,10 @@
 `fit` runs k-means (scikit-learn) over what the encoder gives, or a layer within it, and writes a directory with a card;
 the frames are in shards on the disk, and one shard and one batch of them in memory (slm_jax/codebooks/kmeans.py).
 `encode` writes the manifest's lines, or the task's, with `units`, without repetitions, and the `durations` of each in
-frames. Both go on after what is done when a run was cut. `measure` speaks sentences with espeak-ng, whose phones are
-known (slm_jax/codebooks/measures.py). `decode` writes what a vocoder says of units, or the images of tokens; both kinds
-of MODEL are trained by `slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
+frames. Both go on after what is done when a run was cut. `pair` joins files of the same sentences, by their ids: units
+of the second are the first one's `target_units`, for speech to speech. `measure` speaks sentences with espeak-ng, whose
+phones are known (slm_jax/codebooks/measures.py). `decode` writes what a vocoder says of units, or the images of tokens;
+both kinds of MODEL are trained by `slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
 """
 
 import argparse
@@ -34,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax codebook'
-    commands = result.add_subparsers(dest='command', required=True, metavar='fit|encode|decode|measure')
+    commands = result.add_subparsers(dest='command', required=True, metavar='fit|encode|pair|decode|measure')
     fit = commands.add_parser('fit', help='fit a codebook to an encoder')
     fit.add_argument('out', metavar='OUT', help='directory')
     fit.add_argument('--encoder', required=True, metavar='NAME', help='a foundation, by name or directory')
@@ -50,6 +52,10 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument('--data_dir', help='where TFDS keeps its data')
         each.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise')
         each.add_argument('--processes', type=int, default=1, help='each with an encoder of its own (default: 1)')
+    pair = commands.add_parser('pair', help='join units of the same sentences in two languages')
+    pair.add_argument('units', metavar='SOURCE', help='unit file whose lines are written')
+    pair.add_argument('target', metavar='TARGET', help='unit file that has their ids, in the other language')
+    pair.add_argument('out', metavar='OUT', help='JSONL file')
     decode = commands.add_parser('decode', help='write what units sound like, or what tokens look like')
     decode.add_argument('model', metavar='MODEL', help='directory of a training of a vocoder, or of images')
     decode.add_argument('units', metavar='FILE', help='JSONL and other unit files (slm_jax/codebooks/unit_files.py)')
@@ -70,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     args = parser().parse_args(argv)
     try:
-        commands = {'fit': _fit, 'encode': _encode, 'decode': _decode, 'measure': _measure}
+        commands = {'fit': _fit, 'encode': _encode, 'pair': _pair, 'decode': _decode, 'measure': _measure}
         return commands[args.command](args)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
         return cli.fail('codebook', error)
@@ -155,6 +161,16 @@ def _encode_images(args: argparse.Namespace) -> int:
     return 0
 
 
+def _pair(args: argparse.Namespace) -> int:
+    from slm_jax.codebooks import unit_files
+
+    told = unit_files.pair(args.units, args.target, pathlib.Path(args.out))
+    print(f'{args.out}: {told["pairs"]} pairs')
+    if alone := told['alone']:
+        print(f'    {len(alone)} of {args.units} have none in {args.target} and are left out, the first: {alone[0]!r}')
+    return 0
+
+
 def _decode(args: argparse.Namespace) -> int:
     from slm_jax.codebooks import image_files, images, trained, unit_speech, vocoder
     from slm_jax.systems.image_vq import ImageVq
@@ -189,7 +205,7 @@ def _measure(args: argparse.Namespace) -> int:
     if not texts:
         raise ValueError(f'{args.sentences}: the file is empty. Write a sentence a line.')
     spoken = [
-        measures.Sentence(text, voice, *said)
+        measures.Sentence(text, voice, said.samples, said.phones)
         for voice in args.voice or ('en-us', 'en-us+f3')
         for text, said in zip(texts, phones.spoken(voice, texts))
     ]

@@ -127,6 +127,82 @@ def manifest(tmp_path, write_wav):
     return path
 
 
+_SIZES = """
+from __gin__ import dynamic_registration
+from slm_jax.adapters import slm as adapter
+from slm_jax.encoders import usm
+from slm_jax.llms import t5
+from slm_jax import decoding
+from slm_jax.systems import slm
+from slm_jax.systems import speech_encoder
+include 'models/slm_tiny.gin'
+TASK_FEATURE_LENGTHS = {'speech': 64000, 'inputs': 64, 'targets': 64}
+adapter.SlmAdapterConfig.num_layers = 1
+adapter.SlmAdapterConfig.output_dim = 32
+adapter.SlmAdapterConfig.emb_dim = 32
+adapter.SlmAdapterConfig.mlp_dim = 32
+usm.UsmConfig.num_layers = 1
+usm.UsmConfig.emb_dim = 32
+usm.UsmConfig.subsample_channels = (4, 4)
+t5.T5Config.vocab_size = 384
+t5.T5Config.emb_dim = 32
+t5.T5Config.mlp_dim = 32
+t5.T5Config.head_dim = 8
+t5.T5Config.num_encoder_layers = 1
+t5.T5Config.num_decoder_layers = 1
+speech_encoder.SpeechEncoder.ctc_vocab_size = 384
+slm.SLM.label_tokens = None
+decoding.DecodeConfig.method = 'greedy'
+decoding.DecodeConfig.ctc_weight = 0.0
+"""
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory, sentencepiece_model):
+    """A folder with `sizes.gin`, two tiny foundations and the directory of a training, `slm`; nothing is trained."""
+    import jax
+    import jax.numpy as jnp
+
+    import slm_jax.tasks  # noqa: F401  registers with gin what a run's configuration has
+    from slm_jax import configuration, foundations
+    from slm_jax.inference import model as model_lib
+    from slm_jax.inference import traces
+    from slm_jax.training import checkpoints, origins, state
+
+    folder = tmp_path_factory.mktemp('world')
+    sizes = folder / 'sizes.gin'
+    sizes.write_text(_SIZES)
+    configuration.parse_gin([str(sizes)])
+    system = model_lib.configured_system()
+    config = configuration.operative_config()
+    shapes = state.unboxed(traces.abstract_params(system))
+    rng = np.random.default_rng(0)
+
+    def some(leaf):
+        return jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
+
+    params = jax.tree.map(some, shapes)
+    names = {'speech_encoder': 'usm', 'llm': 't5'}
+    for part, name in names.items():
+        card = {'name': name, 'kind': part}
+        foundations.save(folder / name, params[part], card, [sentencepiece_model])
+    found = origins.find({part: str(folder / name) for part, name in names.items()})
+    saved = checkpoints.Checkpoints(folder / 'slm')
+    for step in (3, 7):
+        number = jnp.int32(step)
+        trained = {'adapter': jax.tree.map(lambda x, s=step: x + s - 7, params['adapter'])}
+        now = state.TrainState(number, jnp.int32(-1), trained, {'count': number})
+        card = {
+            'name': 'slm',
+            'kind': checkpoints.KIND,
+            'foundations': {origin.subtree: origin.describe() for origin in found},
+            'config': config,
+        }
+        saved.save(now, jax.random.key(0), card)
+    saved.close()
+    return folder
+
+
 @pytest.fixture(autouse=True, scope='session')
 def _cache(tmp_path_factory):
     """What is noted of foundations goes to no user's cache."""

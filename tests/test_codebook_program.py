@@ -92,6 +92,17 @@ def test_bad_recordings_stop_it_or_are_left_out(folder, capsys):
     assert 'torn.wav' in capsys.readouterr().out
 
 
+def test_units_of_two_languages_are_joined(tmp_path, capsys):
+    json_lines.write(tmp_path / 'en.jsonl', [{'id': 'a', 'units': [1]}, {'id': 'b', 'units': [2]}])
+    json_lines.write(tmp_path / 'de.jsonl', [{'id': 'a', 'units': [3], 'lang': 'de'}])
+    files = [str(tmp_path / name) for name in ('en.jsonl', 'de.jsonl', 'both.jsonl')]
+    assert codebook.main(['pair', *files]) == 0
+    said = capsys.readouterr().out
+    assert f'{files[2]}: 1 pairs' in said and f'1 of {files[0]} have none in {files[1]} and are left out, the' in said
+    assert json_lines.read(files[2]) == [{'id': 'a', 'units': [1], 'target_units': [3], 'target_lang': 'de'}]
+    assert codebook.main(['pair', files[0], str(tmp_path / 'none.jsonl'), files[2]]) == 1
+
+
 def test_a_codebook_of_another_encoder_is_refused(folder, tmp_path, capsys):
     other = tmp_path / 'usm_other'
     weights = foundations.load('usm_tiny', dtype='float32')

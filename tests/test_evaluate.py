@@ -7,84 +7,15 @@ import sys
 import types
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from slm_jax import configuration, evaluate, foundations, infer
+from slm_jax import evaluate, foundations, infer
 from slm_jax.data import loader
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries, traces
+from slm_jax.inference import queries
 
-SIZES = """
-from __gin__ import dynamic_registration
-from slm_jax.adapters import slm as adapter
-from slm_jax.encoders import usm
-from slm_jax.llms import t5
-from slm_jax import decoding
-from slm_jax.systems import slm
-from slm_jax.systems import speech_encoder
-include 'models/slm_tiny.gin'
-TASK_FEATURE_LENGTHS = {'speech': 64000, 'inputs': 64, 'targets': 64}
-adapter.SlmAdapterConfig.num_layers = 1
-adapter.SlmAdapterConfig.output_dim = 32
-adapter.SlmAdapterConfig.emb_dim = 32
-adapter.SlmAdapterConfig.mlp_dim = 32
-usm.UsmConfig.num_layers = 1
-usm.UsmConfig.emb_dim = 32
-usm.UsmConfig.subsample_channels = (4, 4)
-t5.T5Config.vocab_size = 384
-t5.T5Config.emb_dim = 32
-t5.T5Config.mlp_dim = 32
-t5.T5Config.head_dim = 8
-t5.T5Config.num_encoder_layers = 1
-t5.T5Config.num_decoder_layers = 1
-speech_encoder.SpeechEncoder.ctc_vocab_size = 384
-slm.SLM.label_tokens = None
-decoding.DecodeConfig.method = 'greedy'
-decoding.DecodeConfig.ctc_weight = 0.0
-"""
 QUICK = ('--max_decode_length', '8', '--batch_seconds', '20')
-
-
-@pytest.fixture(scope='module')
-def world(tmp_path_factory, sentencepiece_model):
-    """A folder with `sizes.gin`, two foundations and the directory of a training, `slm`."""
-    import slm_jax.tasks  # noqa: F401  registers with gin what a run's configuration has
-    from slm_jax.training import checkpoints, origins, state
-
-    folder = tmp_path_factory.mktemp('world')
-    sizes = folder / 'sizes.gin'
-    sizes.write_text(SIZES)
-    configuration.parse_gin([str(sizes)])
-    system = model_lib.configured_system()
-    config = configuration.operative_config()
-    shapes = state.unboxed(traces.abstract_params(system))
-    rng = np.random.default_rng(0)
-
-    def some(leaf):
-        return jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype)
-
-    params = jax.tree.map(some, shapes)
-    names = {'speech_encoder': 'usm', 'llm': 't5'}
-    for part, name in names.items():
-        card = {'name': name, 'kind': part}
-        foundations.save(folder / name, params[part], card, [sentencepiece_model])
-    found = origins.find({part: str(folder / name) for part, name in names.items()})
-    saved = checkpoints.Checkpoints(folder / 'slm')
-    for step in (3, 7):
-        number = jnp.int32(step)
-        trained = {'adapter': jax.tree.map(lambda x, s=step: x + s - 7, params['adapter'])}
-        now = state.TrainState(number, jnp.int32(-1), trained, {'count': number})
-        card = {
-            'name': 'slm',
-            'kind': checkpoints.KIND,
-            'foundations': {origin.subtree: origin.describe() for origin in found},
-            'config': config,
-        }
-        saved.save(now, jax.random.key(0), card)
-    saved.close()
-    return folder
 
 
 def run(*argv):
@@ -358,13 +289,15 @@ def test_how_likely_texts_are(world, manifest, tmp_path, capsys):
     model = model_lib.load(world / 'slm')
     question = [queries.Question('Go on.', reference_field='text')]
     asked_alone = queries.from_manifest(path, question, model.text_vocabulary, 30, model.prompt)
-    for line, query in zip(found, asked_alone, strict=True):
+    loss_of = jax.jit(lambda params, batch: model.system.loss(params, batch, None)[0])
+    for number, (line, query) in enumerate(zip(found, asked_alone, strict=True)):
         assert line['prediction'] == line['choices'][int(np.argmax(line['log_likelihoods']))]
         target = tuple(model.vocabulary.encode(line['reference']))
-        [(_, batch)] = queries.batched([query.with_target(target)])
-        loss, _ = model.system.loss(model.params, batch, None)
-        assert line['log_likelihoods'][0] == pytest.approx(-float(loss) * len(target), rel=1e-4)
         assert line['tokens'][0] == len(target)
+        if number < 2:  # one of each language
+            [(_, batch)] = queries.batched([query.with_target(target)])
+            expected = -float(loss_of(model.params, batch)) * len(target)
+            assert line['log_likelihoods'][0] == pytest.approx(expected, rel=1e-4)
     gin = f'--gin_file={world / "sizes.gin"}'
     text = ('--manifest', manifest, '--text_field', 'text', '--score_choices', '--out', tmp_path / 'text')
     assert run(world / 't5', gin, *text) == 0

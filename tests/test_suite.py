@@ -2,13 +2,13 @@
 
 import json
 
-from test_evaluate import read, run, world  # noqa: F401  world is a fixture
+from test_evaluate import read, run
 
 from slm_jax.data import seen
 from slm_jax.evaluation import suite_report
 
 
-def test_a_suite_has_its_controls(world, manifest, tmp_path, capsys):  # noqa: F811
+def test_a_suite_has_its_controls(world, manifest, tmp_path, capsys):
     data, suite_file = tmp_path / 'data', tmp_path / 'two.gin'
     data.mkdir()
     more = {'answers': ['two'], 'answer': 'two', 'cluster': 'all'}

@@ -86,7 +86,7 @@ def write(folder, kind, bindings=()):
     (place / 'model.gin').write_text(text)
     (folder / 'slm.gin').write_text(GIN.format(folder=folder, llm=place))
     system = configured(folder, bindings)
-    speech = system.speech_encoder.init(jax.random.key(0), jnp.zeros((1, 8000), jnp.int16), jnp.array([8000]))
+    speech = jax.jit(system.speech_encoder.init)(jax.random.key(0), jnp.zeros((1, 8000), jnp.int16), jnp.array([8000]))
     foundations.save(folder / 'encoder', nn.unbox(speech)['params'], {'name': 'encoder', 'kind': 'speech_encoder'})
     return system
 

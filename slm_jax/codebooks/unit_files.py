@@ -10,6 +10,7 @@ Several codebooks of one frame become neighbours: unit u of codebook q (from 0 o
 units stands at place t·Q + q, and is the number q·size + u. So all Q·size numbers are one vocabulary.
 """
 
+import json
 import os
 import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,10 +20,11 @@ import numpy as np
 from jaxtyping import Int
 
 from slm_jax import paths
-from slm_jax.data import json_lines
+from slm_jax.data import json_lines, manifests
 
 UNITS, TOKENS = 'units', 'tokens'  # of speech, of images
 _TEXTS = ('.txt', '.tsv', '.km', '.unit')
+_ANY = 2**31 - 1  # a size that every codebook is within
 
 
 class UnitError(ValueError):
@@ -69,6 +71,60 @@ def read(
             )
         units = _flat(where, codes, size, codebooks, field)
         yield Units(name, units, _durations(where, row, len(units)), row)
+
+
+def pair(source: str | os.PathLike, target: str | os.PathLike, out: pathlib.Path) -> dict[str, Any]:
+    """Joins the units of sentences that are said in two languages, for training of speech to speech.
+
+    Writes each line of `source` with the units of the line of `target` that has its id, as `target_units`; the language
+    of that line as `target_lang`, and its text, where both are there, as the `translation`. The file is then there
+    whole.
+
+    Returns:
+        `pairs`, how many; `alone`, ids of the lines of `source` that have no partner.
+
+    Raises:
+        UnitError: a line without an id or units, an id that `target` has twice, units of two codebooks, another
+            `target_lang`, or no pair at all.
+    """
+    partners: dict[str, tuple[str, Any, Mapping[str, Any]]] = {}
+    for where, name, codes, row in _rows(target, UNITS):
+        if _named(where, name) in partners:
+            raise UnitError(f'{where}: the id {name!r} stands at {partners[name][0]} too. Leave one of them out.')
+        partners[name] = where, codes, row
+    folder, to, alone, pairs = paths.path(source).parent, out.absolute().parent, [], []
+    for where, name, codes, row in _rows(source, UNITS):
+        if _named(where, name) not in partners:
+            alone.append(name)
+            continue
+        of_target, target_codes, own = partners[name]
+        for field, ours, theirs, remedy in (
+            ('codebook', row.get('codebook'), own.get('codebook'), 'Encode both files with one codebook.'),
+            ('target_lang', row.get('target_lang'), own.get('lang'), 'Give the units of that language.'),
+        ):
+            if ours and theirs and ours != theirs:
+                raise UnitError(f'{where}: its "{field}" is {ours!r}, and {of_target} is of {theirs!r}. {remedy}')
+        moved = {key: manifests.moved(row[key], folder, to) for key in manifests.AUDIO if row.get(key)}
+        units, target_units = (
+            _flat(place, each, _ANY, 1, UNITS).tolist() for place, each in ((where, codes), (of_target, target_codes))
+        )
+        joined = {'id': name, **row, **moved, 'units': units, 'target_units': target_units}
+        known = row.get('translation') or {}
+        if own.get('lang'):
+            joined['target_lang'] = own['lang']
+            if own.get('text') and isinstance(known, Mapping):
+                joined['translation'] = {**known, own['lang']: own['text']}
+        pairs.append(joined)
+    if not pairs:
+        raise UnitError(f'{out}: no line of {source} has an id that {target} has. Name a sentence alike in both.')
+    paths.write(out, ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in pairs))
+    return {'pairs': len(pairs), 'alone': alone}
+
+
+def _named(where: str, name: str) -> str:
+    if not name:
+        raise UnitError(f'{where}: the line has no "id", which says whose partner it is. Give each sentence one.')
+    return name
 
 
 def flatten(codes: Int[np.ndarray, 'q t'], size: int) -> Int[np.ndarray, ' qt']:

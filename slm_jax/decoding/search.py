@@ -215,21 +215,28 @@ def begun(
 
 
 def within(
-    tokens_to_log_probs: TokensToLogProbs, starts: Int[Array, ' b'], stops: Int[Array, ' b'], eos_id: int = 1
-) -> TokensToLogProbs:
-    """The step that writes tokens of one range for each sequence, `starts` up to before `stops`, or the end.
+    tokens_to_log_probs: TokensToLogProbs,
+    cache: Cache,
+    starts: Int[Array, ' b'],
+    stops: Int[Array, ' b'],
+    counts: Int[Array, ' b'],
+    eos_id: int = 1,
+) -> tuple[TokensToLogProbs, Cache]:
+    """(tokens_to_log_probs, cache) that write tokens of one range for each sequence, `starts` up to before `stops`.
 
-    Log-probabilities are among these alone.
+    Log-probabilities are among these alone. After `counts` of them, and not before, a sequence ends; 0: at any time.
     """
 
-    def step(tokens, cache):
+    def step(tokens, state):
+        cache, position = state
         log_probs, cache = tokens_to_log_probs(tokens, cache)
         ids, beams = jnp.arange(log_probs.shape[-1]), tokens.shape[0] // starts.shape[0]
-        start, stop = (jnp.repeat(bound, beams)[:, None] for bound in (starts, stops))
-        inside = ((ids >= start) & (ids < stop)) | (ids == eos_id)
-        return jax.nn.log_softmax(jnp.where(inside, log_probs, 100 * _IMPOSSIBLE)), cache
+        start, stop, count = (jnp.repeat(each, beams)[:, None] for each in (starts, stops, counts))
+        inside = (ids >= start) & (ids < stop) & ((count == 0) | (position < count))
+        inside |= (ids == eos_id) & ((count == 0) | (position >= count))
+        return jax.nn.log_softmax(jnp.where(inside, log_probs, 100 * _IMPOSSIBLE)), (cache, position + 1)
 
-    return step
+    return step, (cache, jnp.int32(0))
 
 
 def truncate(logits: Float[Array, 'b v'], config: DecodeConfig) -> Float[Array, 'b v']:

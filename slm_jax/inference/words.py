@@ -138,22 +138,25 @@ class AttentionAligner:
 
         split = [text.split() for text in texts]
         spelt = [list(self._tokens(words)) for words in split]
-        longest = max(map(len, spelt), default=0) + 1
+        # What an answer has to begin with, such as its language's code, is no word.
+        begun = [[int(first)] * bool(first) for first in batch.get('first_tokens', [0] * len(spelt))[: len(spelt)]]
+        longest = max(map(len, spelt), default=0) + max(map(len, begun), default=0) + 1
         targets = np.zeros((len(batch['speech_lengths']), -(-longest // _MULTIPLE) * _MULTIPLE), np.int32)
-        for number, found in enumerate(spelt):
-            targets[number, : len(found) + 1] = [*(token for _, token in found), _EOS]
+        for number, (first, found) in enumerate(zip(begun, spelt)):
+            written = [*first, *(token for _, token in found), _EOS]
+            targets[number, : len(written)] = written
         inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
         given = self._model.placed({**batch, 'decoder_input_tokens': inputs, 'decoder_target_tokens': targets})
         out = partitioning.replicated(self._model.mesh)
         program = self._model.program('attention', self._model.system.attention, given, out=out)
         weights, spans, lengths = map(np.asarray, program(self._model.params, given))
         result: list[list[Word]] = []
-        for row, (words, found) in enumerate(zip(split, spelt)):
-            tokens, length = len(found) + 1, lengths[row]
+        for row, (words, first, found) in enumerate(zip(split, begun, spelt)):
+            tokens, length = slice(len(first), len(first) + len(found) + 1), lengths[row]
             if not (found and length):
                 result.append([])
                 continue
-            starts, stops = attended.times(weights[:, row, :tokens, :length], spans[:, row, :length])
+            starts, stops = attended.times(weights[:, row, tokens, :length], spans[:, row, :length])
             result.append([*_timed(words, found, starts, stops)])
         return result
 

@@ -20,7 +20,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from slm_jax.llms import cache, layers
+from slm_jax.llms import Heads, cache, chosen, layers
 from slm_jax.llms.layers import ACTIVATIONS, REMAT_POLICIES, STREAM, Dense, Embedding, rematerialised
 
 _MASKED = -1e10
@@ -202,7 +202,7 @@ def _stack(layer: type[nn.Module], config: MBartConfig, length: int) -> Any:
     """`length` layers, scanned."""
     return nn.scan(
         rematerialised(layer, config.remat_policy, scanned=True),
-        variable_axes={'params': 0, 'cache': 0, 'cross': 0},
+        variable_axes={'params': 0, 'cache': 0, 'cross': 0, 'intermediates': 0},
         split_rngs={'params': True, 'dropout': True},
         in_axes=nn.broadcast,
         length=length,
@@ -310,6 +310,7 @@ class MBart(nn.Module):
         encoder_mask: Bool[Array, 'b n'] | None,
         *,
         deterministic: bool = True,
+        decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """Next-token logits in float32; no token sees those after it, so padding needs no mask.
 
@@ -317,9 +318,11 @@ class MBart(nn.Module):
             decoder_input_tokens: targets shifted right; 0 is read as the end token.
             encoded: what `encode` gave, and `encoder_mask` its mask; None: all of it is valid.
             deterministic: as of `encode`.
+            decoder_inputs: see `LanguageModel`.
         """
         self._check(decoder_input_tokens.shape[1], 'a target')
-        return self._decode(decoder_input_tokens, encoded, encoder_mask, self._no_dropout(deterministic))
+        given = encoded, encoder_mask, self._no_dropout(deterministic)
+        return self._decode(decoder_input_tokens, *given, inputs=decoder_inputs)
 
     def logits(
         self,
@@ -328,10 +331,26 @@ class MBart(nn.Module):
         decoder_input_tokens: Int[Array, 'b t'],
         decoder_target_tokens: Int[Array, 'b t'] | None = None,
         deterministic: bool = True,
+        decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
-        encoded = self.encode(prompt, mask, deterministic=deterministic)
-        return self.decode(decoder_input_tokens, encoded, mask, deterministic=deterministic)
+        given = {'deterministic': deterministic, 'decoder_inputs': decoder_inputs}
+        return self.decode(decoder_input_tokens, self.encode(prompt, mask, deterministic=deterministic), mask, **given)
+
+    def attention(
+        self,
+        prompt: Float[Array, 'b p e'],
+        mask: Bool[Array, 'b p'],
+        decoder_input_tokens: Int[Array, 'b t'],
+        decoder_target_tokens: Int[Array, 'b t'] | None = None,
+        heads: Heads | None = None,
+    ) -> Float[Array, 'h b t p']:
+        """See `LanguageModel`: of the decoder's attention to the encoder's output."""
+        self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens)
+        kept = self.decoder.variables['intermediates']['layers']['encoder_decoder_attention']
+        [weights] = kept['weights']  # [layers, b, heads, t, p]
+        layers, wanted = chosen(heads, *weights.shape[:3:2])
+        return weights[layers, :, wanted].astype(jnp.float32)
 
     def start(
         self, prompt: Float[Array, 'b p e'], mask: Bool[Array, 'b p'], max_decode_length: int, beams: int = 1
@@ -357,8 +376,10 @@ class MBart(nn.Module):
         prompt, mask = self.embed(encoder_input_tokens), encoder_input_tokens > 0
         return self.logits(prompt, mask, decoder_input_tokens, decoder_target_tokens, deterministic)
 
-    def _decode(self, tokens, encoded, encoder_mask, deterministic, step=False, max_decode_length=None):
+    def _decode(self, tokens, encoded, encoder_mask, deterministic, step=False, max_decode_length=None, inputs=None):
         x = self.embed(jnp.where(tokens == _PADDING, _END, tokens))
+        if inputs is not None:
+            x = jnp.concatenate([x[:, :1], inputs[:, 1:].astype(x.dtype)], axis=1)
         x, bias = self.decoder(x, encoded, encoder_mask, deterministic, step, max_decode_length)
         # A buffer in the reference: no training changes it.
         return self.token_embedder.logits(x) + lax.stop_gradient(bias)

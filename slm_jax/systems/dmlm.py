@@ -5,6 +5,7 @@ rows hold several texts each (`slm_jax.data.packing`); both give the same loss.
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -207,7 +208,7 @@ class DMLM:
         """Generated tokens, all of the modality that the prompt's last control token of one names.
 
         Texts are written as `decode` says. So are speech and images if it samples, but for their length; else they are
-        as `sampling` says.
+        as `sampling` says. An image has exactly the tokens of `Modalities.image_size`, and then its end.
         """
         sampling = self.sampling
         if decode.method == 'sample':
@@ -219,18 +220,24 @@ class DMLM:
         kind = jnp.take_along_axis(kinds, last, axis=1)[:, 0]
         bounds = [self.modalities.ranges[name] for name in MODALITIES]
         starts, stops = (jnp.array(each)[kind] for each in zip(*bounds, strict=True))
-        length = max(decode.max_decode_length, sampling.max_decode_length)
+        images = (kind == MODALITIES.index('image')) & self._has('image')
+        places = math.prod(self.modalities.image_size)
+        ranges, image = (starts, stops, jnp.where(images, places, 0)), None
+        if self._has('image'):
+            image = dataclasses.replace(sampling, max_decode_length=places + 1, max_length_ratio=None)
+        length = max(how.max_decode_length for how in (decode, sampling, image) if how)
 
         def written(these, how):
             found = lax.cond(
                 jnp.any(these),
-                lambda: generate(self.llm, params['llm'], prompt, mask & these[:, None], how, ranges=(starts, stops)),
+                lambda: generate(self.llm, params['llm'], prompt, mask & these[:, None], how, ranges=ranges),
                 lambda: jnp.zeros((len(tokens), how.max_decode_length), jnp.int32),
             )
             return jnp.pad(found, ((0, 0), (0, length - how.max_decode_length)))
 
         texts = kind == MODALITIES.index('text')
-        return jnp.where(texts[:, None], written(texts, decode), written(~texts, sampling))
+        found = jnp.where(texts[:, None], written(texts, decode), written(~texts & ~images, sampling))
+        return found if image is None else jnp.where(images[:, None], written(images, image), found)
 
 
 def _read(tokens: Int[Array, 'b l']) -> Int[Array, 'b l']:

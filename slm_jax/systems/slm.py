@@ -26,7 +26,15 @@ from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
 from slm_jax.systems.distillation import distillation_loss
 from slm_jax.systems.encoder_ctc import mean_ctc
 from slm_jax.systems.speech_encoder import frames_of, unheard
-from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
+from slm_jax.systems.text_to_text import (
+    begin,
+    generate,
+    log_likelihood,
+    proceed,
+    target_logits,
+    token_loss,
+    without_speech,
+)
 
 _EOS = 1
 _OBJECTIVES = ('cross_entropy', 'distil', 'ctc')
@@ -233,7 +241,7 @@ class SLM:
             loss, metrics = self._ctc(params, batch, self._hear(params, batch, rng), rng)
             return self._weights['ctc'] * loss, metrics
         prompt, mask, parts = self._prompt(params, batch, rng)
-        logits = self._logits(params, batch, prompt, mask, rng)
+        logits = target_logits(self.llm, params['llm'], prompt, mask, batch, rng)
         names = {'cross_entropy', *self._weights} - {'ctc'}
         found = {name: getattr(self, f'_{name}')(params, batch, logits) for name in sorted(names)}
         if 'ctc' in self._weights:
@@ -248,25 +256,6 @@ class SLM:
             spoken = (parts['speech_lengths'] > 0).astype(jnp.float32)
             metrics['speech_text_cosine'] = jnp.sum(cosine * spoken), jnp.sum(spoken)
         return loss, metrics
-
-    def _logits(
-        self,
-        params: Params,
-        batch: Batch,
-        prompt: Float[Array, 'b p e'],
-        mask: Bool[Array, 'b p'],
-        rng: Key[Array, ''] | None,
-    ) -> Float[Array, 'b t v']:
-        return self.llm.apply(
-            {'params': params['llm']},
-            prompt,
-            mask,
-            batch['decoder_input_tokens'],
-            batch['decoder_target_tokens'],
-            rng is None,
-            rngs=None if rng is None else {'dropout': rng},
-            method='logits',
-        )
 
     def _cross_entropy(
         self, params: Params, batch: Batch, logits: Float[Array, 'b t v']
@@ -285,7 +274,7 @@ class SLM:
             return jnp.float32(0.0), {}
         llm = jax.lax.stop_gradient(lora_lib.apart({'llm': params['llm']})['llm'])
         prompt = self.llm.apply({'params': llm}, tokens, method='embed')
-        taught = jax.lax.stop_gradient(self._logits({'llm': llm}, batch, prompt, tokens > 0, None))
+        taught = jax.lax.stop_gradient(target_logits(self.llm, llm, prompt, tokens > 0, batch, None))
         weights = batch['decoder_loss_weights'] * jnp.any(tokens > 0, axis=1)[:, None]
         return distillation_loss(logits, taught, weights, self.distil_temperature)
 
@@ -371,7 +360,7 @@ class SLM:
                 '--gin.SLM.ctc_answers=False lets the language model speak.'
             )
         prompt, mask, _ = self._prompt(params, batch, None)
-        return log_likelihood(self._logits(params, batch, prompt, mask, None), batch)
+        return log_likelihood(target_logits(self.llm, params['llm'], prompt, mask, batch, None), batch)
 
     def _spelling(
         self, params: Params, batch: Batch, parts: Mapping[str, Any]

@@ -25,7 +25,15 @@ from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
 from slm_jax.systems.aligner import transcript
 from slm_jax.systems.speech_encoder import unheard
-from slm_jax.systems.text_to_text import begin, generate, log_likelihood, proceed, token_loss, without_speech
+from slm_jax.systems.text_to_text import (
+    begin,
+    generate,
+    log_likelihood,
+    proceed,
+    target_logits,
+    token_loss,
+    without_speech,
+)
 
 _EOS = 1
 _OBJECTIVES = ('distil', 'next_token', 'cross_entropy')
@@ -216,7 +224,7 @@ class SSR:
                 found['next_token'], metrics['accuracy'] = self._next_token(params, batch, said, rng)
         if 'cross_entropy' in self._weights:
             prompt, mask = self._prompt(params, batch, rng)
-            of_target = token_loss(self._logits(params, batch, prompt, mask, rng), batch)[1]
+            of_target = token_loss(target_logits(self.llm, params['llm'], prompt, mask, batch, rng), batch)[1]
             found['cross_entropy'], metrics['target_accuracy'] = of_target['loss'], of_target['accuracy']
         zero = jnp.float32(0.0), jnp.float32(0.0)
         learnt = {name: found.get(name, zero) for name in self._weights}
@@ -297,29 +305,9 @@ class SSR:
         led = jnp.where(spoken, marked, jnp.sum(tokens > 0, axis=1))
         tokens = jnp.where(jnp.arange(tokens.shape[1]) < led[:, None], without_speech(tokens), 0)
         weights = weights.at[:, 0].multiply(led > 0)
-        logits = self._logits(params, batch, self._embed(params, tokens), tokens > 0, rng, inputs)
+        prompt = self._embed(params, tokens), tokens > 0
+        logits = target_logits(self.llm, params['llm'], *prompt, batch, rng, inputs)
         return logits, weights
-
-    def _logits(
-        self,
-        params: Params,
-        batch: Batch,
-        prompt: Float[Array, 'b p e'],
-        mask: Bool[Array, 'b p'],
-        rng: Key[Array, ''] | None,
-        inputs: Float[Array, 'b t e'] | None = None,
-    ) -> Float[Array, 'b t v']:
-        return self.llm.apply(
-            {'params': params['llm']},
-            prompt,
-            mask,
-            batch['decoder_input_tokens'],
-            batch['decoder_target_tokens'],
-            rng is None,
-            inputs,
-            rngs=None if rng is None else {'dropout': rng},
-            method='logits',
-        )
 
     def _prompt(
         self, params: Params, batch: Batch, rng: Key[Array, ''] | None
@@ -381,7 +369,7 @@ class SSR:
     def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
         """Log-likelihood of each row's target as the answer; see `log_likelihood`."""
         prompt, mask = self._prompt(params, batch, None)
-        return log_likelihood(self._logits(params, batch, prompt, mask, None), batch)
+        return log_likelihood(target_logits(self.llm, params['llm'], prompt, mask, batch, None), batch)
 
     def score_speech(self, params: Params, batch: Batch) -> Float[Array, 'b 2']:
         """Log-likelihood of the tokens that are heard in each row, and their number.

@@ -37,39 +37,20 @@ class TextToText:
 
     def loss(self, params: Params, batch: Batch, rng: Key[Array, ''] | None) -> tuple[Float[Array, ''], Metrics]:
         """Cross-entropy of the decoder's tokens."""
-        inputs = without_speech(batch['encoder_input_tokens'])
-        before, targets = batch['decoder_input_tokens'], batch['decoder_target_tokens']
+        before = batch['decoder_input_tokens']
         if rng is not None and self.decoder_noise:
             where, which = jax.random.split(jax.random.fold_in(rng, 1))
             others = jax.random.permutation(which, before, axis=1, independent=True)
             noisy = jax.random.bernoulli(where, self.decoder_noise, before.shape) & (before > 0) & (others > 0)
             before = jnp.where(noisy, others, before)
-        return token_loss(self._logits(params, inputs, before, targets, rng), batch, self.label_smoothing)
+        given = {**batch, 'decoder_input_tokens': before}
+        logits = target_logits(self.llm, params['llm'], *self._prompt(params, batch), given, rng)
+        return token_loss(logits, batch, self.label_smoothing)
 
     def score_batch(self, params: Params, batch: Batch) -> Float[Array, ' b']:
         """Log-likelihood of each row's target; see `log_likelihood`."""
-        inputs = without_speech(batch['encoder_input_tokens'])
-        before, targets = batch['decoder_input_tokens'], batch['decoder_target_tokens']
-        return log_likelihood(self._logits(params, inputs, before, targets, None), batch)
-
-    def _logits(
-        self,
-        params: Params,
-        inputs: Int[Array, 'b l'],
-        before: Int[Array, 'b t'],
-        targets: Int[Array, 'b t'],
-        rng: Key[Array, ''] | None,
-    ) -> Float[Array, 'b t v']:
-        return self.llm.apply(
-            {'params': params['llm']},
-            self.llm.apply({'params': params['llm']}, inputs, method='embed'),
-            inputs > 0,
-            before,
-            targets,
-            rng is None,
-            rngs=None if rng is None else {'dropout': rng},
-            method='logits',
-        )
+        prompt = self._prompt(params, batch)
+        return log_likelihood(target_logits(self.llm, params['llm'], *prompt, batch, None), batch)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """Generated tokens; see `System`."""
@@ -103,7 +84,7 @@ def generate(
     ctc: Mapping[str, Any] | None = None,
     first: Int[Array, ' b'] | None = None,
     after: Int[Array, ' b'] | None = None,
-    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None = None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b'], Int[Array, ' b']] | None = None,
 ) -> Int[Array, 'b l']:
     """Tokens that `llm` writes after reading `prompt`; a row without any input has the end token at once.
 
@@ -111,7 +92,7 @@ def generate(
     `ctc` holds what `decoding.with_ctc` needs, where there is a CTC head and `decode.ctc_weight` is not 0; as
     `log_probs`, the head's logits. `first` are the tokens with which the texts have to begin, 0 where any may.
     `after` are those after which they are written, in the place of token 0. `ranges` are the tokens that each row may
-    have, see `decoding.within`.
+    have, and how many it has to, see `decoding.within`.
     """
     state, search = _begun(llm, params, prompt, mask, decode, ctc, first, after, ranges)
     return _finished(search.run()[0], state)
@@ -168,7 +149,7 @@ def _begun(
     ctc: Mapping[str, Any] | None,
     first: Int[Array, ' b'] | None,
     after: Int[Array, ' b'] | None,
-    ranges: tuple[Int[Array, ' b'], Int[Array, ' b']] | None,
+    ranges: tuple[Int[Array, ' b'], Int[Array, ' b'], Int[Array, ' b']] | None,
 ) -> tuple[dict[str, Any], decoding.Search]:
     """What stays as it is while a text is written, and the search that writes it."""
     cache, cross = started(llm, params, prompt, mask, decode.max_decode_length, decode.beams)
@@ -189,7 +170,7 @@ def _search(
     if state['after'] is not None:
         step = _after(step, state['after'])
     if state['ranges'] is not None:
-        step = decoding.within(step, *state['ranges'])
+        step, cache = decoding.within(step, cache, *state['ranges'])
     if state['ctc'] is not None:
         step, cache = decoding.with_ctc(step, cache, **state['ctc'], weight=decode.ctc_weight, cache_batch_axis=axis)
     if decode.max_length_ratio is not None:
@@ -215,6 +196,32 @@ def _finished(tokens: Int[Array, 'b l'], state: Mapping[str, Any]) -> Int[Array,
     cut = place >= state['lengths'][:, None] - 1
     tokens = jnp.where((tokens == _EOS) & cut, 0, tokens)  # `limited` put it there
     return jnp.where(state['active'][:, None], tokens, jnp.where(place == 0, _EOS, 0))
+
+
+def target_logits(
+    llm: LanguageModel,
+    params: Params,
+    prompt: Float[Array, 'b p e'],
+    mask: Bool[Array, 'b p'],
+    batch: Batch,
+    rng: Key[Array, ''] | None,
+    inputs: Float[Array, 'b t e'] | None = None,
+) -> Float[Array, 'b t v']:
+    """Logits of a batch's target after a prompt, of which `mask` is valid; with an rng it drops out.
+
+    `inputs` are read in the place of the target's embeddings, see `LanguageModel.logits`.
+    """
+    return llm.apply(
+        {'params': params},
+        prompt,
+        mask,
+        batch['decoder_input_tokens'],
+        batch['decoder_target_tokens'],
+        rng is None,
+        inputs,
+        rngs=None if rng is None else {'dropout': rng},
+        method='logits',
+    )
 
 
 def log_likelihood(logits: Float[Array, 'b l v'], batch: Batch) -> Float[Array, ' b']:

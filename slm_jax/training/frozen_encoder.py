@@ -16,7 +16,7 @@ from jaxtyping import BFloat16, Int16
 
 from slm_jax.adapters import lora
 from slm_jax.foundations import FoundationError
-from slm_jax.systems.speech_encoder import SpeechEncoder
+from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of
 from slm_jax.training import origins, setup, state
 
 _FORMAT = 1  # part of every key: raise it when other frames come of the same encoder
@@ -80,14 +80,14 @@ class FrozenEncoder:
         Raises:
             ValueError: the encoder has no such layer.
         """
-        seconds = 10
 
-        def frames(rng):
-            given = jnp.zeros((1, seconds * 16_000), jnp.int16), jnp.full((1,), seconds * 16_000)
-            params = self.speech.init(rng, *given)
+        def frames(batch):
+            given = batch['speech_samples'], batch['speech_lengths']
+            params = self.speech.init(jax.random.key(0), *given)
             return self.speech.apply(params, *given, self.layer, method='inner')[0]
 
-        return round(jax.eval_shape(frames, jax.random.key(0)).shape[1] / seconds, 1)
+        count = frames_of(frames)  # some encoders add frames at the ends, which do not count
+        return round((count(10) - count(2)) / 8, 1)
 
     def shapes(self, batch: setup.BatchShapes) -> setup.BatchShapes:
         """Shapes of a batch, with frames in the place of samples."""

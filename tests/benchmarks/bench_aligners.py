@@ -12,25 +12,20 @@ errors.
 """
 
 import argparse
-import multiprocessing
 import pathlib
 
-import bench_word_times
 import jiwer
 import numpy as np
 import soundfile
 
 from slm_jax import cli
 from slm_jax.audio import waveforms
+from slm_jax.corpora import phones
 from slm_jax.data import alignments, ctc_text, json_lines, manifests
 from slm_jax.encoders import aligners
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries
 from slm_jax.systems.aligner import transcript
-
-
-def _read(voice: str, sentences: list[str]) -> list:
-    return list(bench_word_times.spoken(voice, sentences))
 
 
 def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
@@ -39,10 +34,7 @@ def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
     rows = []
     for number, voice in enumerate(voices):
         own = sentences[number :: len(voices)]
-        # A process for each: espeak-ng tells wrong times once another voice has spoken.
-        with multiprocessing.get_context('spawn').Pool(1) as pool:
-            spoken = pool.apply(_read, (voice, own))
-        for text, (samples, begun) in zip(own, spoken):
+        for text, (samples, _, begun) in zip(own, phones.spoken(voice, own)):
             words = text.split()
             if len(begun) != len(words) or begun != sorted(begun):
                 continue

@@ -10,54 +10,16 @@ its loudest. The known text is aligned, not the answer, so errors are of the ali
 """
 
 import argparse
-import ctypes
 import pathlib
 
 import numpy as np
 
 from slm_jax import cli
 from slm_jax.audio import waveforms
+from slm_jax.corpora import phones
 from slm_jax.data import manifests
 from slm_jax.inference import model as model_lib
 from slm_jax.inference import queries, words
-
-_WORD, _END = 1, 0  # espeakEVENT_WORD, espeakEVENT_LIST_TERMINATED
-_SYNCHRONOUS, _UTF8 = 2, 1
-
-
-class _Event(ctypes.Structure):
-    _fields_ = [
-        ('type', ctypes.c_int), ('unique_identifier', ctypes.c_uint), ('text_position', ctypes.c_int),
-        ('length', ctypes.c_int), ('audio_position', ctypes.c_int), ('sample', ctypes.c_int),
-        ('user_data', ctypes.c_void_p), ('id', ctypes.c_char * 8),
-    ]  # fmt: skip
-
-
-def spoken(voice: str, sentences: list[str]):
-    """(samples at 16 kHz, seconds at which each word begins) of each sentence."""
-    espeak = ctypes.CDLL('libespeak-ng.so.1')
-    rate = espeak.espeak_Initialize(_SYNCHRONOUS, 0, None, 0)
-    espeak.espeak_SetVoiceByName(voice.encode())
-    blocks, begun = [], {}
-
-    @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-    def heard(samples, count, events):
-        if samples:
-            blocks.append(np.ctypeslib.as_array(samples, (count,)).copy() if count else np.zeros(0, np.int16))
-        place = 0
-        while events[place].type != _END:
-            if events[place].type == _WORD:
-                begun.setdefault(events[place].text_position, events[place].audio_position / 1000)
-            place += 1
-        return 0
-
-    espeak.espeak_SetSynthCallback(heard)
-    for sentence in sentences:
-        blocks.clear()
-        begun.clear()
-        text = sentence.encode()
-        espeak.espeak_Synth(text, len(text) + 1, 0, 1, 0, _UTF8, None, None)
-        yield waveforms.to_int16(np.concatenate(blocks), rate), [begun[key] for key in sorted(begun)]
 
 
 def spliced(manifest: pathlib.Path, count: int, rng: np.random.Generator):
@@ -98,7 +60,8 @@ def main() -> None:
         known = list(spliced(args.splice, args.count, np.random.default_rng(0)))
     else:
         sentences = [line for line in args.sentences.read_text().splitlines() if line.strip()]
-        known = [(text, *clip) for text, clip in zip(sentences, spoken(args.voice, sentences))]
+        read = phones.spoken(args.voice, sentences)
+        known = [(text, clip.samples, clip.words) for text, clip in zip(sentences, read)]
     asked = [
         queries.Query(prompt, samples, {'text': text, 'begun': begun})
         for text, samples, begun in known

@@ -7,6 +7,7 @@ import pytest
 
 from slm_jax.codebooks import unit_files
 from slm_jax.codebooks.unit_files import UnitError
+from slm_jax.data import json_lines
 
 TWO = np.array([[5, 9, 9], [0, 7, 1]])
 
@@ -94,3 +95,36 @@ def test_an_image_of_another_size_is_refused(write):
     first = next(unit_files.read(file, 10, field=unit_files.TOKENS))
     with pytest.raises(UnitError, match='a has 2 x 3 tokens, and .* 3 x 2'):
         unit_files.check_image(first, 'i.jsonl', (3, 2))
+
+
+def test_the_same_sentences_in_two_languages_are_joined(write, tmp_path):
+    english = {'audio': 'a.wav', 'text': 'one', 'lang': 'en', 'codebook': 'whisper@1'}
+    source = write('en.jsonl', {'id': 'a', 'units': [1, 2], **english}, {'id': 'z', 'units': [3]})
+    target = write('de.jsonl', {'id': 'b', 'units': [7]}, {'id': 'a', 'units': [5], 'lang': 'de', 'text': 'eins'})
+    out = tmp_path / 'both/units.jsonl'
+    assert unit_files.pair(source, target, out) == {'pairs': 1, 'alone': ['z']}
+    joined = {'target_units': [5], 'target_lang': 'de', 'translation': {'de': 'eins'}}
+    assert json_lines.read(out) == [{'id': 'a', **english, 'audio': '../a.wav', 'units': [1, 2], **joined}]
+    assert unit_files.pair(write('en.txt', 'a\t1 2'), write('de.txt', 'a\t5'), out)['pairs'] == 1
+    assert json_lines.read(out) == [{'id': 'a', 'units': [1, 2], 'target_units': [5]}]
+
+
+@pytest.mark.parametrize(
+    ('source', 'target', 'said'),
+    [
+        ({'id': 'a'}, {'codebook': 'usm@2'}, """en.jsonl:1: its "codebook" is 'w@1', and .*de.jsonl:1 is of 'usm@2'"""),
+        ({'id': 'a', 'target_lang': 'fr'}, {}, """its "target_lang" is 'fr', and .*de.jsonl:1 is of 'de'. Give"""),
+        ({'id': 'z'}, {}, 'out.jsonl: no line of .*en.jsonl has an id that .*de.jsonl has. Name a sentence alike'),
+        ({}, {}, 'en.jsonl:1: the line has no "id", which says'),
+        ({'id': 'a'}, {'units': 'x'}, 'de.jsonl:1: "units" is x; a list'),
+    ],
+)
+def test_what_cannot_be_joined_is_named(write, tmp_path, source, target, said):
+    english = write('en.jsonl', {'units': [1], 'codebook': 'w@1', **source})
+    german = write('de.jsonl', {'id': 'a', 'units': [2], 'codebook': 'w@1', 'lang': 'de', **target})
+    with pytest.raises(UnitError, match=said):
+        unit_files.pair(english, german, tmp_path / 'out.jsonl')
+    twice = write('twice.jsonl', {'id': 'a', 'units': [2]}, {'id': 'a', 'units': [3]})
+    with pytest.raises(UnitError, match="twice.jsonl:2: the id 'a' stands at .*twice.jsonl:1 too"):
+        unit_files.pair(english, twice, tmp_path / 'out.jsonl')
+    assert not (tmp_path / 'out.jsonl').exists()

@@ -50,11 +50,13 @@ def test_padding_changes_nothing_and_what_does_not_fit_is_said():
     logits = 2 * jax.random.normal(jax.random.key(1), (3, 9, 5))
     labels, lengths = jnp.array([[3, 3, 0], [1, 2, 1], [0, 0, 0]]), jnp.array([5, 9, 4])
     noisy = jnp.pad(logits, ((0, 0), (0, 3), (0, 0)), constant_values=7.0).at[0, 5:].set(99.0)
-    wide = align(noisy, lengths, jnp.pad(labels, ((0, 0), (0, 4))))
-    for found, expected in zip(wide, align(logits, lengths, labels)):
+    aligned = jax.jit(align)
+    wide = aligned(noisy, lengths, jnp.pad(labels, ((0, 0), (0, 4))))
+    for found, expected in zip(wide, aligned(logits, lengths, labels)):
         np.testing.assert_array_equal(found[:, :3] if found.ndim > 1 else found, expected)
-    assert align(logits, jnp.array([2, 3, 0]), labels)[2].tolist() == [False, True, False]
-    seconds = times(logits, jnp.array([2, 9, 4]), labels, lambda seconds: 25 * seconds + 1)
+    assert aligned(logits, jnp.array([2, 3, 0]), labels)[2].tolist() == [False, True, False]
+    timed = jax.jit(times, static_argnums=3)
+    seconds = np.asarray(timed(logits, jnp.array([2, 9, 4]), labels, lambda seconds: 25 * seconds + 1))
     assert np.isnan(seconds[:, [0, 2]]).all()
     np.testing.assert_allclose(seconds[:, 1], np.array(wide[:2])[:, 1, :3] / 25, rtol=1e-6)
 

@@ -28,7 +28,7 @@ def test_a_layer_is_what_an_encoder_of_so_many_layers_has_there(name):
     encoder, width, stack = ENCODERS[name]
     features = jax.random.normal(jax.random.key(0), (2, 24, width)), jnp.array([24, 11])
     features = (jnp.where((jnp.arange(24) < features[1][:, None])[..., None], features[0], 0), features[1])
-    params = nn.unbox(encoder.init(jax.random.key(1), *features)['params'])
+    params = nn.unbox(jax.jit(encoder.init)(jax.random.key(1), *features)['params'])
     params = jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape), params)
 
     def changed(index):

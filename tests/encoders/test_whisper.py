@@ -47,7 +47,7 @@ def test_on_a_cpu_the_scores_of_one_head_are_in_memory_and_not_those_of_a_batch(
 def params():
     """Parameters far from their initial values, so that nothing can be left out unseen."""
     features = jnp.zeros((1, 16, 80)), jnp.array([16])
-    fresh = nn.unbox(whisper.WhisperEncoder(CONFIG).init(jax.random.key(0), *features)['params'])
+    fresh = nn.unbox(jax.jit(whisper.WhisperEncoder(CONFIG).init)(jax.random.key(0), *features)['params'])
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return tree.unflatten([x + 0.3 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)])

@@ -4,11 +4,13 @@ The goldens are a small model that transformers saved, with its outputs (tests/t
 tests make more of them here, and need torch and transformers: pip install -e .[hf].
 """
 
+import functools
 import json
 import pathlib
 import runpy
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -57,7 +59,7 @@ def ours(size):
 
 
 def check(llm, params, golden, languages, ended=False):
-    """Hidden states and logits of valid positions, and what is generated into two languages.
+    """Hidden states and logits of valid positions, where the decoder looks, and what is generated into two languages.
 
     With `ended`, by beams only of rows that the reference ends: where another is cut off, T5X's search, which is ours,
     takes what ended and that of transformers what is likelier (see t5_goldens/make.py).
@@ -65,22 +67,32 @@ def check(llm, params, golden, languages, ended=False):
     order = ours(llm.config.vocab_size)
     theirs = np.argsort(order)
     tokens, inputs = order[golden['encoder_input_tokens']], order[golden['decoder_input_tokens']]
-    mask, variables = tokens > 0, {'params': params}
-    prompt = llm.apply(variables, tokens, method='embed')
-    encoded, states = llm.apply(variables, prompt, mask, hidden_states=True, method='encode')
-    np.testing.assert_allclose(states[:, mask], golden['hidden_states'][:, mask], rtol=0, atol=1e-4)
     inputs[:, 0] = 0  # which is read as the end
-    logits = llm.apply(variables, inputs, encoded, mask, method='decode')
+    mask, expected = tokens > 0, golden['cross_attentions']
+    heads, attention = list(np.ndindex(*expected.shape[:3:2])), {'method': 'attention', 'mutable': ['intermediates']}
+
+    @jax.jit
+    def computed(params):
+        apply = functools.partial(llm.apply, {'params': params})
+        prompt = apply(tokens, method='embed')
+        encoded, states = apply(prompt, mask, hidden_states=True, method='encode')
+        unmasked = apply(inputs, apply(prompt, None, method='encode'), None, method='decode')
+        weights, _ = apply(prompt, mask, inputs, None, heads, **attention)
+        return states, apply(inputs, encoded, mask, method='decode'), unmasked, weights
+
+    states, logits, unmasked, weights = map(np.asarray, computed(params))
+    np.testing.assert_allclose(states[:, mask], golden['hidden_states'][:, mask], rtol=0, atol=1e-4)
     np.testing.assert_allclose(logits, golden['logits'][..., theirs], rtol=0, atol=1e-4)
-    encoded = llm.apply(variables, prompt, None, method='encode')
-    logits = llm.apply(variables, inputs, encoded, None, method='decode')
-    np.testing.assert_allclose(logits, golden['unmasked_logits'][..., theirs], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(unmasked, golden['unmasked_logits'][..., theirs], rtol=0, atol=1e-4)
+    for number, (layer, head) in enumerate(heads):
+        np.testing.assert_allclose(weights[number], expected[layer, :, head], rtol=0, atol=1e-5)
+    predict = jax.jit(text_to_text.TextToText(llm).predict, static_argnums=2)
     for language, token in languages.items():
         batch = {'encoder_input_tokens': jnp.asarray(tokens), 'first_tokens': jnp.full(len(tokens), token)}
         for name, options in (('greedy', {'method': 'greedy'}), ('beams', {'method': 'beam', 'beam_size': 5})):
             expected = order[golden[f'{name}_{language}']]
             config = decoding.DecodeConfig(max_decode_length=expected.shape[1], alpha=0.0, **options)
-            found = text_to_text.TextToText(llm).predict({'llm': params}, batch, config)
+            found = predict({'llm': params}, batch, config)
             rows = (expected == 1).any(axis=1) | (not ended or name == 'greedy')
             np.testing.assert_array_equal(np.asarray(found)[rows], expected[rows], err_msg=f'{name} {language}')
 
@@ -289,7 +301,7 @@ def test_transformers_loads_what_is_exported(foundation, tmp_path):
 
     out, llm, params, card = foundation
     exporter.write(tmp_path, llm.config, foundations.flatten(params), out)
-    model = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path).eval()
+    model = transformers.MBartForConditionalGeneration.from_pretrained(tmp_path).eval().double()
     with np.load(GOLDENS / 'outputs.npz') as golden:
         tokens = torch.tensor(golden['encoder_input_tokens']).long()
         with torch.no_grad():
@@ -297,7 +309,7 @@ def test_transformers_loads_what_is_exported(foundation, tmp_path):
                 input_ids=tokens, attention_mask=(tokens != 1).long(),
                 decoder_input_ids=torch.tensor(golden['decoder_input_tokens']).long(),
             ).logits  # fmt: skip
-        np.testing.assert_array_equal(logits, golden['logits'])
+        np.testing.assert_allclose(logits.float(), golden['logits'], rtol=1e-6, atol=1e-6)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer('good morning', add_special_tokens=False).input_ids == SAID['texts']['good morning']
     assert {code: tokenizer.convert_tokens_to_ids(code) for code in card['languages']} == card['languages']

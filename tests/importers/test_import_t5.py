@@ -10,6 +10,7 @@ import pathlib
 import runpy
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -45,12 +46,12 @@ def check(llm, params, golden, likelihood=None):
     With `likelihood` of (row, tokens), one row of beam search may differ if it is likelier: make.py says when.
     """
     names = ('encoder_input_tokens', 'decoder_input_tokens', 'decoder_target_tokens')
-    logits = llm.apply({'params': params}, *(golden[name] for name in names))
+    logits = jax.jit(llm.apply)({'params': params}, *(golden[name] for name in names))
     np.testing.assert_allclose(logits, golden['logits'], rtol=0, atol=1e-4)
     batch = {'encoder_input_tokens': jnp.asarray(golden['encoder_input_tokens'])}
     for name, options in (('greedy', {'method': 'greedy'}), ('beams', {'method': 'beam', 'alpha': 0.0})):
         config = decoding.DecodeConfig(max_decode_length=golden[name].shape[1], **options)
-        tokens = text_to_text.TextToText(llm).predict({'llm': params}, batch, config)
+        tokens = jax.jit(text_to_text.TextToText(llm).predict, static_argnums=2)({'llm': params}, batch, config)
         tokens, expected = np.array(tokens), golden[name]
         differ = np.flatnonzero((tokens != expected).any(axis=1))
         if likelihood and name == 'beams' and len(differ) == 1:

@@ -111,7 +111,8 @@ def chat(tmp_path_factory):
     (folder / 'model.gin').write_text(CHAT_GIN.format(folder=folder))
     configuration.parse_gin([str(folder / 'model.gin')])
     llm = model_lib.query('%LLM_MODULE')
-    params = jax.tree.map(lambda leaf: 10 * leaf, nn.unbox(llms.initial_params(llm, jax.random.key(0))))
+    fresh = jax.jit(lambda: llms.initial_params(llm, jax.random.key(0)))()
+    params = jax.tree.map(lambda leaf: 10 * leaf, nn.unbox(fresh))
     card = {'name': 'llm', 'kind': 'llm', 'vocabulary': 'bytes'}
     foundations.save(folder / 'llm', params, card, [folder / 'model.gin'])
     (folder / 'model.gin').write_text(CHAT_RUN.format(folder=folder))

@@ -2,19 +2,19 @@
 
 import json
 import pathlib
-import runpy
 import types
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
 from slm_jax import infer
+from slm_jax.corpora import phones
 from slm_jax.data import vocabularies
 from slm_jax.inference import chunks, rendering, words
 from slm_jax.inference.words import Word
 
-BENCHMARK = pathlib.Path(__file__).parents[1] / 'benchmarks/bench_word_times.py'
 SENTENCES = ['Please hold the line.', 'You have three new messages.', 'I would like a large coffee - with milk.']
 
 
@@ -115,6 +115,34 @@ def test_attention_tells_where_no_ctc_does(head, spelt, kind):
     assert isinstance(words.aligner(types.SimpleNamespace(system=system)), kind)
 
 
+def test_what_an_answer_begins_with_is_no_word():
+    """As the code of its language, which an mBART writes first."""
+    targets = []
+
+    def attention(params, batch):
+        targets.append(batch['decoder_target_tokens'])
+        weights = np.full((1, 2, 64, 8), 1e-3)
+        for token in range(4):
+            weights[0, 0, 1 + token, 2 * token] = weights[0, 1, token, 2 * token] = 1.0
+        weights[0, 0, 0, 7] = 1.0
+        spans = np.broadcast_to(0.2 * np.stack([np.arange(8), np.arange(1, 9)])[:, None], (2, 2, 8))
+        return weights, spans, np.array([8, 8])
+
+    vocabulary = types.SimpleNamespace(
+        encode=lambda text: [ord(letter) for letter in text], decode=lambda tokens: ''.join(map(chr, tokens))
+    )
+    model = types.SimpleNamespace(
+        system=types.SimpleNamespace(attention=attention), params=None, text_vocabulary=vocabulary,
+        mesh=jax.sharding.Mesh(jax.devices()[:1], ('data',)), placed=lambda batch: batch,
+        program=lambda name, function, given, out: function,
+    )  # fmt: skip
+    batch = {'speech_lengths': np.array([9, 9]), 'first_tokens': np.array([7, 0])}
+    begun, free = words.AttentionAligner(model).words(batch, ['a b', 'a b'])
+    assert begun == free and [word.text for word in free] == ['a', 'b'] and free[0].end < free[1].start
+    [written] = targets
+    assert written[:, :6].tolist() == [[7, 97, 32, 98, 1, 0], [97, 32, 98, 1, 0, 0]]
+
+
 def test_a_model_that_cannot_say_when():
     system = types.SimpleNamespace(spelt=None, speech_encoder=types.SimpleNamespace(ctc_vocab_size=None))
     said = 'mine has no CTC head, and no adapter with `spans`, which tell when words are said. Give --model one'
@@ -124,12 +152,10 @@ def test_a_model_that_cannot_say_when():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('model', ['usm_tiny', 'slm_tiny'])
-def test_words_are_where_the_synthesiser_says(model, tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(BENCHMARK.parent)
-    spoken = runpy.run_path(str(BENCHMARK))['spoken']
+def test_words_are_where_the_synthesiser_says(model, tmp_path, capsys):
     try:
-        clips = list(spoken('en-us', SENTENCES))
-    except OSError as error:
+        clips = [(clip.samples, clip.words) for clip in phones.spoken('en-us', SENTENCES)]
+    except ValueError as error:
         pytest.skip(f'the synthesiser of known times: {error}')
     files = [tmp_path / f'{number}.wav' for number in range(len(clips))]
     for file, (samples, _) in zip(files, clips):

@@ -5,6 +5,7 @@ of them here, and need torch and transformers: pip install -e .[hf].
 """
 
 import dataclasses
+import functools
 import pathlib
 import runpy
 
@@ -64,28 +65,31 @@ def test_logits_and_texts_are_those_of_transformers(family):
 
 def test_attention_before_a_token_is_that_after_a_prompt_which_ends_there():
     llm, params = made('qwen3', 0, sliding_window=4, sliding_layers=(0,))
-    params, heads = foundations.unflatten(params), [(2, 1), (0, 3), (2, 0)]
+    params, heads = foundations.unflatten(params), ((2, 1), (0, 3), (2, 0))
     tokens = jax.random.randint(jax.random.key(0), (2, 9), 3, llm.config.vocab_size)
     tokens = jnp.where(jnp.arange(9) < jnp.array([[9], [6]]), tokens, 0)
     target = jnp.array([[0, 7, 8, 9], [0, 5, 4, 3]])
 
-    def weights(tokens, target, heads=None):
+    @functools.partial(jax.jit, static_argnums=2)
+    def weights(tokens, target, heads):
         variables, prompt = {'params': params}, llm.apply({'params': params}, tokens, method='embed')
         options = {'heads': heads, 'method': 'attention', 'mutable': ['intermediates']}
-        return np.asarray(llm.apply(variables, prompt, tokens > 0, target, **options)[0])
+        return llm.apply(variables, prompt, tokens > 0, target, **options)[0]
 
-    found = weights(tokens, target, heads)
+    found = np.asarray(weights(tokens, target, heads))
     assert found.shape == (3, 2, 4, 9)
-    np.testing.assert_allclose(found, weights(tokens, target, [(n, h) for n in range(3) for h in range(4)])[[9, 3, 8]])
+    every = weights(tokens, target, tuple((n, h) for n in range(3) for h in range(4)))
+    np.testing.assert_allclose(found, np.asarray(every)[[9, 3, 8]], rtol=1e-5)
     for row, length in enumerate((9, 6)):
         for written in range(4):
-            text = jnp.concatenate([tokens[row, :length], target[row, 1 : written + 1]])[None]
-            alone = weights(text, target[:1, :1], heads)[:, 0, 0]
+            text = np.concatenate([tokens[row, :length], target[row, 1 : written + 1]])
+            text = np.pad(text, (0, 12 - len(text)))[None]  # one length, compiled once
+            alone = np.asarray(weights(text, target[:1, :1], heads))[:, 0, 0]
             np.testing.assert_allclose(found[:, row, written, :length], alone[:, :length], rtol=1e-4, atol=1e-6)
             np.testing.assert_allclose(alone.sum(axis=1), 1.0, rtol=1e-5)
     assert (found[1, 0, 3] == 0).sum() == 8, 'of the layer that sees four positions: one of the prompt and three tokens'
-    with pytest.raises(ValueError, match=r'alignment_heads is \[\(3, 0\)\]; \(layer, head\) .* of 3 layers, from 0'):
-        weights(tokens, target, [(3, 0)])
+    with pytest.raises(ValueError, match=r'alignment_heads is \(\(3, 0\),\); \(layer, head\) .* of 3 layers, from 0'):
+        weights(tokens, target, ((3, 0),))
 
 
 def test_names_and_axes_of_parameters():
@@ -140,13 +144,16 @@ def test_a_cached_step_is_a_row_of_the_logits(family):
     tokens = np.repeat(targets, beams, axis=0)
     tokens[:, 1:] = (tokens[:, 1:] - 2 + np.arange(len(tokens))[:, None] % beams) % 46 + 2
     repeated = jnp.repeat(prompt, beams, axis=0), np.repeat(mask, beams, axis=0)
-    expected = llm.apply({'params': params}, *repeated, tokens, method='logits')[..., 1:]
-    step, cache = llms.cached_step(llm, params, prompt, mask, 77, beams)
+    expected = jax.jit(functools.partial(llm.apply, method='logits'))({'params': params}, *repeated, tokens)
+    expected = np.asarray(jax.nn.log_softmax(expected[..., 1:]))
+    # As `llms.cached_step`, compiled.
+    cache, cross = jax.jit(lambda params: llms.started(llm, params, prompt, mask, 77, beams))(params)
     cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis=1)
-    step = jax.jit(step)
+    step = jax.jit(llms.continued(llm, params, cross))
     for i in range(tokens.shape[1]):
         log_probs, cache = step(tokens[:, i : i + 1], cache)
-        np.testing.assert_allclose(log_probs[:, 1:], jax.nn.log_softmax(expected[:, i]), rtol=1e-5, atol=2e-5)
+        log_probs = np.asarray(log_probs)
+        np.testing.assert_allclose(log_probs[:, 1:], expected[:, i], rtol=1e-5, atol=2e-5)
         assert np.all(log_probs[:, 0] < -1e9)  # padding
 
 

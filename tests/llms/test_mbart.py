@@ -1,5 +1,7 @@
 """mBART against itself: cached, padded, with dropout, in bfloat16 and int8. tests/importers has the reference."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +27,7 @@ def model(**changes):
 @pytest.fixture(scope='module')
 def params():
     """All far from their initial values."""
-    fresh = nn.unbox(llms.initial_params(model(), jax.random.key(0)))
+    fresh = nn.unbox(jax.jit(lambda: llms.initial_params(model(), jax.random.key(0)))())
     leaves, tree = jax.tree.flatten(fresh)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return tree.unflatten([x + 0.2 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves)])
@@ -56,15 +58,39 @@ def test_cached_decode_equals_teacher_forcing(params, beams):
     tokens = jax.random.randint(jax.random.key(2), (2 * beams, length), 2, 64).at[:, 0].set(0)
     prompt = embed(params)
     expected = logits(module, params, *(jnp.repeat(x, beams, axis=0) for x in (prompt, MASK)), tokens)
-    step, cache = llms.cached_step(module, params, prompt, MASK, 77, beams)
+    # Of the step alone is padding impossible.
+    expected, tokens = np.asarray(jax.nn.log_softmax(expected.at[..., 0].set(-1e10))), np.asarray(tokens)
+    # As `llms.cached_step`, compiled.
+    cache, cross = jax.jit(lambda params: llms.started(module, params, prompt, MASK, 77, beams))(params)
     axis = module.config.cache_batch_axis
     cache['decoder']['written_by'] = jnp.repeat(cache['decoder']['written_by'], beams, axis)
-    step = jax.jit(step)
+    step = jax.jit(llms.continued(module, params, cross))
     for i in range(length):
         log_probs, cache = step(tokens[:, i : i + 1], cache)
-        # Of the step alone is padding impossible.
-        known = jax.nn.log_softmax(expected[:, i].at[:, 0].set(-1e10))
-        np.testing.assert_allclose(log_probs[:, 1:], known[:, 1:], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(np.asarray(log_probs)[:, 1:], expected[:, i, 1:], rtol=1e-5, atol=1e-5)
+
+
+def test_attention_is_of_the_decoder_to_what_is_read(params):
+    """tests/importers compares its weights with those of transformers."""
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def weights(noise, heads=None):
+        prompt = jnp.where(MASK[..., None], embed(params), noise)
+        given = (prompt, MASK, INPUTS, TARGETS, heads)
+        return model().apply({'params': params}, *given, method='attention', mutable=['intermediates'])[0]
+
+    found = np.asarray(weights(0.0))
+    assert found.shape == (4, *TARGETS.shape, TOKENS.shape[1]), 'two layers of two heads'
+    np.testing.assert_allclose(found.sum(axis=3), 1.0, rtol=1e-5)
+    assert (found[:, 1, :, 3:] == 0).all()
+    np.testing.assert_allclose(weights(9.0, ((1, 1), (0, 0))), found[[3, 0]], rtol=1e-5)
+
+
+def test_a_target_may_be_read_as_embeddings(params):
+    """But for the first."""
+    given = embed(params), MASK, jnp.zeros_like(INPUTS), None, True, embed(params, INPUTS)
+    found = jax.jit(lambda params: model().apply({'params': params}, *given, method='logits'))(params)
+    np.testing.assert_allclose(found, logits(model(), params, embed(params)), rtol=1e-5, atol=1e-5)
 
 
 def test_padding_noise_and_batch_size_change_nothing(params):

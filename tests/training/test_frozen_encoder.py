@@ -14,11 +14,12 @@ import pytest
 import gin
 from slm_jax import configuration, foundations, precompile, prepare, train
 from slm_jax.adapters.slm import SlmAdapter, SlmAdapterConfig
-from slm_jax.audio.frontends import UsmFrontend
+from slm_jax.audio.frontends import UsmFrontend, WhisperFrontend
 from slm_jax.audio.spec_augment import SpecAugmentConfig
 from slm_jax.data import feature_converter
 from slm_jax.decoding import DecodeConfig
 from slm_jax.encoders.usm import UsmConfig, UsmEncoder
+from slm_jax.encoders.whisper import WhisperConfig, WhisperEncoder
 from slm_jax.inference import model
 from slm_jax.llms.t5 import T5, T5Config
 from slm_jax.systems.slm import SLM
@@ -82,6 +83,13 @@ def loss_of(system, params, batch, rng=None):
 @jax.jit
 def frames_of(params, batch):
     return SPEECH.apply({'params': params['speech_encoder']}, batch['speech_samples'], batch['speech_lengths'])[:2]
+
+
+def test_frames_at_the_ends_do_not_count_in_a_rate():
+    """As Whisper's, whose window is what a clip needs and a little more."""
+    whisper = WhisperEncoder(WhisperConfig(1, 8, 2, 8, window_seconds=2.0))
+    encoder = frozen_encoder.FrozenEncoder(SpeechEncoder(WhisperFrontend(), whisper), {}, 'whisper', '', '')
+    assert encoder.frames_per_second == 50.0
 
 
 def test_losses_are_those_from_samples_to_the_type_of_the_frames(encoder, params):

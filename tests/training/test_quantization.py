@@ -83,7 +83,7 @@ MODULES = {
 def test_a_module_reads_the_float_weights(name):
     module = MODULES[name]
     tokens = jnp.arange(1, 17).reshape(2, 8)
-    params = state.unboxed(module.init(jax.random.key(0), tokens, tokens, tokens)['params'])
+    params = state.unboxed(jax.jit(module.init)(jax.random.key(0), tokens, tokens, tokens)['params'])
     _, abstract = held(module, partitioning.Partitioner().mesh(jax.devices()[:1]), partitioning.Partitioner())
     quantized = {
         path: quantization.quantize(leaf, abstract_leaf.axes)

@@ -2,8 +2,9 @@
 
 mbart50 is a small random model as `save_pretrained` leaves it, with the SentencePiece file and the settings that public
 directories have; tokenizer.json beside it is the tokenizer alone as transformers 5 writes it. outputs.npz: a batch with
-padding, hidden states, logits, and what `generate` writes into two languages greedily and with five beams; texts.json:
-texts and their ids. Ids are the reference's: 0 begins, 1 pads, 2 ends, 3 is unknown.
+padding, hidden states, logits, weights of the attention to the encoder, and what `generate` writes into two languages
+greedily and with five beams; texts.json: texts and their ids. Ids are the reference's: 0 begins, 1 pads, 2 ends, 3 is
+unknown.
 """
 
 import io
@@ -83,6 +84,8 @@ def outputs(model, languages: dict[str, int], rows: int = 3, length: int = 11, s
             input_ids=batch['input_ids'], attention_mask=torch.ones_like(batch['input_ids']),
             decoder_input_ids=torch.tensor(decoder_input),
         ).logits  # fmt: skip
+        model.set_attn_implementation('eager')  # the one that returns them
+        attended = model(**batch, decoder_input_ids=torch.tensor(decoder_input), output_attentions=True)
 
     def generated(found):
         found = found[:, 1:].numpy()
@@ -93,6 +96,7 @@ def outputs(model, languages: dict[str, int], rows: int = 3, length: int = 11, s
         'encoder_input_tokens': tokens.astype(np.int32), 'decoder_input_tokens': decoder_input.astype(np.int32),
         'hidden_states': torch.stack(found.encoder_hidden_states).float().numpy(),
         'logits': found.logits.float().numpy(), 'unmasked_logits': unmasked.float().numpy(),
+        'cross_attentions': torch.stack(attended.cross_attentions).float().numpy(),
         **{name: generated(each) for name, each in result.items()},
     }  # fmt: skip
 
