@@ -156,13 +156,14 @@ def _answer(part: pathlib.Path, done: int, model: Any, asked: Sequence[Asked], b
     with tqdm(total=len(asked), unit=' answers', disable=None) as bar, part.open('a', encoding='utf-8') as file:
         for number, (group, batch) in enumerate(queries.batched(stream, seconds, model.row_multiple)):
             if number >= done:
-                rows, left_out = [], collections.Counter()
+                rows: list[tuple[int, dict[str, Any]]] = []
+                left_out: collections.Counter[str] = collections.Counter()
                 for (place, _), (text, cut) in zip(group, model.answers(batch), strict=False):
                     why = f'cut by {cut}' if cut else '' if text.strip() else 'empty'
                     if why:
                         left_out[why] += 1
                     else:
-                        rows.append([place, asked[place].row | {'target': text}])
+                        rows.append((place, asked[place].row | {'target': text}))
                 answer_file.append(file, rows, left_out)
             bar.update(len(group))
 

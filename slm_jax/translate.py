@@ -323,8 +323,8 @@ def _alike(
     rows = -(-(1 << (count - 1).bit_length()) // row_multiple) * row_multiple
     groups: dict[tuple[tuple[int, int], int], list[tuple[int, Any]]] = {}
     for place, query in put:
-        widths = tuple(max(16, 1 << (len(tokens) - 1).bit_length()) for tokens in (query.tokens, query.target))
-        groups.setdefault((widths, rows), []).append((place, query))
+        prompt, target = (max(16, 1 << (len(tokens) - 1).bit_length()) for tokens in (query.tokens, query.target))
+        groups.setdefault(((prompt, target), rows), []).append((place, query))
     return groups
 
 

@@ -214,7 +214,8 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     elsewhere = _held_out(held_out)
     lines = text_corpora.ntrex_texts(ntrex) if ntrex else {}
-    corpora, about = [], {}
+    corpora: list[Corpus] = []
+    about: dict[str, dict[str, Any]] = {}
     for name in names:
         if name == 'prompts':
             about[name] = {'licence': 'CC BY-SA 3.0, CC BY 3.0', 'packages': 'asterisk-core-sounds-*, 1.6.1'}
@@ -228,15 +229,15 @@ def build(
         about[name] = {'licence': source.licence, 'packages': known}
         for lang in filter(source.packages, languages):
             pairs = source.read({package: had[package] for package in source.packages(lang)}, lang)
-            split = ((splits.split_of(f'{name}/{pair.document}', _PARTS), pair) for pair in pairs)
-            corpora.append(Corpus(name, lang, split))
+            parted = ((splits.split_of(f'{name}/{pair.document}', _PARTS), pair) for pair in pairs)
+            corpora.append(Corpus(name, lang, parted))
     if ntrex:
         about['ntrex'] = {'licence': 'CC BY-SA 4.0'}
         named = {lang.split('-')[0]: texts for lang, texts in lines.items()}
         for lang in filter(named.__contains__, languages):
             pairs = (Pair(str(n), *both) for n, both in enumerate(zip(named['en'], named[lang], strict=True)))
-            split = ((splits.split_of(f'ntrex/{pair.document}', _PARTS), pair) for pair in pairs)
-            corpora.append(Corpus('ntrex', lang, split))
+            parted = ((splits.split_of(f'ntrex/{pair.document}', _PARTS), pair) for pair in pairs)
+            corpora.append(Corpus('ntrex', lang, parted))
     own = set().union(*(corpus.held_out for corpus in corpora))
     for corpus in corpora:
         corpus.without(own | elsewhere)

@@ -334,8 +334,9 @@ class MBart(nn.Module):
         decoder_inputs: Float[Array, 'b t e'] | None = None,
     ) -> Float[Array, 'b t v']:
         """See `LanguageModel`: what the decoder writes after the encoder has read the prompt."""
-        given = {'deterministic': deterministic, 'decoder_inputs': decoder_inputs}
-        return self.decode(decoder_input_tokens, self.encode(prompt, mask, deterministic=deterministic), mask, **given)
+        encoded = self.encode(prompt, mask, deterministic=deterministic)
+        given = decoder_input_tokens, encoded, mask
+        return self.decode(*given, deterministic=deterministic, decoder_inputs=decoder_inputs)
 
     def attention(
         self,
