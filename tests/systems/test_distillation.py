@@ -13,6 +13,7 @@ from slm_jax.llms import initial_params
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 from slm_jax.llms.t5 import T5, T5Config
 from slm_jax.systems.slm import SLM
+from slm_jax.systems.text_to_text import target_logits
 
 VOCABULARY, WIDTH = 40, 32
 LLMS = {
@@ -165,9 +166,9 @@ def test_the_teacher_gets_no_gradient(kind):
         tokens = data['teacher_input_tokens']
         constant = params(kind, 0.3)
         prompt = slm.llm.apply({'params': constant['llm']}, tokens, method='embed')
-        taught = slm._logits(constant, data, prompt, tokens > 0, None)
+        taught = target_logits(slm.llm, constant['llm'], prompt, tokens > 0, data, None)
         prompt, mask, _ = slm._prompt(p, data, None)
-        said = slm._logits(p, data, prompt, mask, None)
+        said = target_logits(slm.llm, p['llm'], prompt, mask, data, None)
         divergence = jax.nn.softmax(taught) * (jax.nn.log_softmax(taught) - jax.nn.log_softmax(said))
         return jnp.sum(divergence.sum(-1) * data['decoder_loss_weights']) / data['decoder_loss_weights'].sum()
 
