@@ -4,6 +4,7 @@ A page refers to nothing outside itself, and its content security policy holds i
 """
 
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,7 +22,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif; }
-main, header, footer { max-width: 62rem; margin: 0 auto; padding: 0 1.25rem; }
+main, header, footer { max-width: 74rem; margin: 0 auto; padding: 0 1.25rem; }
 header { padding-top: 2.5rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .35rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; }
@@ -46,8 +47,7 @@ p { margin: .4rem 0; } a { color: var(--link); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--ink-soft); font-size: .875rem; padding-bottom: .5rem; }
-th, td { text-align: right; padding: .35rem .6rem; border-bottom: 1px solid var(--rule);
-  white-space: nowrap; }
+th, td { text-align: right; padding: .35rem .5rem; border-bottom: 1px solid var(--rule); }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
 thead th { color: var(--ink-soft); font-weight: 500; font-size: .875rem; }
 tbody th { font-weight: 500; } tbody tr:last-child > * { border-bottom: 0; }
@@ -141,13 +141,19 @@ def table(
     lines = []
     for name, *cells in rows:
         mark = ' class="sum"' if name in sums else ''
-        data = ''.join(f'<td>{escape(cell)}</td>' for cell in cells)
-        lines.append(f'<tr{mark}><th scope="row">{escape(name)}</th>{data}</tr>')
+        data = ''.join(f'<td>{_unbroken(escape(cell))}</td>' for cell in cells)
+        broken = escape(name).replace('_', '_<wbr>')
+        lines.append(f'<tr{mark}><th scope="row">{broken}</th>{data}</tr>')
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}"><table>'
         f'<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead>'
         f'<tbody>{"".join(lines)}</tbody></table></div>'
     )
+
+
+def _unbroken(cell: str) -> str:
+    """A cell whose interval, [a, b], is on one line; it may stand below its score."""
+    return re.sub(r'\[(\S+), (\S+)\]', r'[\1,&nbsp;\2]', cell)
 
 
 def facts(pairs: Mapping[str, Any]) -> str:

@@ -254,10 +254,10 @@ def test_answers_with_intervals_beside_the_oracle(tmp_path):
     results = {**some_results(rows, oracle='text/predictions.jsonl'), **metrics.score(rows, others=system(16))}
     text = report.write(tmp_path, results, rows).read_text(encoding='utf-8')
     low, high = results['scores']['answers']['en']['intervals']['contains']
-    assert f'40.0 [{low:.1f}, {high:.1f}]' in text and '[95% bootstrap interval]' in text
+    assert f'40.0 [{low:.1f},&nbsp;{high:.1f}]' in text and '[95% bootstrap interval]' in text
     assert 'Beside text/predictions.jsonl' in text and 'percent of them that is kept' in text
     low, high = results['oracle']['shares']['answers']['en']['intervals']['contains']
-    assert f'50.0 [{low:.1f}, {high:.1f}]' in text
+    assert f'50.0 [{low:.1f},&nbsp;{high:.1f}]' in text
     assert '<dd lang="en" dir="auto">two / 2</dd>' in text
     said = report.summary(results)
     assert (
