@@ -70,16 +70,17 @@ def test_attention_before_a_token_is_that_after_a_prompt_which_ends_there():
     tokens = jnp.where(jnp.arange(9) < jnp.array([[9], [6]]), tokens, 0)
     target = jnp.array([[0, 7, 8, 9], [0, 5, 4, 3]])
 
-    @functools.partial(jax.jit, static_argnums=2)
-    def weights(tokens, target, heads):
+    def weighed(tokens, target, heads):
         variables, prompt = {'params': params}, llm.apply({'params': params}, tokens, method='embed')
         options = {'heads': heads, 'method': 'attention', 'mutable': ['intermediates']}
         return llm.apply(variables, prompt, tokens > 0, target, **options)[0]
 
+    weights = jax.jit(weighed, static_argnums=2)
+
     found = np.asarray(weights(tokens, target, heads))
     assert found.shape == (3, 2, 4, 9)
-    every = weights(tokens, target, tuple((n, h) for n in range(3) for h in range(4)))
-    np.testing.assert_allclose(found, np.asarray(every)[[9, 3, 8]], rtol=1e-5)
+    every = weighed(tokens, target, [(n, h) for n in range(3) for h in range(4)])
+    np.testing.assert_allclose(weighed(tokens, target, heads), np.asarray(every)[[9, 3, 8]])
     for row, length in enumerate((9, 6)):
         for written in range(4):
             text = np.concatenate([tokens[row, :length], target[row, 1 : written + 1]])

@@ -148,9 +148,9 @@ def test_one_alone_as_in_a_batch(kind, method):
         data['first_tokens'] = np.array([7, 8, 9], np.int32)
     together = answers(data, *KINDS[kind], method)
     assert kind == 't5' or len({tuple(tokens) for tokens in together}) == 3
-    for i in (1, 2):  # the longer of them without padding
+    for i, length in enumerate(data['speech_lengths']):
         alone = row(data, i)
-        alone['speech_samples'] = alone['speech_samples'][:, :9000]
+        alone['speech_samples'] = alone['speech_samples'][:, :length]
         np.testing.assert_array_equal(answers(alone, *KINDS[kind], method)[0], together[i])
 
 
