@@ -98,7 +98,7 @@ def train_mbart_tokenizer(manifest: str | os.PathLike, pieces: int = MBART_PIECE
         lines += [row['text'], *translations.values()]
     for lang in sorted(found - {''}):
         try:
-            languages.code(codes, lang)
+            languages.code(tuple(codes), lang)
         except ValueError:
             codes[f'{languages.main(lang)}_XX'] = 0
     model = _train(

@@ -1,7 +1,8 @@
 """English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS; and tokens of languages."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
@@ -160,16 +161,16 @@ def begun(vocabulary: Any, lang: str) -> tuple[int, ...]:
         return ()
     if not lang:
         raise ValueError('the language of the text is not stated, and the language model begins a text with its code.')
-    return (codes[code(codes, lang)],)
+    return (codes[code(tuple(codes), lang)],)
 
 
-def code(codes: Iterable[str], lang: str) -> str:
+@functools.lru_cache(maxsize=1024)
+def code(codes: tuple[str, ...], lang: str) -> str:
     """Which of some codes such as de_DE is of a language; see `begun`.
 
     Raises:
         ValueError: none is.
     """
-    codes = [*codes]
     same = [each for each in codes if each == lang] or [each for each in codes if main(each) == main(lang)]
     if same:
         return same[0]

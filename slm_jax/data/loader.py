@@ -269,7 +269,7 @@ class SpeechTextLoader:
         """`_example`; a wording that is too long for the bucket gives way to a measured one."""
         example = self._example(task, position, seed)
         if any(len(example[name]) > getattr(bucket, name) for name in ('inputs', 'targets')):
-            measured = measure.wordings(self._stores[task])
+            measured = measure.wordings(self._tasks[task], self._stores[task])
             example = self._example(task, position, seed % measured)
         return example
 

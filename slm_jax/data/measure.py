@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import seqio
+import tqdm
 
 from slm_jax import paths
 from slm_jax.data import cache, preprocessors, prompts, seen, shards
@@ -44,7 +45,7 @@ def path_of(task: seqio.Task, store: cache.Store, teacher: bool = False) -> path
         cache.FORMAT,
         _FORMAT,
         task.name,
-        cache.describe(list(task.preprocessors[task._cache_step_idx + 1 :])),
+        cache.describe(_steps(task)),
         {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
         dataclasses.asdict(prompts.Prompt()),
         *['teacher'] * teacher,
@@ -99,9 +100,11 @@ def _measure(task: seqio.Task, store: cache.Store, examples: range, teacher: boo
     empty = {'speech': np.zeros(0, np.int16)} if 'speech' in store.spec else {}
     steps = postcache(task, store.spec, teacher)
     vocabulary = task.output_features['targets'].vocabulary
-    for i, index in enumerate(examples):
+    number = wordings(task, store)
+    bar = tqdm.tqdm(examples, f'Measuring {task.name}', unit='example', delay=5, leave=False, disable=None)
+    for i, index in enumerate(bar):
         features = store.features(index)
-        for seed in range(wordings(store)):
+        for seed in range(number):
             try:
                 example = steps(dict(features, **empty, index=np.int64(index), template_seed=np.int64(seed)))
             except preprocessors.BadExampleError as error:
@@ -150,12 +153,16 @@ def _letters(text: str) -> int:
     return sum(map(str.isalnum, text))
 
 
-def wordings(store: cache.Store) -> int:
-    """How many wordings are measured.
+def wordings(task: seqio.Task, store: cache.Store) -> int:
+    """How many wordings are measured: all, or where a step draws freely those of some seeds.
 
-    Speech tasks choose among few templates: all of them. A text task may draw more freely; what it draws later may be
-    longer, see `SpeechTextLoader.fitting`.
+    All are one where the prompt has no place for the instruction. What a step draws later may be longer, see
+    `SpeechTextLoader.fitting`.
     """
+    if all(isinstance(step, preprocessors.ExampleStep) for step in _steps(task)):
+        written = [step.wordings if 'template_seed' in step.reads else 1 for step in _steps(task)]
+        if None not in written:
+            return max(written) if prompts.Prompt().instructed else 1
     return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
 
 
@@ -176,7 +183,7 @@ def postcache(task: seqio.Task, spec: Mapping, teacher: bool = False) -> Callabl
     microseconds. What a step raises becomes a `BadExampleError` with the example's name.
     `teacher` adds what a teacher reads.
     """
-    steps = task.preprocessors[task._cache_step_idx + 1 :]
+    steps = _steps(task)
     plain = all(isinstance(step, preprocessors.ExampleStep) for step in steps)
     run = functools.partial(_in_python, task, steps) if plain else _in_tensorflow(task, spec)
 
@@ -193,6 +200,11 @@ def postcache(task: seqio.Task, spec: Mapping, teacher: bool = False) -> Callabl
             ) from error
 
     return call
+
+
+def _steps(task: seqio.Task) -> list:
+    """Those after the placeholder."""
+    return list(task.preprocessors[task._cache_step_idx + 1 :])
 
 
 def _in_python(task: seqio.Task, steps: Sequence[preprocessors.ExampleStep], example: dict) -> dict | None:

@@ -206,12 +206,15 @@ class ExampleStep:
             None leaves the example out, which must not depend on `template_seed`. Strings are bytes.
         reads: the features it looks at; those that are absent it does not get.
         adds: {feature: (dtype, rank)} of the features it returns.
+        wordings: of one that reads `template_seed`: how many ways it has to write an example, which the seeds below
+            that number choose among; None: without end.
         output_features, sequence_length: filled in by SeqIO when it builds a pipeline.
     """
 
     function: Callable[..., Mapping[str, np.ndarray | bytes] | None]
     reads: tuple[str, ...]
     adds: Mapping[str, tuple[tf.DType, int]]
+    wordings: int | None = None
     output_features: Mapping[str, seqio.Feature] | None = None
     sequence_length: Mapping[str, int] | None = None
 
@@ -321,6 +324,7 @@ def to_text(
             'speech_length',
         ),
         adds=dict.fromkeys(('inputs', 'targets', 'error', 'target_lang', 'answer_lang', 'said'), _STRING),
+        wordings=None if listed or kind == 'phrase' else max(len(templates), 1),
     )
 
 
@@ -346,7 +350,8 @@ def to_answer(templates: tuple[str, ...] = ()) -> ExampleStep:
         return {'inputs': inputs.encode(), 'targets': targets.encode(), 'error': (texts['error'] or error).encode()}
 
     reads = ('id', 'error', 'origin', 'instruction', 'target', 'answers', 'template_seed', 'speech_length')
-    return ExampleStep(write, reads=reads, adds=dict.fromkeys(('inputs', 'targets', 'error'), _STRING))
+    adds = dict.fromkeys(('inputs', 'targets', 'error'), _STRING)
+    return ExampleStep(write, reads=reads, adds=adds, wordings=max(len(templates), 1))
 
 
 def _request(kind: str, templates, example: Mapping[str, str], seed: int, speech_length: int) -> tuple[str, str, str]:
@@ -406,15 +411,16 @@ def _tokenize(example, output_features, unused_sequence_length):
     lang, answer_lang = (example.get(name, b'').decode() for name in ('lang', 'answer_lang'))
     for name in ('inputs', 'targets'):
         feature, text = output_features[name], example[name].decode()
+        vocabulary = getattr(feature.vocabulary, 'vocabulary', feature.vocabulary)  # gin is asked once which it is
         ids = ()
         try:
             if name == 'inputs' and feature.add_eos:  # a language model's: CTC reads no prompt
                 speech = prompts.SPEECH if example.get('speech_length') else example.get('said', b'').decode()
-                languages.begun(feature.vocabulary, lang)  # one that is not stated is a fault, too
-                ids = prompts.Prompt().tokens(feature.vocabulary, text, speech, lang)
+                languages.begun(vocabulary, lang)  # one that is not stated is a fault, too
+                ids = prompts.Prompt().tokens(vocabulary, text, speech, lang)
             else:
-                begun = languages.begun(feature.vocabulary, answer_lang) if feature.add_eos else ()
-                ids = [*begun, *feature.vocabulary.encode(text), *[feature.vocabulary.eos_id] * feature.add_eos]
+                begun = languages.begun(vocabulary, answer_lang) if feature.add_eos else ()
+                ids = [*begun, *vocabulary.encode(text), *[vocabulary.eos_id] * feature.add_eos]
         except ValueError as problem:  # a language that the language model has no code for
             error = error or f'{example["origin"].decode()}: {problem}'.encode()
         tokens[name] = np.array(ids, np.int32)

@@ -49,6 +49,11 @@ class Prompt:
                 f'braces. It is {text if len(text) < 200 else text[:200] + "…"!r}.'
             )
 
+    @property
+    def instructed(self) -> bool:
+        """Whether the turn has a place for the instruction."""
+        return self.template is None or '{instruction}' in self.template
+
     def tokens(self, vocabulary: Any, instruction: str, speech: int | str = SPEECH, lang: str = '') -> tuple[int, ...]:
         """Ids of the prompt; () without a vocabulary (CTC reads none).
 

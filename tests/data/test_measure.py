@@ -6,9 +6,10 @@ import json
 import pytest
 import seqio
 
+import gin
 from slm_jax import tasks  # noqa: F401  registers tasks
+from slm_jax.data import cache, measure, mixtures, preprocessors, vocabularies
 from slm_jax.data import loader as loader_lib
-from slm_jax.data import measure, vocabularies
 from slm_jax.tasks import registry
 
 CHINESE = '你好,世界!'
@@ -63,5 +64,21 @@ def test_a_loader_warns_and_refuses(latin, kind, manifest, tmp_path, monkeypatch
         with pytest.raises(ValueError, match="writes all 24 targets of split 'train' as unknown: '你好.*mT5"):
             load(CHINESE)
     finally:
+        seqio.TaskRegistry._REGISTRY.clear()
+        seqio.TaskRegistry._REGISTRY.update(known)
+
+
+@pytest.mark.parametrize('kind, wordings', [('asr', 8), ('ctc', 1), ('phrase', preprocessors.MAX_TEMPLATES), ('mt', 8)])
+def test_wordings_are_measured_where_there_are_several(kind, wordings, manifest, tmp_path):
+    known = dict(seqio.TaskRegistry._REGISTRY)
+    try:
+        registry.manifest(f'worded_{kind}', manifest, kind)
+        (task,), _ = mixtures.tasks_and_rates(f'worded_{kind}')
+        (store,) = cache.open_stores([task], 'train', tmp_path / 'cache', 'skip')
+        assert measure.wordings(task, store) == wordings
+        gin.bind_parameter('slm_jax.data.prompts.Prompt.template', '{speech}')
+        assert measure.wordings(task, store) == (wordings if kind == 'phrase' else 1)
+    finally:
+        gin.clear_config()
         seqio.TaskRegistry._REGISTRY.clear()
         seqio.TaskRegistry._REGISTRY.update(known)
