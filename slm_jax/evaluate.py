@@ -28,6 +28,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -56,6 +57,9 @@ def parser() -> argparse.ArgumentParser:
     data.add_argument('--predictions', metavar='FILE', help='score this file; decode nothing')
     data.add_argument('--suite', metavar='NAME', help='several sets with their controls: gin/tasks/NAME.gin, or a file')
     data.add_argument('--suite_data', metavar='DIR', help="where the suite's manifests are")
+    data.add_argument(
+        '--limit', type=int, metavar='N', help='the first N lines of a manifest, or examples of each task'
+    )
     data.add_argument('--batch_seconds', type=float, default=60.0, help='audio in a batch')
     data.add_argument('--max_seconds', type=float, help='longest audio let through')
     data.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise')
@@ -122,6 +126,8 @@ def evaluate(args: argparse.Namespace, command: str = '', model: Any = None) -> 
     if args.normalizer != normalizers.AUTO:
         normalizers.get(args.normalizer)
     normalizers.get(args.translation_normalizer)
+    if args.limit is not None and (args.limit < 1 or args.predictions):
+        raise ValueError('--limit: a number from 1 on, of a --manifest or a --task.')
     if args.predictions and args.multihost:
         raise ValueError('--multihost: of --predictions nothing is decoded; leave it out.')
     started = time.perf_counter()
@@ -176,6 +182,7 @@ def label(args: argparse.Namespace) -> str:
         ['likelihood'] * args.score_choices
         + ['answers'] * args.answers
         + ['text'] * read
+        + [f'first_{args.limit}'] * bool(args.limit)
         + ['shuffled'] * args.shuffle_audio
     )
     return re.sub(r'[^\w.-]+', '_', '-'.join(parts)).strip('_')[:120]
@@ -275,6 +282,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
             on_bad_example=args.on_bad_example,
             cache_dir=args.cache_dir,
             data_dir=args.data_dir,
+            limit=args.limit,
         )
         skipped += [error for _, error in data.skipped]
         deaf = deaf and any(bucket.samples for bucket in data.plan.buckets)
@@ -301,7 +309,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
             asked.append(
                 queries.Question(wording, args.target_lang, slot, field, read_from, score, args.answers, listed)
             )
-        total = sum(1 for _ in json_lines.lines(args.manifest)) * len(asked)
+        total = sum(1 for _ in itertools.islice(json_lines.lines(args.manifest), args.limit)) * len(asked)
         source = functools.partial(
             queries.from_manifest,
             args.manifest,
@@ -312,6 +320,7 @@ def _source(args: argparse.Namespace, model: Any, skipped: list[str]) -> tuple[C
             _on_bad(args, skipped),
             task=pathlib.Path(args.manifest).stem,
             longest=model.encoder_seconds,
+            limit=args.limit,
         )
     if deaf:
         raise ValueError(
@@ -383,6 +392,7 @@ def _about(
             'oracle': args.oracle,
             'examples': len(predictions),
             'audio_seconds': round(audio, 2),
+            'limit': args.limit,
             'skipped': list(skipped),
         },
         'truncated': sum(bool(prediction.get('truncated')) for prediction in predictions),

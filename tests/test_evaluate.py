@@ -145,6 +145,18 @@ def test_a_task_is_looked_through_before_it_is_decoded(world, monkeypatch, tmp_p
     assert not (tmp_path / 'out').exists()
 
 
+def test_the_first_lines_alone(world, manifest, tmp_path, capsys):
+    texts, out = ('--text_field', 'text', '--target_lang', 'fr'), tmp_path / 'out'
+    english = rewritten(manifest, 'english.jsonl', {'lang': 'en', 'translation': 'oui', 'target_lang': 'fr'}, 0, 1, 2)
+    argv = (world / 't5', f'--gin_file={world / "sizes.gin"}', '--manifest', english, *texts, '--out', out)
+    assert run(*argv, '--limit', 3) == 0
+    assert len(read(out / 'predictions.jsonl')) == 3
+    assert json.loads((out / 'results.json').read_text())['data']['limit'] == 3
+    for wrong in ((*argv, '--limit', 0), ('--predictions', out / 'predictions.jsonl', '--limit', 2)):
+        assert run(*wrong) == 1
+        assert '--limit: a number from 1 on, of a --manifest or a --task.' in capsys.readouterr().err
+
+
 def test_a_foundation_alone_knows_the_tasks():
     """In a process where nothing else has registered them."""
     argv = [sys.executable, '-m', 'slm_jax.evaluate', 'usm_tiny', '--task', 'voice_prompt']

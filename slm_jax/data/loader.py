@@ -81,6 +81,7 @@ class SpeechTextLoader:
         encoder: whose stored frames are read in the place of recordings; None: the recordings.
         augmentation: changes recordings each time they are read; None: they are as stored. In gin it is given to
             `train/`, or training's validation is changed as well.
+        limit: the first so many examples of each task that can be used; None: all.
 
     Raises:
         ValueError: an argument that cannot be; a split or file that is not there; a task whose targets the tokenizer
@@ -108,14 +109,16 @@ class SpeechTextLoader:
         token_ends: bool = False,
         encoder: frames.Encoder | None = None,
         augmentation: WaveformAugmentation | None = None,
+        limit: int | None = None,
     ):
         _check('seconds_per_batch', seconds_per_batch, 'a number of seconds above 0', float, above=0)
         _check('num_buckets', num_buckets, 'a whole number from 1 on')
         _check('seed', seed, 'a whole number from 0 on', above=-1)
         _check('row_multiple', row_multiple, 'a whole number from 1 on')
-        if tokens_per_batch is not None:
-            _check('tokens_per_batch', tokens_per_batch, 'a whole number from 1 on')
         _check('prefetch', prefetch, 'a whole number from 1 on')
+        for name, value in (('tokens_per_batch', tokens_per_batch), ('limit', limit)):
+            if value is not None:
+                _check(name, value, 'a whole number from 1 on')
         _check('encoder_seconds', encoder_seconds, 'a number of seconds from 0 on', float, above=-1e-9)
         _check('shape_cost', shape_cost, 'a share of the training, from 0 on,', float, above=-1e-9)
         _check_lengths(task_feature_lengths)
@@ -144,6 +147,7 @@ class SpeechTextLoader:
             for task, store in zip(self._tasks, self._stores):
                 frames.check(task, store, self._encoder)
             self._lengths['speech'] = int(min(self._lengths['speech'], self._encoder.most_samples))
+        self._limit = limit
         self._unknown: list[dict[str, np.ndarray]] = []
         self._seen: list[dict[str, np.ndarray]] = []
         self._teacher, self._teacher_inputs = teacher, []
@@ -230,7 +234,7 @@ class SpeechTextLoader:
         for number, error in errors.items():
             good[number] = False
             self.skipped.append((store.name(number), error))
-        index = np.nonzero(good)[0].astype(np.min_scalar_type(len(good)))
+        index = np.nonzero(good)[0][: self._limit].astype(np.min_scalar_type(len(good)))
         if not len(index):
             first = f'; the first fault: {next(iter(errors.values()))}' if errors else ''
             raise ValueError(f'{task.name}: no usable example in split {self.split!r}{first}')

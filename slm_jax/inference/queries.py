@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import os
@@ -248,6 +249,7 @@ def from_manifest(
     task: str = '',
     longest: float | None = None,
     listen: bool = True,
+    limit: int | None = None,
 ) -> Iterator[Query]:
     """Every question put to every line of a manifest (see `slm_jax.data.manifests`).
 
@@ -261,6 +263,7 @@ def from_manifest(
         task: name of it all, for lines that name none.
         longest: see `check_length`.
         listen: False: recordings are not read, and the queries have none, to check all else first.
+        limit: of lines, the first ones; None: all.
 
     Raises:
         ValueError: a line cannot be used; names file, line, field and remedy.
@@ -268,7 +271,7 @@ def from_manifest(
     from slm_jax.data import manifests, segments
 
     folder = paths.path(path).parent
-    for raw, line in manifests.rows(path):
+    for raw, line in itertools.islice(manifests.rows(path), limit):
         try:
             if line['error']:
                 raise ValueError(line['error'])

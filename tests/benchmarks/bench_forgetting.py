@@ -25,7 +25,7 @@ import pathlib
 import shlex
 
 import numpy as np
-from bench_adapter_kinds import rates, run
+from ablations import rates, run
 
 from slm_jax import cli, corpora
 from slm_jax.data import json_lines
@@ -103,7 +103,7 @@ def scored(model: str | pathlib.Path, out: pathlib.Path, options: str) -> str:
     """The rates of an evaluation, which is made if it is not there."""
     if not (out / 'results.json').exists():
         run(['evaluate', str(model), '--out', str(out), *shlex.split(options)])
-    return rates(out)
+    return rates([out])
 
 
 def perplexity(model_dir: str | pathlib.Path, args: argparse.Namespace) -> str:

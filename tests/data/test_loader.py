@@ -293,6 +293,14 @@ def test_a_step_that_fails_names_its_example(make, manifest, monkeypatch):
     assert len(make('fails', on_bad_example='skip').skipped) == 1
 
 
+def test_a_limit_takes_the_first_examples(make):
+    ids = {info.id for _, infos in make().examples() for info in infos if info}
+    first = {info.id for _, infos in make(limit=5).examples() for info in infos if info}
+    assert len(first) == 5 and first == set(sorted(ids, key=lambda id: int(id.rsplit(':')[-1]))[:5])
+    with pytest.raises(ValueError, match='limit'):
+        make(limit=0)
+
+
 def test_rows_count_as_what_the_encoder_computes(make):
     assert {bucket.rows for bucket in make(encoder_seconds=4.0).plan.buckets} == {2}
     assert max(bucket.rows for bucket in make().plan.buckets) > 2
