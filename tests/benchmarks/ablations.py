@@ -9,7 +9,7 @@ A table is TOML:
 
     files = ['runs/slm_base_llm.gin']         the gin files of all trainings
     gin = '''LEARNING_RATE = 1e-3'''          bindings of all of them, with their imports
-    metrics = ['validation/loss']             columns: of the last evaluation while training
+    metrics = ['validation/loss']             columns: of the last evaluation while training, '' where there is none
     [variants.mlp]
     what = 'MLP on 8 frames'                  its name in the table
     files = […]                               instead of the table's
@@ -109,7 +109,10 @@ def trained(model_dirs: Sequence[pathlib.Path], seconds: Sequence[float], metric
     """The cells on what was trained, for how long, and on the metrics of the last evaluations while training."""
     cards = [json.loads((each / 'card.json').read_text()) for each in model_dirs]
     cells = [f'{cards[0]["num_params"]["trained"] / 1e6:.1f}M', f'{statistics.mean(seconds) / 60:.0f}']
-    return cells + [_mean([card['evaluation'][metric] for card in cards], '.3f') for metric in metrics]
+    for metric in metrics:
+        values = [card['evaluation'][metric] for card in cards if metric in card['evaluation']]
+        cells.append(_mean(values, '.3f') if values else '')
+    return cells
 
 
 def evaluate(
