@@ -307,12 +307,11 @@ def _scores(model: Any, asked: Sequence[Asked], written: Sequence[Written], targ
     for each in written:
         if each.text and not each.cut:
             query = _query(model, asked[each.place], target_lang)
-            begun = (query.first,) if query.first else ()
-            put.append((each.place, query.with_target((*begun, *model.text_vocabulary.encode(each.text), _EOS))))
+            put.append((each.place, query.with_target((*model.text_vocabulary.encode(each.text), _EOS))))
     for (widths, rows), group in _alike(put, len(written), model.row_multiple).items():
         batch = queries.batch_of([query for _, query in group], (0.0, widths[0]), rows, widths[1])
         values = zip(group, model.log_likelihoods(batch), strict=False)
-        found |= {place: value / len(query.target) for (place, query), value in values}
+        found |= {place: value / (len(query.target) - bool(query.first)) for (place, query), value in values}
     return found
 
 

@@ -49,7 +49,9 @@ class Reverse(model_lib.Model):
     def log_likelihoods(self, batch):
         lengths = (batch['decoder_target_tokens'] > 0).sum(axis=1)
         assert all(batch['decoder_target_tokens'][lengths > 0][:, 0] == 5)
-        return (-(lengths**2) / 100).tolist()
+        scored = batch['decoder_loss_weights'].sum(axis=1)
+        assert all(scored[lengths > 0] == lengths[lengths > 0] - 1), 'the code of the language is given'
+        return (-(scored**2) / 100).tolist()
 
 
 @pytest.fixture
@@ -94,7 +96,7 @@ def test_a_model_translates_and_says_who_and_how_well(run, capsys):
     assert rows[0] == {
         'id': 'first', 'speaker': 'ann', 'audio': 'in/a.wav', 'text': 'Ne quittez pas la ligne.', 'lang': 'fr',
         'translation': {'en': text}, 'target_lang': 'en',
-        'translated_by': {'model': 'mt', 'fingerprint': {'llm': 'f' * 16}}, 'score': -(len(text) + 2) / 100,
+        'translated_by': {'model': 'mt', 'fingerprint': {'llm': 'f' * 16}}, 'score': -(len(text) + 1) / 100,
     }  # fmt: skip
     assert rows[1]['audio'] == '/far/b.wav' and rows[1]['offset'] == 2.0 and 'audio' not in rows[2]
     assert rows[2]['translation'] == {'de': 'Eins zwei.', 'en': '.Ertauq Siort Xued Nu'}

@@ -68,7 +68,7 @@ class _Candidates:
         """
         number, which = self._owners[position]
         found = self._found.setdefault(number, {})
-        found[which] = value if query.heard else (value, len(query.target))
+        found[which] = value if query.heard else (value, len(query.target) - bool(query.first))
         texts = _texts(query)
         if len(found) < len(texts):
             return None

@@ -32,7 +32,7 @@ class Query:
         samples: int16 at 16 kHz; None for text alone.
         info: fields of the line in predictions.jsonl that this becomes (see `metrics`).
         transcribed: whether a transcript is asked for, which the CTC head may take part in.
-        target: ids of an answer whose likelihood is asked for; () where one is to be written.
+        target: ids of an answer whose likelihood is asked for, `first` before them; () where one is to be written.
         first: token with which the answer begins: the code of its language, for a language model that has such; 0: the
             model chooses.
         recordings: of a prompt with several, how many of the samples each has; () of one.
@@ -49,8 +49,8 @@ class Query:
     heard: tuple[Int16[np.ndarray, ' n'], ...] = ()
 
     def with_target(self, target: tuple[int, ...]) -> 'Query':
-        """The same with a target."""
-        return dataclasses.replace(self, target=target)
+        """The same with a target, after `first`, which is given and not scored."""
+        return dataclasses.replace(self, target=((self.first,) if self.first else ()) + target)
 
 
 def seconds_bound(seconds: float, fine: bool = False) -> float:
@@ -150,7 +150,7 @@ def batch_of(group: Sequence[Query], shape: tuple[float, int], rows: int, target
         batch['encoder_input_tokens'][row, : len(query.tokens)] = query.tokens
         batch['decoder_input_tokens'][row, 1 : len(query.target)] = query.target[:-1]
         batch['decoder_target_tokens'][row, : len(query.target)] = query.target
-        batch['decoder_loss_weights'][row, : len(query.target)] = 1.0
+        batch['decoder_loss_weights'][row, bool(query.first) : len(query.target)] = 1.0
         batch['transcribed'][row] = query.transcribed
     if any(query.recordings for query in group):
         batch['recording_lengths'] = np.zeros((rows, max(len(query.recordings or (0,)) for query in group)), np.int32)

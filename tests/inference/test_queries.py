@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 
 from slm_jax.data import prompts
-from slm_jax.inference import controls, queries
+from slm_jax.inference import answering, controls, queries
 
 RATE = queries.SAMPLE_RATE
 PROMPT, BEHIND = prompts.Prompt(), prompts.Prompt('{instruction}{speech}')
@@ -124,6 +125,23 @@ def test_a_batch_has_the_contract():
         'decoder_loss_weights': 'float32',
         'transcribed': 'bool',
     }
+
+
+def test_the_language_of_a_scored_answer_is_given():
+    """Of a model that knows languages by codes, such as mBART."""
+    query = queries.Query((7, 8, 1), info={'choices': ['ab', 'a']}, first=250004)
+    model = types.SimpleNamespace(
+        vocabulary=types.SimpleNamespace(encode=lambda text: [ord(letter) for letter in text]),
+        log_likelihoods=lambda batch: (-batch['decoder_loss_weights'].sum(axis=1)).tolist(),
+        encoder_seconds=None, computed_seconds=0.0, row_multiple=1,
+    )  # fmt: skip
+    target = query.with_target((97, 98)).target
+    assert target == (250004, 97, 98)
+    batch = queries.batch_of([query.with_target((97, 98))], (0.0, 8), 1, 8)
+    assert batch['decoder_target_tokens'][0].tolist() == [*target, 0, 0, 0, 0, 0]
+    assert batch['decoder_loss_weights'][0].tolist() == [0, 1, 1, 0, 0, 0, 0, 0]
+    [(_, _, said)] = answering.said(model, [query], 60.0, score=True)
+    assert said == {'prediction': 'a', 'log_likelihoods': [-2.0, -1.0], 'tokens': [2, 1]}
 
 
 def test_only_transcripts_are_marked_as_such(manifest):
