@@ -56,7 +56,7 @@ class PhraseRetriever:
     ) -> tuple[Float[Array, 'b s k'], Int[Array, ' b']]:
         """Keys of each recording, and how many it has."""
         frames, lengths, _ = self.speech_encoder.apply(
-            {'params': params['speech_encoder']},
+            {'params': params.get('speech_encoder', {})},
             batch['speech_samples'],
             batch['speech_lengths'],
             rng is None,

@@ -3,19 +3,20 @@
 Or while SSR learns its second stage: all of it, LoRA, and all of it beside texts (--mixture), the variant 'multitask'.
 
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_base_llm.gin --gin_file corpus.gin \\
-        --gin.ADAPTER=slm_base --llm qwen2.5_coder_0.5b --steps 300 --speech 'WER=--manifest test.jsonl'
-    python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_tiny_voice_prompts.gin --llm t5_tiny \\
+        --gin.ADAPTER=slm_base --before slm_base --steps 300 --speech 'WER=--manifest test.jsonl'
+    python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/slm_tiny_voice_prompts.gin --before t5_tiny \\
         --steps 100 --speech 'prompts=--task voice_prompts_asr --limit 200'
     python tests/benchmarks/bench_forgetting.py OUT --gin_file runs/ssr_next_token.gin --gin_file corpus.gin \\
-        --gin.ALIGNER_FROM=aligner --gin.ADAPTER=distil --llm smollm2_135m --steps 300 \\
+        --gin.ALIGNER_FROM=aligner --gin.ADAPTER=distil --before distil --steps 300 \\
         --variants whole,lora16,multitask --mixture "{'speech': 1.0, 'texts': 1.0}" \\
         --speech 'stories=--manifest tests/stories.jsonl --score_choices'
 
 The gin files are those of a training. Each variant is trained alike, from the same start, and evaluated alike: on
 speech (--speech: options of `slm-jax evaluate`), and on texts that nothing was trained on. These are the questions of
 slm_jax/corpora/questions.jsonl, read and not heard (--questions: other options), and the second half of each text of
---texts after its first half, of which the perplexity per token is shown. The first row is the language model before.
-LoRA is models/lora.gin, with alpha twice the rank. What was done in OUT is not done again.
+--texts after its first half, of which the perplexity per token is shown. The first row is --before, what the trainings
+begin at: a model, whose prompt they have, or a language model, which hears nothing. LoRA is models/lora.gin, with alpha
+twice the rank. What was done in OUT is not done again.
 """
 
 import argparse
@@ -29,6 +30,7 @@ from ablations import rates, run
 
 from slm_jax import cli, corpora
 from slm_jax.data import json_lines
+from slm_jax.inference import model as model_lib
 
 _QUESTIONS = pathlib.Path(corpora.__file__).with_name('questions.jsonl')
 _ASKED = f'--manifest {_QUESTIONS} --text_field text --reference_field answers --instruction "Answer the question."'
@@ -52,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', type=pathlib.Path)
     parser.add_argument('--gin_file', action='append', required=True)
-    parser.add_argument('--llm', required=True, help='the language model, a foundation')
+    parser.add_argument('--before', required=True, metavar='MODEL')
     parser.add_argument('--steps', type=int, required=True)
     parser.add_argument('--variants', default='adapter,lora4,lora16,lora64,whole')
     parser.add_argument('--mixture', metavar='GIN', help="of speech and texts, of the variant 'multitask'")
@@ -69,14 +71,15 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     speech = dict(each.split('=', 1) for each in args.speech)
     heads = ['what trains', 'parameters', 'CPU-minutes', *speech, 'questions as text', 'perplexity of text']
-    rows = [heads, ['---'] * len(heads), ['the language model before', *[''] * (2 + len(speech))]]
-    rows[-1] += [scored(args.llm, args.out / 'before.questions', args.questions), perplexity(args.llm, args)]
-    for name in args.variants.split(','):
-        model_dir = args.out / name
-        rows.append([name, *trained(args, name, model_dir, bindings)])
-        for column, options in {**speech, 'questions': args.questions}.items():
-            rows[-1].append(scored(model_dir, args.out / f'{name}.{column}', options))
-        rows[-1].append(perplexity(model_dir, args))
+    rows = [heads, ['---'] * len(heads)]
+    columns, hears = {**speech, 'questions': args.questions}, model_lib.load(args.before).hears
+    for name in ('before', *args.variants.split(',')):
+        model = args.before if name == 'before' else args.out / name
+        rows.append([name, '', ''] if name == 'before' else [name, *trained(args, name, model, bindings)])
+        for column, options in columns.items():
+            asked = column == 'questions' or name != 'before' or hears
+            rows[-1].append(scored(model, args.out / f'{name}.{column}', options) if asked else '')
+        rows[-1].append(perplexity(model, args))
         print('', *(f'| {" | ".join(row)} |' for row in rows), sep='\n', flush=True)
 
 
@@ -109,8 +112,6 @@ def scored(model: str | pathlib.Path, out: pathlib.Path, options: str) -> str:
 def perplexity(model_dir: str | pathlib.Path, args: argparse.Namespace) -> str:
     """Per token of the second half of each text, after its first half as a request; its end counts."""
     import jax
-
-    from slm_jax.inference import model as model_lib
 
     model = model_lib.load(model_dir)
     loss = jax.jit(lambda params, batch: model.system.loss(params, batch, None)[1]['loss'])

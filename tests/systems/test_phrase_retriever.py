@@ -62,6 +62,12 @@ def test_keys_have_length_one_and_know_nothing_of_what_is_beyond(system, batch, 
     np.testing.assert_allclose(longer, phrase_keys(params, letters), atol=1e-5)
 
 
+def test_stored_frames_need_no_encoder(batch, params, loss):
+    """Whose parameters a training by stored frames does not load."""
+    alone = {'retriever': params['retriever']}
+    assert loss(alone, batch)[0] == loss(params, batch)[0]
+
+
 def test_it_learns_which_phrase_is_whose_and_the_encoder_does_not(system, batch, params):
     optimizer = optax.adam(1e-2)
 
