@@ -114,14 +114,14 @@ def perplexity(model_dir: str | pathlib.Path, args: argparse.Namespace) -> str:
     import jax
 
     model = model_lib.load(model_dir)
-    loss = jax.jit(lambda params, batch: model.system.loss(params, batch, None)[1]['loss'])
+    score = jax.jit(model.system.score_batch)
     vocabulary, pairs = model.text_vocabulary, []
     for line in json_lines.read(args.texts):
         words = line['text'].split()
         first, second = (' '.join(half) for half in (words[: len(words) // 2], words[len(words) // 2 :]))
         pairs.append((model.prompt.tokens(vocabulary, first, ''), [*vocabulary.encode(second), 1]))
     widths = [-(-max(map(len, side)) // 8) * 8 for side in zip(*pairs)]
-    total = np.zeros(2)
+    total = count = 0.0
     for group in (pairs[start : start + _ROWS] for start in range(0, len(pairs), _ROWS)):
         tokens, targets = (np.zeros((_ROWS, width), np.int32) for width in widths)
         for row, (prompt, target) in enumerate(group):
@@ -134,8 +134,9 @@ def perplexity(model_dir: str | pathlib.Path, args: argparse.Namespace) -> str:
             'decoder_target_tokens': targets,
             'decoder_loss_weights': (targets > 0).astype(np.float32),
         }
-        total += np.array(loss(model.params, batch), float)
-    return f'{math.exp(total[0] / total[1]):.4g}'
+        total += float(score(model.params, batch)[: len(group)].sum())
+        count += float(batch['decoder_loss_weights'].sum())
+    return f'{math.exp(-total / count):.4g}'
 
 
 if __name__ == '__main__':
