@@ -83,7 +83,8 @@ def train(
             a restart on this machine goes on from the newest that is whole, there or in `model_dir`.
         max_to_keep: newest checkpoints kept.
         best_metric: such as 'dev/loss'; the checkpoint where it was lowest is kept too.
-        num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
+        num_samples: examples decoded and shown at each evaluation, from the first evaluation loader; none of a system
+            that cannot answer.
         decode: `slm_jax.decoding.DecodeConfig` for them; None: greedy.
         tensorboard: whether to write TensorBoard events into `model_dir`.
         compilation_cache_dir: where compiled steps are kept for the next start, and for other hosts: a folder that all
@@ -105,6 +106,7 @@ def train(
     local_period = None if local_checkpoint_dir is None else local_checkpoint_period
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
+    num_samples = num_samples if getattr(system, 'answers', True) else 0
     plan, needs = _planned(
         system, optimizer, trainable, foundations or {}, partitioner or partitioning.Partitioner(), frozen_dtype,
         encoded, best_metric, eval_loaders or {},

@@ -35,6 +35,11 @@ class SpeechAligner:
             )
 
     @property
+    def answers(self) -> bool:
+        """See `System`."""
+        return not self.aligner.needs_tokens
+
+    @property
     def max_seconds(self) -> float | None:
         """Longest audio that it takes at once; None: any."""
         return self.speech_encoder.max_seconds

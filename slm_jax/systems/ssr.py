@@ -354,6 +354,11 @@ class SSR:
         return prompt, mask & ~spoken_prompt.silent(batch)[:, None]
 
     @property
+    def answers(self) -> bool:
+        """See `System`."""
+        return not self.aligner.needs_tokens
+
+    @property
     def in_steps(self) -> bool:
         """See `System`."""
         return not self._answers_by_probe
