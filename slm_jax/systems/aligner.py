@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.encoders.aligners import Alignment, initial_params
+from slm_jax.encoders.alignment import frame_seconds
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of, stored
 
@@ -99,14 +100,7 @@ class SpeechAligner:
 
     def frame_rate(self) -> float:
         """Frames a second."""
-        key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
-
-        def frames(batch):
-            (found, *_), _ = self.speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
-            return found
-
-        count = frames_of(frames)
-        return (count(24) - count(8)) / 16
+        return frame_rate(self.speech_encoder)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """The tokens that the aligner writes, and their end; `decode` does not apply.
@@ -118,6 +112,17 @@ class SpeechAligner:
         found = self.align(params, batch, written=True)
         tokens = jnp.pad(found.tokens, ((0, 0), (0, 1)))
         return jnp.where(jnp.arange(tokens.shape[1]) == found.lengths[:, None], _EOS, tokens)
+
+
+def frame_rate(speech_encoder: nn.Module) -> float:
+    """Frames a second."""
+    key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
+
+    def frames(batch):
+        (found, *_), _ = speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
+        return found
+
+    return 1 / frame_seconds(frames_of(frames))
 
 
 def transcript(batch: Batch) -> tuple[Int[Array, 'b t'], Int[Array, ' b']]:
