@@ -336,7 +336,7 @@ class SpeechTextLoader:
         return self.ahead(make())
 
     def first_examples(self) -> dict[str, np.ndarray]:
-        """A batch of one example of each task, to see what kinds there are; one with an alignment, where they are read."""
+        """A batch of one example of each task, to see what kinds there are; with an alignment, where these are read."""
         examples = [self._example(number, self._aligned(number), 0) for number in range(len(self._tasks))]
         lengths = {name: max(len(each.get(name, ())) for each in examples) for name in DEFAULT_LENGTHS}
         if not self._teacher:

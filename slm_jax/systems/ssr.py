@@ -22,9 +22,10 @@ from slm_jax import decoding
 from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders import aligners
+from slm_jax.encoders.spelling import Spelling
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
-from slm_jax.systems.aligner import frame_rate, transcript
+from slm_jax.systems.aligner import frame_rate, label_times, spelling_of, transcript
 from slm_jax.systems.speech_encoder import unheard
 from slm_jax.systems.text_to_text import (
     begin,
@@ -350,6 +351,17 @@ class SSR:
                 return self._embed(params, tokens), tokens > 0
             before = said.vectors, said.alignment.lengths[:, None]
         return spoken_prompt.joined(tokens, self._embed(params, tokens), *before)
+
+    @property
+    def spelling(self) -> Spelling | None:
+        """How words are spelt in the labels of `times`; None of an aligner without CTC."""
+        return spelling_of(self.aligner)
+
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label of the aligner begins and ends; see `alignment.times`."""
+        heard = spoken_prompt.hear(self.speech_encoder, params, batch, None)
+        assert heard is not None, 'texts alone are not heard'
+        return label_times(self, params, *heard[:2], labels)
 
     def listen(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b s e'], Int[Array, ' b']]:
         """See `System`."""

@@ -97,6 +97,11 @@ def test_all_of_it_is_learnt_answered_and_scored(model, capsys):
     gin.clear_config()
     line = json.loads(capsys.readouterr().out)
     assert line['duration'] == 3.0 and 'text' in line
+    arguments = ['infer', str(model.parent / 'b.wav'), '--model', str(model), '--format', 'json', '--word_times']
+    assert cli.main([*arguments, '--gin.SSR.probe_answers=True']) == 0
+    gin.clear_config()
+    line = json.loads(capsys.readouterr().out)
+    assert len(line['words']) == len(line['text'].split()) and 0 <= line['words'][-1]['end'] <= 0.96
     recordings = [{'audio': 'a.wav', 'text': 'one'}, {'audio': 'b.wav', 'text': 'two'}]
     turns = {'id': 'x', 'interleaved': ['Q ', recordings[0], ' A 1 Q ', recordings[1], ' A'], 'target': '2'}
     assert 'prediction' in evaluated(model, 'turns', turns)
