@@ -61,6 +61,15 @@ def test_a_prompt_in_turns(asked, tmp_path):
     assert asked([again])[0].recordings == (1_600, 3_200)
 
 
+def test_segments_of_recordings(asked):
+    """Nothing of a recording is heard that was not asked for."""
+    half = {'audio': 'b.wav', 'text': 'two', 'offset': 0.05, 'duration': 0.1}
+    (query,) = asked([TURNS | {'interleaved': ['Q ', half, ' A']}])
+    assert query.recordings == (1_600,) and query.info['interleaved'][1]['offset'] == 0.05
+    (query,) = asked([PAIR | {'choices': [half, PAIR['choices'][1]], 'target': 'two'}], score_choices=True)
+    assert [len(each) for each in query.heard] == [1_600, 1_600]
+
+
 def test_choices_that_are_heard(asked):
     (query,) = asked([PAIR], score_choices=True)
     assert [len(each) for each in query.heard] == [3_200, 1_600] and query.samples is None
@@ -85,6 +94,11 @@ def test_choices_that_are_heard(asked):
         ),
         (PAIR | {'target': 'x'}, {'score_choices': True}, "none of the choices is the reference 'x'"),
         (PAIR, {}, 'field "audio" is missing.'),
+        (
+            TURNS | {'interleaved': [{'audio': 'a.wav', 'offset': 'x'}]},
+            {},
+            'lines.jsonl:1: field "offset" is \'x\'; seconds were expected',
+        ),
     ],
 )
 def test_what_cannot_be_names_the_line(asked, line, question, message):
