@@ -1,11 +1,13 @@
 """Lines of a manifest with several recordings: prompts in turns, and choices that are heard."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
 
 from slm_jax.data import json_lines, prompts
-from slm_jax.inference import controls, queries
+from slm_jax.inference import answering, controls, queries
 
 
 class Letters:
@@ -116,3 +118,25 @@ def test_another_prompts_recordings_are_those_of_as_many(asked):
         list(controls.shuffle_audio(asked([TURNS, fewer])))
     with pytest.raises(ValueError, match="text_from: the prompt 'x' has several recordings"):
         list(controls.with_texts(asked([TURNS]), {'x': 'a'}, Letters(), prompts.Prompt()))
+
+
+class Parts:
+    """A vocabulary of words, most with the space before them, as of BPE."""
+
+    def encode(self, text):
+        return [''.join(part) for part in re.findall(r' ?\w+|\W', text)]
+
+
+@pytest.mark.parametrize(
+    ('chat', 'last', 'expected'),
+    [
+        ('{user}', '\nA:', [' yes']),
+        ('{user}', '\nA: ', ['yes']),
+        ('<{user}>', '\nA:', ['yes']),
+        (None, '\nA:', ['yes']),  # an encoder read the prompt
+    ],
+)
+def test_a_choice_goes_on_with_the_prompt(chat, last, expected):
+    info = {'id': 'x', 'interleaved': ['Q: ', {'audio': 'a.wav'}, last], 'choices': ['yes', 'no'], 'reference': 'no'}
+    candidates = answering._Candidates([queries.Query((), info=info)], Parts(), chat)
+    assert list(next(iter(candidates)).target) == expected

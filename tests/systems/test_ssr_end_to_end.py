@@ -105,6 +105,11 @@ def test_all_of_it_is_learnt_answered_and_scored(model, capsys):
     recordings = [{'audio': 'a.wav', 'text': 'one'}, {'audio': 'b.wav', 'text': 'two'}]
     turns = {'id': 'x', 'interleaved': ['Q ', recordings[0], ' A 1 Q ', recordings[1], ' A'], 'target': '2'}
     assert 'prediction' in evaluated(model, 'turns', turns)
+    given = ['--manifest', str(model.parent / 'turns.jsonl'), '--format', 'json', '--max_decode_length', '4']
+    capsys.readouterr()
+    assert cli.main(['infer', '--model', str(model), *given]) == 0
+    gin.clear_config()
+    assert json.loads(capsys.readouterr().out)['instruction'] == 'Q … A 1 Q … A'
     turns |= {'choices': ['1', '2']}
     scored = evaluated(model, 'scored', turns, '--score_choices')
     read = evaluated(model, 'read', turns, '--score_choices', '--text_field', 'text')
