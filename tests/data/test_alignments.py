@@ -110,6 +110,7 @@ def test_all_kinds_of_files_say_the_same(tmp_path):
         ('a.TextGrid', LONG.replace('xmax = 0.75', 'xmax = "x"', 1), "a.TextGrid:21: a number was expected, not 'x'"),
         ('a.TextGrid', LONG.replace('"words"', '"tones"'), "a.TextGrid: no tier \"words\", but 'tones', 'phones'"),
         ('a.TextGrid', LONG.replace('"phones"', '"B - words"'), 'a.TextGrid: 2 tiers of words, of several speakers'),
+        ('a.TextGrid', LONG.replace('"phones"', '"words"'), 'a.TextGrid: 2 tiers of words, of several speakers'),
         ('a.txt', 'hello', 'a.txt: no alignment by its ending'),
     ],
 )  # fmt: skip
