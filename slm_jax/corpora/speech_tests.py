@@ -166,7 +166,7 @@ def quiz(path: pathlib.Path) -> dict[str, tuple[list[Row], list[Row]]]:
     Raises:
         ValueError: a line is no question, or a subject has no more than five.
     """
-    subjects = collections.defaultdict(list)
+    subjects: dict[str, list[Row]] = collections.defaultdict(list)
     for row in asked(path):
         question = {name: row[name] for name in ('text', 'choices', 'answer')}
         subjects[str(row.get('subject', path.stem))].append(question)

@@ -276,7 +276,8 @@ class SSR:
         missing: Metrics = {}
         if isinstance(self.aligner, aligners.ExternalAligner):
             told = jnp.any(batch['token_ends'] != 0, axis=1)
-            missing['without_alignment'] = tuple(jnp.sum(x).astype(jnp.float32) for x in (asked & ~told, asked))
+            untold = jnp.sum(asked & ~told).astype(jnp.float32)
+            missing['without_alignment'] = untold, jnp.sum(asked).astype(jnp.float32)
             asked &= told
         fits, rows = jnp.sum(asked & (count > 0)), jnp.sum(asked).astype(jnp.float32)
         heard = (count > 0).astype(jnp.float32)
