@@ -5,7 +5,7 @@
     slm-jax infer *.flac --model runs/slm --format json
     slm-jax infer talk.mp3 --model runs/slm --chunk_seconds 15 --format srt > talk.srt
     slm-jax infer talk.mp3 --chunk_seconds 15 --format json --word_times
-    slm-jax infer --manifest calls.jsonl --model runs/slm
+    slm-jax infer --manifest calls.jsonl --model runs/slm    also prompts, {"interleaved": ["…", {"audio": FILE}, …]}
     slm-jax infer call.wav --phrases "Siobhan, Lake Ohrid"        or a file with a phrase a line
     slm-jax infer --speak "Please hold the line." out.wav --model runs/dmlm --vocoder runs/vocoder
     arecord -q -f S16_LE -r 16000 -t raw | slm-jax infer - --model runs/slm --chunk_seconds 8
@@ -87,6 +87,8 @@ class Recording:
         error: what is wrong with the input; '' if nothing.
         segment: its offset and duration, as `slm_jax.data.segments` reads them; '' where there are none.
         lang: of the speech, '' where nobody but perhaps the instruction says it.
+        several: of a prompt with several recordings the line of the manifest, as `slm_jax.inference.interleaved.turns`
+            takes it; () of one recording.
     """
 
     name: str
@@ -100,6 +102,7 @@ class Recording:
     error: str = ''
     segment: tuple[str, str] = ('', '')
     lang: str = ''
+    several: tuple[Any, ...] = ()
 
     @property
     def done(self) -> bool:
@@ -144,12 +147,16 @@ class Inference:
         def stream():
             for recording in recordings:
                 waiting.append(recording)
+                if recording.error:
+                    continue
                 try:
-                    pieces = [] if recording.error else self._pieces(recording.name, *recording.segment)
+                    if recording.several:
+                        pieces, put = self._several(*recording.several)
+                    else:
+                        pieces, put = self._pieces(recording.name, *recording.segment), self._put(recording)
                 except ValueError as error:
                     recording.error = str(error)
                     continue
-                put = self._put(recording)
                 recording.bounds = [(start, start + len(samples) / _SAMPLE_RATE) for start, samples in pieces]
                 recording.texts, recording.cuts = [None] * len(pieces), [''] * len(pieces)
                 recording.words = [[] for _ in pieces]
@@ -173,6 +180,21 @@ class Inference:
 
         model = self._model
         return queries.asked(model.text_vocabulary, model.prompt, recording.instruction, lang=recording.lang)
+
+    def _several(self, raw: Any, line: Any, folder: pathlib.Path) -> tuple[list[tuple[float, Any]], dict[str, Any]]:
+        """As `_pieces` and `_put`, of a prompt with several recordings, whose samples stand in a row."""
+        import numpy as np
+
+        from slm_jax.inference import interleaved, queries
+
+        model = self._model
+        if self._chunk_seconds is not None:
+            raise ValueError(f'{line["origin"]}: --chunk_seconds cuts no recording of a prompt; leave it out.')
+        check = functools.partial(queries.check_length, max_seconds=self._max_seconds, longest=model.encoder_seconds)
+        turns = interleaved.turns(raw, line, folder, '', '', check)
+        tokens = model.prompt.interleaved(model.text_vocabulary, turns.parts)
+        samples = np.concatenate([np.zeros(0, np.int16), *turns.samples])
+        return [(0.0, samples)], {'tokens': tokens, 'recordings': tuple(map(len, turns.samples))}
 
     def _batched(self, asked):
         from slm_jax.inference import queries
@@ -413,10 +435,21 @@ def _inputs(args: argparse.Namespace) -> list[Recording]:
     inputs = [Recording(name, asked) for name in args.files]
     if args.manifest:
         from slm_jax.data import manifests
+        from slm_jax.inference import interleaved
 
-        for line in manifests.read(args.manifest):
+        folder = paths.path(args.manifest).parent
+        for raw, line in manifests.rows(args.manifest):
             recording = Recording(line['audio'] or line['origin'], '', error=line['error'])
             recording.segment, recording.lang = (line['offset'], line['duration']), line['lang']
+            if interleaved.FIELD in raw and not line['error']:
+                recording.several = raw, line, folder
+                try:
+                    parts = interleaved.turns(*recording.several, '', args.instruction, None).parts
+                    recording.instruction = ''.join(part if isinstance(part, str) else '…' for part in parts)
+                except ValueError as error:
+                    recording.error = str(error)
+                inputs.append(recording)
+                continue
             if not line['audio'] and not line['error']:
                 recording.error = f'{line["origin"]}: field "audio" is missing.'
             if not recording.error:

@@ -29,7 +29,7 @@ def train(
     model_dir: str | os.PathLike,
     train_steps: int,
     eval_loaders: Mapping[str, Any] | None = None,
-    foundations: Mapping[str, str] | None = None,
+    foundations: Mapping[str, str | None] | None = None,
     trainable: Sequence[str] | Mapping[str, int] = ('.*',),
     partitioner: Any = None,
     seed: int = 0,
@@ -66,7 +66,8 @@ def train(
         train_steps: steps in all, over all restarts.
         eval_loaders: from a name ('dev') to a loader, likewise; used are `examples`, `vocabulary` and `skipped`.
         foundations: where parts start from: {'llm': 't5_tiny', 'speech_encoder': '/path'}, each an installed
-            foundation, a foundation's directory, or the model directory of another training that trained this part.
+            foundation, a foundation's directory, or the model directory of another training that trained this part;
+            None, as of a part without parameters, is as if it were not there.
             Whether a part then trains is said by `trainable` alone. Trained parameters that no foundation gives start
             fresh; frozen ones must be given.
         trainable: regular expressions; a parameter trains if one matches its whole path ('adapter/.*'). Or each with
@@ -83,7 +84,8 @@ def train(
             a restart on this machine goes on from the newest that is whole, there or in `model_dir`.
         max_to_keep: newest checkpoints kept.
         best_metric: such as 'dev/loss'; the checkpoint where it was lowest is kept too.
-        num_samples: examples decoded and shown at each evaluation, from the first evaluation loader.
+        num_samples: examples decoded and shown at each evaluation, from the first evaluation loader; none of a system
+            that cannot answer.
         decode: `slm_jax.decoding.DecodeConfig` for them; None: greedy.
         tensorboard: whether to write TensorBoard events into `model_dir`.
         compilation_cache_dir: where compiled steps are kept for the next start, and for other hosts: a folder that all
@@ -105,8 +107,10 @@ def train(
     local_period = None if local_checkpoint_dir is None else local_checkpoint_period
     periods = run.Periods(train_steps, log_period, eval_period, checkpoint_period or eval_period, local_period)
     _check(periods, seed, eval_batches, max_to_keep, num_samples)
+    num_samples = num_samples if getattr(system, 'answers', True) else 0
+    given = {part: name for part, name in (foundations or {}).items() if name is not None}
     plan, needs = _planned(
-        system, optimizer, trainable, foundations or {}, partitioner or partitioning.Partitioner(), frozen_dtype,
+        system, optimizer, trainable, given, partitioner or partitioning.Partitioner(), frozen_dtype,
         encoded, best_metric, eval_loaders or {},
     )  # fmt: skip
     mesh = plan.layout.mesh

@@ -297,6 +297,26 @@ def test_a_manifest_has_its_own_instructions(model, tone, tmp_path, capsys):
     assert sorted(model.transcribed) == [False, True]
 
 
+def test_prompts_of_several_recordings(model, tone, tmp_path, capsys):
+    turns = ['Is ', {'audio': tone('a.wav', 1.0)}, ' as ', {'audio': tone('b.wav', 2.0), 'offset': 0, 'duration': 0.5}]
+    rows = [{'id': 'x', 'interleaved': turns}, {'interleaved': ['Is', 3]}]
+    path = tmp_path / 'm.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    assert run('--manifest', str(path), '--format', 'json') == 1
+    first, second = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert first['text'] == 'heard 15' and first['duration'] == 1.5 and first['instruction'] == 'Is … as …'
+    assert 'm.jsonl:2: field "interleaved": has 3; a list of texts and' in second['error']
+    for options, message in (
+        (['--chunk_seconds', '2'], 'm.jsonl:1: --chunk_seconds cuts no recording of a prompt; leave it out.'),
+        (
+            ['--instruction', 'Go on.'],
+            'm.jsonl:1: has "interleaved", which is all that is asked; leave out --instruction.',
+        ),
+    ):
+        assert run('--manifest', str(path), *options) == 1
+        assert message in capsys.readouterr().err
+
+
 def test_stdin_takes_files_and_raw_samples(model, tone, stdin, capsys):
     with open(tone('a.wav', 1.2), 'rb') as file:
         stdin(file.read())

@@ -1,17 +1,23 @@
 """Tests of what a speech language model knows, spoken: `python -m slm_jax.corpora.speech_tests OUT --voice flite`.
 
-Without --story_cloze and --mmlu the sets of slm_jax/corpora/zero_shot are read (ours, Apache-2.0). OUT gets manifests,
-for `slm-jax evaluate MODEL --manifest OUT/NAME.jsonl --score_choices`:
+Where no set is named, those of slm_jax/corpora/zero_shot are read (ours, Apache-2.0). OUT gets manifests, for
+`slm-jax evaluate MODEL --manifest OUT/NAME.jsonl --score_choices`:
 
     words            220 words beside pronounceable non-words: which recording is likelier (as sWUGGY)
     sentences        220 sentences beside ungrammatical ones (as sBLIMP)
     stories_heard    220 stories with two endings, spoken both: which recording is likelier (StoryCloze, speech alone)
     stories          the same: which ending in writing follows the spoken story (StoryCloze, speech to text)
-    quiz_0, quiz_5   240 questions with four choices, spoken, after none or five that are answered in writing
+    quiz_0, quiz_5   235 questions with four choices, spoken, after none or five others that are answered in writing
     mmlu_0, mmlu_5   those of MMLU
 
     --story_cloze FILE   StoryCloze's CSV (InputSentence1 to 4, RandomFifthSentenceQuiz1 and 2, AnswerRightEnding)
     --mmlu DIR           MMLU's folders of CSV files, test/SUBJECT_test.csv and dev/SUBJECT_dev.csv
+    --pairs FILE         JSON lines {"right": TEXT, "wrong": TEXT}
+    --stories FILE       JSON lines {"text": TEXT, "choices": [TEXT, TEXT], "answer": TEXT}
+    --quiz FILE          likewise, of any number of choices; the first five of each "subject", if there are such, are
+                         those that are answered before
+
+A set is called as its file. Each option may be given several times.
 
 --text_field text has the texts scored in the place of the recordings: what the language model knows of them. Both
 recordings of a pair are of one voice; pairs and questions that were not read aloud are left out and counted. All other
@@ -19,14 +25,16 @@ options are those of `slm-jax synthesize`, which says what voices there are. A r
 """
 
 import argparse
+import collections
+import contextlib
 import csv
 import importlib.resources
 import json
 import pathlib
 import string
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TextIO
 
 from slm_jax import cli, synthesize
 from slm_jax.data import json_lines
@@ -56,19 +64,19 @@ def story_cloze(path: pathlib.Path) -> list[Row]:
         ValueError: a column or an answer is missing; names the line.
     """
     stories = []
-    with path.open(encoding='utf-8-sig', newline='') as file:
+    with _csv(path) as file:
         reader = csv.DictReader(file)
         needed = (*_STORY, *_ENDINGS, 'AnswerRightEnding')
         if missing := [name for name in needed if name not in (reader.fieldnames or ())]:
             raise ValueError(f'{path}: no column {missing[0]}; StoryCloze has {", ".join(needed)}.')
         for row in reader:
             texts = [(row[name] or '').strip() for name in (*_STORY, *_ENDINGS)]
-            right = (row['AnswerRightEnding'] or '').strip()
-            if not all(texts) or right not in ('1', '2'):
+            right, choices = (row['AnswerRightEnding'] or '').strip(), texts[len(_STORY) :]
+            if not all(texts) or choices[0] == choices[1] or right not in ('1', '2'):
                 raise ValueError(
-                    f'{path}:{reader.line_num}: a sentence is empty, or AnswerRightEnding, {right!r}, is not 1 or 2.'
+                    f'{path}:{reader.line_num}: a sentence is empty, the endings are alike, or AnswerRightEnding, '
+                    f'{right!r}, is not 1 or 2.'
                 )
-            choices = texts[len(_STORY) :]
             stories.append(
                 {'text': ' '.join(texts[: len(_STORY)]), 'choices': choices, 'answer': choices[int(right) - 1]}
             )
@@ -89,14 +97,17 @@ def mmlu(folder: pathlib.Path) -> dict[str, tuple[list[Row], list[Row]]]:
         shots = folder / 'dev' / f'{subject}_dev.csv'
         if not shots.is_file():
             raise ValueError(f'{shots} is missing: the five questions that come first are there.')
-        subjects[subject] = list(_questions(path)), list(_questions(shots))[:_SHOTS]
+        answered = list(_questions(shots))
+        if len(answered) < _SHOTS:
+            raise ValueError(f'{shots}: {len(answered)} questions; five come before each of the others.')
+        subjects[subject] = list(_questions(path)), answered[:_SHOTS]
     if not subjects:
         raise ValueError(f'{folder}: no test/SUBJECT_test.csv, as MMLU has them.')
     return subjects
 
 
 def _questions(path: pathlib.Path) -> Iterator[Row]:
-    with path.open(encoding='utf-8-sig', newline='') as file:
+    with _csv(path) as file:
         reader = csv.reader(file)
         for row in reader:
             if len(row) != 6 or row[5].strip() not in tuple('ABCD') or not all(cell.strip() for cell in row):
@@ -106,6 +117,76 @@ def _questions(path: pathlib.Path) -> Iterator[Row]:
                 )
             question, *choices, letter = (cell.strip() for cell in row)
             yield {'text': question, 'choices': choices, 'letter': letter}  # choices may be alike
+
+
+@contextlib.contextmanager
+def _csv(path: pathlib.Path) -> Iterator[TextIO]:
+    try:
+        with path.open(encoding='utf-8-sig', newline='') as file:
+            yield file
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: no CSV in UTF-8 ({error}). Save it as such.') from None
+
+
+def pairs(path: pathlib.Path) -> list[Row]:
+    """A JSONL file of texts, `right` and `wrong`, of which the first should be likelier; other fields are kept.
+
+    Raises:
+        ValueError: a line is no such pair; names it.
+    """
+
+    def fits(row: Row) -> bool:
+        texts = [row.get('right'), row.get('wrong')]
+        return all(isinstance(text, str) and text.strip() for text in texts) and texts[0] != texts[1]
+
+    return _lines(path, fits, '"right" and "wrong", two different texts')
+
+
+def asked(path: pathlib.Path, count: int | None = None) -> list[Row]:
+    """A JSONL file of texts with `choices`, `count` of them, one of which is the `answer`.
+
+    Raises:
+        ValueError: a line is no such question; names it.
+    """
+
+    def fits(row: Row) -> bool:
+        choices = row.get('choices')
+        texts = [row.get('text'), *(choices if isinstance(choices, list) else ())]
+        if not all(isinstance(text, str) and text.strip() for text in texts) or row.get('answer') not in texts[1:]:
+            return False
+        return len({*texts[1:]}) == len(texts) - 1 and 2 <= len(texts) - 1 <= 26 and count in (None, len(texts) - 1)
+
+    several = count or 'two or more'
+    return _lines(path, fits, f'"text", "choices", {several} different texts, and one of them as "answer"')
+
+
+def quiz(path: pathlib.Path) -> dict[str, tuple[list[Row], list[Row]]]:
+    """As `mmlu`, of a file of `asked`: the first five of each `subject` are answered before the others.
+
+    Raises:
+        ValueError: a line is no question, or a subject has no more than five.
+    """
+    subjects: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in asked(path):
+        question = {name: row[name] for name in ('text', 'choices', 'answer')}
+        subjects[str(row.get('subject', path.stem))].append(question)
+    for subject, rows in subjects.items():
+        if len(rows) <= _SHOTS:
+            raise ValueError(f'{path}: {len(rows)} questions on {subject!r}; five come before each of the others.')
+    return {subject: (rows[_SHOTS:], rows[:_SHOTS]) for subject, rows in subjects.items()}
+
+
+def _lines(path: pathlib.Path, fits: Callable[[Row], bool], expected: str) -> list[Row]:
+    rows = []
+    for number, line in json_lines.lines(path):
+        try:
+            row = json_lines.parse(line)
+        except ValueError as error:
+            raise ValueError(f'{path}:{number}: {error}') from None
+        if not fits(row):
+            raise ValueError(f'{path}:{number}: {str(row)[:80]}; {expected} were expected.')
+        rows.append(row)
+    return rows
 
 
 class Sets:
@@ -134,9 +215,10 @@ class Sets:
             if len(found) < len(sides) or found[0]['speaker'] != found[1]['speaker']:
                 continue
             choices = [{key: each[key] for key in ('audio', 'text', 'duration')} for each in found]
-            rest = {key: value for key, value in row.items() if key not in ('right', 'wrong')}
-            line = {'id': f'{name}/{number}', 'choices': choices[:: (-1) ** number], 'target': row['right'], **rest}
-            lines.append(line | {'speaker': found[0]['speaker']})
+            line = {'id': f'{name}/{number}', 'choices': choices[:: (-1) ** number], 'target': row['right']}
+            line |= {'speaker': found[0]['speaker']}
+            kept = {key: value for key, value in row.items() if key not in ('right', 'wrong', 'audio', *line)}
+            lines.append(line | kept)
         self._write(name, lines, len(pairs))
 
     def stories(self, name: str, stories: Sequence[Row]) -> None:
@@ -205,14 +287,21 @@ class Sets:
         print(f'{name}.jsonl: {len(lines)} lines{left}')
 
 
-def write(out: pathlib.Path, story_file: str | None, mmlu_folder: str | None, sets: Sets) -> None:
+def write(args: argparse.Namespace, sets: Sets) -> None:
     """Writes what is asked for, or the packaged sets."""
-    (out / 'texts').mkdir(parents=True, exist_ok=True)
-    if story_file:
-        sets.stories('story_cloze', story_cloze(pathlib.Path(story_file)))
-    if mmlu_folder:
-        sets.quiz('mmlu', mmlu(pathlib.Path(mmlu_folder)))
-    if story_file or mmlu_folder:
+    jobs: list[tuple[str, Callable[..., None], Any]] = []
+    jobs += [('story_cloze', sets.stories, story_cloze(path)) for path in args.story_cloze]
+    jobs += [('mmlu', sets.quiz, mmlu(path)) for path in args.mmlu]
+    jobs += [(path.stem, sets.pairs, pairs(path)) for path in args.pairs]
+    jobs += [(path.stem, sets.stories, asked(path, 2)) for path in args.stories]
+    jobs += [(path.stem, sets.quiz, quiz(path)) for path in args.quiz]
+    names = [name for name, *_ in jobs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f'{min(twice)}: two sets would be called so. Rename a file, or make them one after the other.')
+    (args.out / 'texts').mkdir(parents=True, exist_ok=True)
+    for name, job, rows in jobs:
+        job(name, rows)
+    if jobs:
         return
     sets.pairs('words', [{'right': row['word'], 'wrong': row['nonword']} for row in packaged('words')])
     kind = 'phenomenon'
@@ -230,12 +319,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument('out', metavar='OUT', type=pathlib.Path)
-    parser.add_argument('--story_cloze', metavar='FILE')
-    parser.add_argument('--mmlu', metavar='DIR')
+    for name in ('story_cloze', 'mmlu', 'pairs', 'stories', 'quiz'):
+        kind = 'DIR' if name == 'mmlu' else 'FILE'
+        parser.add_argument(f'--{name}', metavar=kind, type=pathlib.Path, action='append', default=[])
     parser.add_argument('--limit', type=int, metavar='N', help='the first N of each set')
     args, options = parser.parse_known_args(argv)
     try:
-        write(args.out, args.story_cloze, args.mmlu, Sets(args.out, options, args.limit))
+        if args.limit is not None and args.limit < 1:
+            raise ValueError(f'--limit {args.limit}: a whole number from 1 on was expected.')
+        write(args, Sets(args.out, options, args.limit))
     except _Unread:
         return 1
     except (ValueError, OSError) as error:

@@ -246,10 +246,10 @@ def _ctm(name: str, text: str, names: Sequence[str]) -> Iterator[_Item]:
 
 
 def _text_grid(name: str, text: str) -> Iterator[_Item]:
-    tiers = {tier.lower(): items for tier, items in _tiers(name, text)}
+    tiers = [(tier.lower(), items) for tier, items in _tiers(name, text)]
 
     def tier(kind: str) -> list[_Item] | None:
-        found = [items for tier, items in tiers.items() if re.search(rf'\b{kind}s?$', tier)]
+        found = [items for tier, items in tiers if re.search(rf'\b{kind}s?$', tier)]
         if len(found) > 1:
             raise AlignmentError(
                 f'{name}: {len(found)} tiers of {kind}s, of several speakers. Cut the recording into what each says.'
@@ -258,11 +258,10 @@ def _text_grid(name: str, text: str) -> Iterator[_Item]:
 
     words, phones = tier('word'), tier('phone') or []
     if words is None and len(tiers) == 1:
-        (words,) = tiers.values()
+        ((_, words),) = tiers
     if words is None:
-        raise AlignmentError(
-            f'{name}: no tier "words", but {", ".join(map(repr, tiers)) or "none"}. Call the tier of words so.'
-        )
+        there = ', '.join(repr(tier) for tier, _ in tiers) or 'none'
+        raise AlignmentError(f'{name}: no tier "words", but {there}. Call the tier of words so.')
     for word in words:
         inner = [phone.end for phone in phones if word.start < phone.end - 1e-4 and phone.end < word.end + 1e-4]
         yield word._replace(phones=tuple(inner))

@@ -26,6 +26,8 @@ from slm_jax.data import plan as plan_lib
 HostRows = Callable[[int], Iterable[int]]
 DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048, 'teacher_inputs': 2048}
 
+_LOOKED_AT = 1000  # examples, for one with an alignment
+
 
 @dataclasses.dataclass(frozen=True)
 class ExampleInfo:
@@ -334,13 +336,21 @@ class SpeechTextLoader:
         return self.ahead(make())
 
     def first_examples(self) -> dict[str, np.ndarray]:
-        """A batch of one example of each task, to see what kinds there are."""
-        examples = [self._example(number, 0, 0) for number in range(len(self._tasks))]
+        """A batch of one example of each task, to see what kinds there are; with an alignment, where these are read."""
+        examples = [self._example(number, self._aligned(number), 0) for number in range(len(self._tasks))]
         lengths = {name: max(len(each.get(name, ())) for each in examples) for name in DEFAULT_LENGTHS}
         if not self._teacher:
             del lengths['teacher_inputs']
+        if self._token_ends:
+            lengths['token_ends'] = lengths['targets']
         rows = [feature_converter.model_features(each, lengths) for each in examples]
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _aligned(self, task: int) -> int:
+        """The place of the first example with an alignment, where alignments are read; without any, of the first."""
+        some = self.planned[task].index[: _LOOKED_AT if self._token_ends else 0]
+        found = (place for place, index in enumerate(some) if self._stores[task].features(int(index)).get('alignment'))
+        return next(found, 0)
 
     def _info(self, task: int, example: Mapping) -> ExampleInfo:
         def text(name: str) -> str:

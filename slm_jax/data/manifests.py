@@ -150,7 +150,8 @@ def _alignment(value: Any, folder: pathlib.Path) -> str:
         return json.dumps(value, ensure_ascii=False)
     if not isinstance(value, (str, type(None))):
         raise ManifestError(f'field "alignment" is {value!r}; a file or a list of [text, start, end] was expected.')
-    return resolve(value, folder) if value else ''
+    found = resolve(value, folder) if value else ''
+    return f'./{found}' if found.startswith('[') else found  # no list
 
 
 def fields(row: Mapping[str, Any], folder: pathlib.Path) -> dict[str, str]:

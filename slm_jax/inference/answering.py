@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from slm_jax.inference import queries
+from slm_jax.inference import interleaved, queries
 
 
 def said(
@@ -23,7 +23,7 @@ def said(
         `truncated` where a limit cut it, and of scored texts `log_likelihoods` and `tokens`; see `metrics`.
     """
     limits = {'longest': model.encoder_seconds, 'computed': model.computed_seconds}
-    candidates = _Candidates(asked, model.vocabulary) if score else None
+    candidates = _Candidates(asked, model.vocabulary, model.prompt.chat) if score else None
     stream = asked if candidates is None else candidates
     for group, batch in queries.batched(stream, seconds_per_batch, model.row_multiple, fine, **limits):
         if candidates is None:
@@ -40,11 +40,12 @@ def said(
 class _Candidates:
     """Each query as one for every text that is scored, and back.
 
-    The end token is not scored, as in EleutherAI's lm-evaluation-harness.
+    As in EleutherAI's lm-evaluation-harness the end token is not scored, and a text that goes on with the last one of a
+    prompt in turns has a space before it, unless a chat's tokens stand between them.
     """
 
-    def __init__(self, asked: Iterable[queries.Query], vocabulary: Any):
-        self._asked, self._vocabulary = asked, vocabulary
+    def __init__(self, asked: Iterable[queries.Query], vocabulary: Any, chat: str | None):
+        self._asked, self._vocabulary, self._goes_on = asked, vocabulary, chat == '{user}'
         self._owners: list[tuple[int, int]] = []  # of each text: the number of its query, and its own
         self._found: dict[int, dict[int, tuple[float, int]]] = {}
 
@@ -55,11 +56,19 @@ class _Candidates:
                 yield from (dataclasses.replace(query, samples=samples) for samples in query.heard)
                 continue
             for which, text in enumerate(_texts(query)):
-                target = tuple(self._vocabulary.encode(text))
+                target = tuple(self._encoded(query, text))
                 if not target:
                     raise ValueError(f'example {query.info.get("id")!r}: the tokenizer makes nothing of {text!r}.')
                 self._owners.append((number, which))
                 yield query.with_target(target)
+
+    def _encoded(self, query: queries.Query, text: str) -> list[int]:
+        encode, turns = self._vocabulary.encode, query.info.get(interleaved.FIELD)
+        if self._goes_on and turns and isinstance(turns[-1], str) and not turns[-1][-1:].isspace():
+            before, both = encode(turns[-1]), encode(f'{turns[-1]} {text}')
+            if both[: len(before)] == before:
+                return both[len(before) :]
+        return encode(text)
 
     def scored(self, position: int, query: queries.Query, value: Any) -> tuple[int, dict[str, Any]] | None:
         """Notes the log-likelihood of a text; with the last of its query returns the query's place and fields.

@@ -6,6 +6,8 @@ r"""Lines of a manifest with several recordings: prompts of texts and recordings
 The texts are put to the model as they stand, the recordings between them. What --text_field names (`text`) may be read
 in the place of a recording.
 
+A recording may have `offset` and `duration`, as a line of its own may.
+
     {"choices": [{"audio": "a.wav", "text": "wagon"}, {"audio": "b.wav", "text": "magon"}], "target": "wagon"}
 
 Scored is how likely each of these recordings is (`--score_choices`), or each text (--text_field text).
@@ -58,7 +60,7 @@ def turns(
     Raises:
         ValueError: it is not laid out so; names the line and what was expected.
     """
-    from slm_jax.data import manifests, segments
+    from slm_jax.data import segments
 
     def wrong(what: str) -> ValueError:
         return _wrong(line, FIELD, what, 'a list of texts and {"audio": FILE, "text": …}')
@@ -75,7 +77,7 @@ def turns(
             continue
         if not isinstance(part, Mapping) or not isinstance(part.get('audio'), str):
             raise wrong(f'has {part!r}')
-        name = manifests.resolve(part['audio'], folder)
+        name, *times = _recording(part, line, folder)
         absolute.append({**part, 'audio': paths.absolute(name)})
         if text_field:
             if not isinstance(part.get(text_field), str):
@@ -84,7 +86,7 @@ def turns(
             continue
         parts.append(prompts.SPEECH)
         if check is not None:
-            samples.append(segments.read(name))
+            samples.append(segments.read(name, *times))
             check(name, samples[-1])
     return Turns(parts, samples, absolute)
 
@@ -107,7 +109,7 @@ def choices(
     Raises:
         ValueError: they are not laid out so; names the line and what was expected.
     """
-    from slm_jax.data import manifests, segments
+    from slm_jax.data import segments
 
     texts, samples = [], []
     for each in raw['choices']:
@@ -116,10 +118,21 @@ def choices(
             raise _wrong(line, 'choices', f'has {each!r}', f'{{"audio": FILE, "{text_field or "text"}": …}}')
         texts.append(text)
         if check is not None and not text_field:
-            name = manifests.resolve(each['audio'], folder)
-            samples.append(segments.read(name))
+            name, *times = _recording(each, line, folder)
+            samples.append(segments.read(name, *times))
             check(name, samples[-1])
     return texts, samples
+
+
+def _recording(part: Mapping[str, Any], line: Mapping[str, str], folder: pathlib.Path) -> tuple[str, str, str]:
+    """A file, and offset and duration as `segments.read` takes them."""
+    from slm_jax.data import manifests
+
+    try:
+        found = manifests.fields({name: part.get(name) for name in ('audio', 'offset', 'duration')}, folder)
+    except manifests.ManifestError as error:
+        raise ValueError(f'{line["origin"]}: {error}') from None
+    return found['audio'], found['offset'], found['duration']
 
 
 def _wrong(line: Mapping[str, str], field: str, what: str, expected: str) -> ValueError:

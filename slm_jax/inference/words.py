@@ -55,7 +55,8 @@ def aligner(model: Any) -> Aligner:
     """
     system = model.system
     of_encoder = getattr(getattr(system, 'speech_encoder', None), 'ctc_vocab_size', None)
-    if getattr(system, 'spelt', None) is not None or of_encoder is not None:
+    of_tokens = (getattr(system, name, None) for name in ('spelt', 'spelling'))
+    if of_encoder is not None or any(each is not None for each in of_tokens):
         return CtcAligner(model)
     if hasattr(getattr(system, 'adapter', None), 'spans'):
         return AttentionAligner(model)
@@ -66,14 +67,16 @@ def aligner(model: Any) -> Aligner:
 
 
 class CtcAligner:
-    """By the CTC head of the adapter or of the speech encoder; see `alignment`.
+    """By the CTC head of the adapter, of an aligner or of the speech encoder; see `alignment`.
 
     Args:
         model: one that has such a head.
     """
 
     def __init__(self, model: Any):
-        self._model, self._spelt = model, getattr(model.system, 'spelt', None)
+        spelling = getattr(model.system, 'spelling', None)
+        self._model, self._between = model, spelling.between if spelling else 0
+        self._spelt = spelling.table if spelling else getattr(model.system, 'spelt', None)
 
     def words(self, batch: Mapping[str, np.ndarray], texts: Sequence[str]) -> list[list[Word]]:
         """See `Aligner`."""
@@ -107,9 +110,15 @@ class CtcAligner:
         from slm_jax.data import vocabularies
 
         if self._spelt is not None:
+            vocabulary, before = self._model.text_vocabulary or self._model.vocabulary, self._between
             for number, word in enumerate(words):
-                tokens = self._model.text_vocabulary.encode(f' {word}' if number else word)
-                yield from ((number, label) for token in tokens for label in self._spelt[token].tolist() if label)
+                tokens = vocabulary.encode(f' {word}' if number else word)
+                for label in (label for token in tokens for label in self._spelt[token].tolist() if label):
+                    if label != self._between:
+                        yield number, label
+                    elif before != label:
+                        yield _NONE, label
+                    before = label
             return
         tokenizer, heard = vocabularies.of('speech_encoder').tokenizer, False
         between = tokenizer.piece_to_id('▁')

@@ -30,6 +30,7 @@ class System(Protocol):
     One with a language model says how likely a text is as an answer: `score_batch`, see `SLM`.
     One that takes several recordings in a prompt gives the embeddings of one, and how many there are, `listen(params,
     batch)`, see `spoken_prompt`; one that takes longer ones in pieces says how long these are, in seconds: `piece`.
+    One that cannot answer, as its aligner needs the transcript, says so: `answers` is False; training shows no samples.
     One that says how likely what is heard is, and how many tokens that are: `score_speech`, see `SSR`.
     One that can write its answers some tokens at a time says so, `in_steps`, and has `begin(params, batch, decode)` and
     `proceed(params, state, decode, steps, gone)`, see `text_to_text`; what they write is what `predict` does.

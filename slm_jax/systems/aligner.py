@@ -1,6 +1,8 @@
 """An aligner by itself, over a frozen speech encoder: how it is trained, and how far its boundaries are off."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,7 +10,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from slm_jax import decoding
-from slm_jax.encoders.aligners import Alignment, initial_params
+from slm_jax.encoders import alignment
+from slm_jax.encoders.aligners import Alignment, CtcAligner, initial_params
+from slm_jax.encoders.spelling import Spelling
 from slm_jax.systems import Batch, Metrics, Params
 from slm_jax.systems.speech_encoder import SpeechEncoder, frames_of, stored
 
@@ -33,6 +37,11 @@ class SpeechAligner:
                 f'{type(self.aligner).__name__} has nothing to be trained: it goes by what files say. Train another '
                 '(models/ssr_aligner_characters.gin, …_subwords, …_cif, …_monotonic), or give this one to SSR as it is.'
             )
+
+    @property
+    def answers(self) -> bool:
+        """See `System`."""
+        return not self.aligner.needs_tokens
 
     @property
     def max_seconds(self) -> float | None:
@@ -92,16 +101,18 @@ class SpeechAligner:
             metrics['boundary_ms'] = boundary_error(self.align(params, batch), batch['token_ends'], self.frame_rate())
         return metrics['loss'][0] / jnp.maximum(count, 1.0), metrics
 
+    @property
+    def spelling(self) -> Spelling | None:
+        """How words are spelt in the labels of `times`; None of an aligner without CTC."""
+        return spelling_of(self.aligner)
+
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label begins and ends; see `alignment.times`."""
+        return label_times(self, params, *self._frames(params, batch, None), labels)
+
     def frame_rate(self) -> float:
         """Frames a second."""
-        key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
-
-        def frames(batch):
-            (found, *_), _ = self.speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
-            return found
-
-        count = frames_of(frames)
-        return (count(24) - count(8)) / 16
+        return frame_rate(self.speech_encoder)
 
     def predict(self, params: Params, batch: Batch, decode: decoding.DecodeConfig) -> Int[Array, 'b l']:
         """The tokens that the aligner writes, and their end; `decode` does not apply.
@@ -113,6 +124,35 @@ class SpeechAligner:
         found = self.align(params, batch, written=True)
         tokens = jnp.pad(found.tokens, ((0, 0), (0, 1)))
         return jnp.where(jnp.arange(tokens.shape[1]) == found.lengths[:, None], _EOS, tokens)
+
+
+def spelling_of(aligner: nn.Module) -> Spelling | None:
+    """The labels of an aligner whose head tells where each of them is; None of any other."""
+    return aligner.config.spelling if isinstance(aligner, CtcAligner) else None
+
+
+def label_times(
+    system: Any, params: Params, frames: Float[Array, 'b f d'], lengths: Int[Array, ' b'], labels: Int[Array, 'b l']
+) -> Float[Array, '2 b l']:
+    """Seconds at which each label of a system's aligner begins and ends in the frames; see `alignment.times`."""
+    logits = system.aligner.apply({'params': params['aligner']}, frames, lengths, method='logits')
+    return alignment.times(logits, lengths, labels, _counted(system.speech_encoder))
+
+
+def frame_rate(speech_encoder: nn.Module) -> float:
+    """Frames a second."""
+    return 1 / alignment.frame_seconds(_counted(speech_encoder))
+
+
+def _counted(speech_encoder: nn.Module) -> Callable[[int], int]:
+    """How many frames so many seconds have."""
+    key = jax.random.key(0)  # by shapes alone: parameters of the encoder are not there where frames are stored
+
+    def frames(batch):
+        (found, *_), _ = speech_encoder.init_with_output(key, batch['speech_samples'], batch['speech_lengths'])
+        return found
+
+    return frames_of(frames)
 
 
 def transcript(batch: Batch) -> tuple[Int[Array, 'b t'], Int[Array, ' b']]:

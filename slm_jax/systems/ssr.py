@@ -15,15 +15,17 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from slm_jax import decoding
 from slm_jax.adapters import lora as lora_lib
 from slm_jax.data.prompts import SPEECH
 from slm_jax.encoders import aligners
+from slm_jax.encoders.spelling import Spelling
 from slm_jax.llms import LanguageModel, embedding_params, initial_params
 from slm_jax.systems import Batch, Metrics, Params, spoken_prompt
-from slm_jax.systems.aligner import transcript
+from slm_jax.systems.aligner import frame_rate, label_times, spelling_of, transcript
 from slm_jax.systems.speech_encoder import unheard
 from slm_jax.systems.text_to_text import (
     begin,
@@ -153,6 +155,27 @@ class SSR:
         parts = {'speech_encoder': speech.get('params', {}), 'aligner': aligner, 'adapter': adapter}
         return fresh.apart({name: part for name, part in parts.items() if part} | {'llm': llm})
 
+    def check_data(self, batch: Mapping[str, Any]) -> None:
+        """See `System`.
+
+        Raises:
+            ValueError: alignments are to come from files, and there is none, or they count other frames.
+        """
+        if not isinstance(self.aligner, aligners.ExternalAligner):
+            return
+        if not np.any(batch['token_ends']):
+            raise ValueError(
+                'ExternalAligner (SSR.aligner) goes by what files say of transcripts, and no task of the data has any. '
+                'Give lines of the manifest "alignment" (slm_jax/data/alignments.py), or choose another aligner, as '
+                'models/ssr_aligner_characters.gin.'
+            )
+        told, rate = self.aligner.frames_per_second, frame_rate(self.speech_encoder)
+        if abs(told - rate) > 0.01 * rate:
+            raise ValueError(
+                f'ExternalAligner.frames_per_second is {told:g}, and the speech encoder has {rate:g}: give '
+                f'--gin.ExternalAligner.frames_per_second={rate:g}.'
+            )
+
     def _said(self, params: Params, batch: Batch, rng: Key[Array, ''] | None, written: bool) -> _Said | None:
         """What is heard; None of a batch of texts. `written`: the target is a transcript, and is given to the aligner.
 
@@ -211,8 +234,9 @@ class SSR:
         """The objectives by their weights.
 
         Metrics beside theirs: `loss`, their sum; where a transcript is aligned, `cosine`, `mse`, `tokens_per_second`,
-        `compression` (frames a token) and `too_many_tokens`, the rows whose transcript has more than their frames can
-        hold, which are left out; and `retrieval`, how often the nearest embedding is the token's own, in evaluations.
+        `compression` (frames a token), `too_many_tokens`, the rows whose transcript has more than their frames can
+        hold, and `without_alignment`, those of which no file says anything, both of which are left out; and
+        `retrieval`, how often the nearest embedding is the token's own, in evaluations.
         """
         metrics: Metrics = {}
         found: dict[str, tuple[Array, Array]] = {}
@@ -249,6 +273,12 @@ class SSR:
         total = jnp.sum(there)
         of_loss = jnp.sum((self.cosine_weight * (1.0 - cosine) + self.mse_weight * mse) * there)
         asked = (batch['speech_lengths'] > 0) & jnp.any(batch['decoder_target_tokens'] > _EOS, axis=1)
+        missing: Metrics = {}
+        if isinstance(self.aligner, aligners.ExternalAligner):
+            told = jnp.any(batch['token_ends'] != 0, axis=1)
+            untold = jnp.sum(asked & ~told).astype(jnp.float32)
+            missing['without_alignment'] = untold, jnp.sum(asked).astype(jnp.float32)
+            asked &= told
         fits, rows = jnp.sum(asked & (count > 0)), jnp.sum(asked).astype(jnp.float32)
         heard = (count > 0).astype(jnp.float32)
         metrics = {
@@ -257,6 +287,7 @@ class SSR:
             'tokens_per_second': (total, jnp.sum(batch['speech_lengths'] * heard) / 16_000),
             'compression': (jnp.sum(said.frame_lengths * heard), total),
             'too_many_tokens': (rows - fits, rows),
+            **missing,
         }
         if evaluated:
             right = (self._nearest(params, vectors) == tokens) * there
@@ -322,6 +353,17 @@ class SSR:
             before = said.vectors, said.alignment.lengths[:, None]
         return spoken_prompt.joined(tokens, self._embed(params, tokens), *before)
 
+    @property
+    def spelling(self) -> Spelling | None:
+        """How words are spelt in the labels of `times`; None of an aligner without CTC."""
+        return spelling_of(self.aligner)
+
+    def times(self, params: Params, batch: Batch, labels: Int[Array, 'b l']) -> Float[Array, '2 b l']:
+        """Seconds at which each label of the aligner begins and ends; see `alignment.times`."""
+        heard = spoken_prompt.hear(self.speech_encoder, params, batch, None)
+        assert heard is not None, 'texts alone are not heard'
+        return label_times(self, params, *heard[:2], labels)
+
     def listen(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b s e'], Int[Array, ' b']]:
         """See `System`."""
         said = self._said(params, batch, None, written=False)
@@ -352,6 +394,11 @@ class SSR:
             batch = {**batch, 'speech_embeddings': vectors, 'speech_embedding_lengths': lengths[:, None]}
         prompt, mask = self._prompt(params, batch, None)
         return prompt, mask & ~spoken_prompt.silent(batch)[:, None]
+
+    @property
+    def answers(self) -> bool:
+        """See `System`."""
+        return not self.aligner.needs_tokens
 
     @property
     def in_steps(self) -> bool:

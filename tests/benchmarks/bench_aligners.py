@@ -1,12 +1,15 @@
 """How far the boundaries of aligners are off words whose times are known.
 
     python tests/benchmarks/bench_aligners.py make SENTENCES OUT [--voice en-us --voice en-gb …]    a sentence a line
+    python tests/benchmarks/bench_aligners.py align MANIFEST OUT.jsonl [--model slm_base]        recordings of people
     python tests/benchmarks/bench_aligners.py measure OUT/manifest.jsonl MODEL_DIR [MODEL_DIR …]
 
 `make` lets espeak-ng (Debian's libespeak-ng1) read sentences and writes recordings and a manifest whose "alignment"
 says when each word begins; a word ends where the next one begins. Sentences that it reads as another number of words,
 as numbers, or in parts, are left out. A training (runs/ssr_aligner.gin) with it as validation tells how far boundaries
 are off, too: validation/boundary_ms.
+`align` writes the lines of a manifest again, with the times of their words by the CTC head of a model, as `slm-jax
+infer --word_times` has them; what is too short for its words is left out.
 `measure` aligns the known transcripts and, where an aligner writes tokens itself, tells how many of them, and its word
 errors.
 """
@@ -19,12 +22,11 @@ import numpy as np
 import soundfile
 
 from slm_jax import cli
-from slm_jax.audio import waveforms
 from slm_jax.corpora import phones
-from slm_jax.data import alignments, ctc_text, json_lines, manifests
+from slm_jax.data import alignments, ctc_text, json_lines, manifests, segments
 from slm_jax.encoders import aligners
 from slm_jax.inference import model as model_lib
-from slm_jax.inference import queries
+from slm_jax.inference import queries, words
 from slm_jax.systems.aligner import transcript
 
 
@@ -47,6 +49,29 @@ def make(sentences: list[str], out: pathlib.Path, voices: list[str]) -> None:
     print(f'{len(rows)} of {len(sentences)} sentences: {out / "manifest.jsonl"}')
 
 
+def align(manifest: pathlib.Path, out: pathlib.Path, name: str) -> None:
+    """Writes OUT, a manifest of those lines whose words a model finds."""
+    model = model_lib.load(name)
+    aligner, rows, asked = words.aligner(model), list(manifests.rows(manifest)), []
+    vocabulary = model.text_vocabulary
+    prompt = () if vocabulary is None else model.prompt.tokens(vocabulary, queries.wording('', '', ''))
+    for number, (_, line) in enumerate(rows):
+        samples = segments.read(line['audio'], line['offset'], line['duration'])
+        asked.append(queries.Query(prompt, samples, {'number': number, 'text': line['text']}))
+    found = {}
+    limits = {'computed': model.computed_seconds, 'longest': model.encoder_seconds}
+    for group, batch in queries.batched(asked, 60.0, model.row_multiple, **limits):
+        for (_, query), said in zip(group, aligner.words(batch, [query.info['text'] for _, query in group])):
+            found[query.info['number']] = [list(word) for word in said]
+    kept = [
+        {**raw, 'audio': str(pathlib.Path(line['audio']).absolute()), 'alignment': found[number]}
+        for number, (raw, line) in enumerate(rows)
+        if found[number]
+    ]
+    json_lines.write(out, kept)
+    print(f'{len(kept)} of {len(rows)} recordings: {out}')
+
+
 def measure(manifest: pathlib.Path, directory: str) -> None:
     """Prints a line on one aligner."""
     import jax
@@ -57,7 +82,7 @@ def measure(manifest: pathlib.Path, directory: str) -> None:
     rate, off, said, counts = system.frame_rate(), [], [], []
     asked = []
     for row in manifests.read(manifest):
-        samples = waveforms.read_waveform(row['audio'])
+        samples = segments.read(row['audio'], row['offset'], row['duration'])
         tokens = (*vocabulary.encode(row['text']), vocabulary.eos_id)
         spans = alignments.spans(row['alignment'], (row['id'],), row['text'], len(samples) / 16_000, row['origin'])
         ends = alignments.token_ends({'targets': tokens, 'alignment': spans}, vocabulary)
@@ -95,6 +120,10 @@ def main() -> None:
     making.add_argument('sentences', type=pathlib.Path)
     making.add_argument('out', type=pathlib.Path)
     making.add_argument('--voice', action='append', default=[])
+    aligning = commands.add_parser('align')
+    aligning.add_argument('manifest', type=pathlib.Path)
+    aligning.add_argument('out', type=pathlib.Path)
+    aligning.add_argument('--model', default='slm_base')
     measuring = commands.add_parser('measure')
     measuring.add_argument('manifest', type=pathlib.Path)
     measuring.add_argument('models', nargs='+')
@@ -103,6 +132,8 @@ def main() -> None:
     if args.command == 'make':
         lines = [line.strip() for line in args.sentences.read_text().splitlines() if line.strip()]
         make(lines, args.out, args.voice or ['en-us'])
+    if args.command == 'align':
+        align(args.manifest, args.out, args.model)
     for directory in args.models if args.command == 'measure' else ():
         measure(args.manifest, directory)
 

@@ -61,6 +61,22 @@ def test_questions_come_after_answered_ones(run, tmp_path):
     assert five['interleaved'][8]['text'].startswith('dev question 4?')
 
 
+def test_sets_of_ones_own(run, tmp_path):
+    asked = {'text': 'What is it?', 'choices': ['a dog', 'a cat'], 'answer': 'a cat'}
+    json_lines.write(tmp_path / 'swuggy.jsonl', [{'right': 'wagon', 'wrong': 'magon', 'id': 'x', 'length': 5}])
+    json_lines.write(tmp_path / 'tales.jsonl', [asked])
+    json_lines.write(tmp_path / 'facts.jsonl', [asked | {'subject': 'pets', 'letter': 'A'}] * 6)
+    sets = {'pairs': 'swuggy', 'stories': 'tales', 'quiz': 'facts'}
+    status, said, lines = run(*(f'--{kind}={tmp_path / name}.jsonl' for kind, name in sets.items()))
+    assert status == 0, said
+    [pair], [story], [question] = map(lines, ('swuggy', 'tales', 'facts_5'))
+    assert pair['length'] == 5 and pair['id'] == 'swuggy/0' and pair['choices'][0]['text'] == pair['target'] == 'wagon'
+    assert story['choices'] == asked['choices'] and lines('tales_heard')[0]['target'] == 'What is it? a cat'
+    assert question['choices'] == ['A', 'B'] and question['target'] == 'B' and question['subject'] == 'pets'
+    pairs = f'--pairs={tmp_path / "swuggy.jsonl"}'
+    assert 'swuggy: two sets would be called so.' in run(pairs, pairs)[1]
+
+
 @pytest.mark.slow
 def test_the_packaged_sets(run):
     status, said, lines = run('--limit=3')
@@ -78,13 +94,27 @@ def test_the_packaged_sets(run):
         (
             '--story_cloze',
             ','.join(STORY) + '\n' + ','.join([*STORY.values()][:-1]) + ',3\n',
-            "stories.csv:2: a sentence is empty, or AnswerRightEnding, '3', is not 1 or 2.",
+            "stories.csv:2: a sentence is empty, the endings are alike, or AnswerRightEnding, '3', is not 1 or 2.",
         ),
+        ('--story_cloze', '\xff', 'stories.csv: no CSV in UTF-8 ('),
         ('--mmlu', '', 'no test/SUBJECT_test.csv, as MMLU has them.'),
+        ('--pairs', '{"right": "a", "wrong": "a"}', "stories.csv:1: {'right': 'a', 'wrong': 'a'}; \"right\" and \"wro"),
+        (
+            '--stories',
+            '{"text": "a", "choices": ["b", "c", "d"], "answer": "b"}',
+            '"choices", 2 different texts, a',
+        ),
+        ('--quiz', '{"text": "a", "choices": ["b", "c"], "answer": "d"}', "csv:1: {'text': 'a', "),
+        (
+            '--quiz',
+            '{"text": "a", "choices": ["b", "c"], "answer": "c"}',
+            "1 questions on 'stories'; five come",
+        ),
+        ('--quiz', 'What?', 'stories.csv:1: not JSON'),
     ],
 )
 def test_what_is_no_such_set_is_named(run, tmp_path, option, content, message):
-    (tmp_path / 'stories.csv').write_text(content)
+    (tmp_path / 'stories.csv').write_text(content, encoding='latin-1')
     status, said, _ = run(f'{option}={tmp_path / "stories.csv" if content else tmp_path}')
     assert status == 1 and message in said
 
@@ -96,5 +126,10 @@ def test_questions_without_answers_are_named(tmp_path):
         speech_tests.mmlu(tmp_path)
     (tmp_path / 'dev').mkdir()
     (tmp_path / 'dev/law_dev.csv').write_text('What?,a,b,c,d,A\n')
+    (tmp_path / 'test/law_test.csv').write_text('What?,a,b,c,d,A\n')
+    with pytest.raises(ValueError, match='law_dev.csv: 1 questions; five come before each of the others.'):
+        speech_tests.mmlu(tmp_path)
+    (tmp_path / 'dev/law_dev.csv').write_text('What?,a,b,c,d,A\n' * 5)
+    (tmp_path / 'test/law_test.csv').write_text('What?,a,b,c,d,E\n')
     with pytest.raises(ValueError, match='law_test.csv:1: 6 columns; a question, four choices and the letter of'):
         speech_tests.mmlu(tmp_path)

@@ -1,6 +1,7 @@
 """Alignments of other programs: what is read, and what does not fit."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -109,6 +110,7 @@ def test_all_kinds_of_files_say_the_same(tmp_path):
         ('a.TextGrid', LONG.replace('xmax = 0.75', 'xmax = "x"', 1), "a.TextGrid:21: a number was expected, not 'x'"),
         ('a.TextGrid', LONG.replace('"words"', '"tones"'), "a.TextGrid: no tier \"words\", but 'tones', 'phones'"),
         ('a.TextGrid', LONG.replace('"phones"', '"B - words"'), 'a.TextGrid: 2 tiers of words, of several speakers'),
+        ('a.TextGrid', LONG.replace('"phones"', '"words"'), 'a.TextGrid: 2 tiers of words, of several speakers'),
         ('a.txt', 'hello', 'a.txt: no alignment by its ending'),
     ],
 )  # fmt: skip
@@ -123,6 +125,7 @@ def test_what_is_not_there_and_what_is_no_list(tmp_path):
         read(tmp_path / 'no.ctm')
     with pytest.raises(AlignmentError, match=r'm.jsonl:3: .*"text", start, end\] was expected'):
         read('[["hello", "0.2", 0.5]]')
+    assert manifests.fields({'alignment': '[a].ctm'}, pathlib.Path())['alignment'] == './[a].ctm'  # is no list
     with pytest.raises(manifests.ManifestError, match='field "alignment" is 3; a file or a list'):
         manifests.fields({'audio': 'a.wav', 'alignment': 3}, tmp_path)
 
@@ -164,6 +167,7 @@ def test_batches_bring_the_ends_of_tokens(manifest, vocabulary, tmp_path):
             for info, *row in zip(infos, *map(batch.get, names)):
                 if info:
                     found[info.audio] = row
+        assert data.first_examples()['token_ends'].any()  # the first example has no alignment, and others have
         source = registry.sources.ManifestSource({'train': str(manifest)})
         before = source.state('train')
         named.write_text(f'{rows[2]["audio"][:-4]} 1 0 99 {rows[2]["text"].split()[0]}\n')

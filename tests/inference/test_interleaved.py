@@ -1,11 +1,13 @@
 """Lines of a manifest with several recordings: prompts in turns, and choices that are heard."""
 
+import re
+
 import numpy as np
 import pytest
 import soundfile
 
 from slm_jax.data import json_lines, prompts
-from slm_jax.inference import controls, queries
+from slm_jax.inference import answering, controls, queries
 
 
 class Letters:
@@ -61,6 +63,15 @@ def test_a_prompt_in_turns(asked, tmp_path):
     assert asked([again])[0].recordings == (1_600, 3_200)
 
 
+def test_segments_of_recordings(asked):
+    """Nothing of a recording is heard that was not asked for."""
+    half = {'audio': 'b.wav', 'text': 'two', 'offset': 0.05, 'duration': 0.1}
+    (query,) = asked([TURNS | {'interleaved': ['Q ', half, ' A']}])
+    assert query.recordings == (1_600,) and query.info['interleaved'][1]['offset'] == 0.05
+    (query,) = asked([PAIR | {'choices': [half, PAIR['choices'][1]], 'target': 'two'}], score_choices=True)
+    assert [len(each) for each in query.heard] == [1_600, 1_600]
+
+
 def test_choices_that_are_heard(asked):
     (query,) = asked([PAIR], score_choices=True)
     assert [len(each) for each in query.heard] == [3_200, 1_600] and query.samples is None
@@ -85,6 +96,11 @@ def test_choices_that_are_heard(asked):
         ),
         (PAIR | {'target': 'x'}, {'score_choices': True}, "none of the choices is the reference 'x'"),
         (PAIR, {}, 'field "audio" is missing.'),
+        (
+            TURNS | {'interleaved': [{'audio': 'a.wav', 'offset': 'x'}]},
+            {},
+            'lines.jsonl:1: field "offset" is \'x\'; seconds were expected',
+        ),
     ],
 )
 def test_what_cannot_be_names_the_line(asked, line, question, message):
@@ -102,3 +118,25 @@ def test_another_prompts_recordings_are_those_of_as_many(asked):
         list(controls.shuffle_audio(asked([TURNS, fewer])))
     with pytest.raises(ValueError, match="text_from: the prompt 'x' has several recordings"):
         list(controls.with_texts(asked([TURNS]), {'x': 'a'}, Letters(), prompts.Prompt()))
+
+
+class Parts:
+    """A vocabulary of words, most with the space before them, as of BPE."""
+
+    def encode(self, text):
+        return [''.join(part) for part in re.findall(r' ?\w+|\W', text)]
+
+
+@pytest.mark.parametrize(
+    ('chat', 'last', 'expected'),
+    [
+        ('{user}', '\nA:', [' yes']),
+        ('{user}', '\nA: ', ['yes']),
+        ('<{user}>', '\nA:', ['yes']),
+        (None, '\nA:', ['yes']),  # an encoder read the prompt
+    ],
+)
+def test_a_choice_goes_on_with_the_prompt(chat, last, expected):
+    info = {'id': 'x', 'interleaved': ['Q: ', {'audio': 'a.wav'}, last], 'choices': ['yes', 'no'], 'reference': 'no'}
+    candidates = answering._Candidates([queries.Query((), info=info)], Parts(), chat)
+    assert list(next(iter(candidates)).target) == expected

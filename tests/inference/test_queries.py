@@ -133,7 +133,7 @@ def test_the_language_of_a_scored_answer_is_given():
     model = types.SimpleNamespace(
         vocabulary=types.SimpleNamespace(encode=lambda text: [ord(letter) for letter in text]),
         log_likelihoods=lambda batch: (-batch['decoder_loss_weights'].sum(axis=1)).tolist(),
-        encoder_seconds=None, computed_seconds=0.0, row_multiple=1,
+        encoder_seconds=None, computed_seconds=0.0, row_multiple=1, prompt=PROMPT,
     )  # fmt: skip
     target = query.with_target((97, 98)).target
     assert target == (250004, 97, 98)

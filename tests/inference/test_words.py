@@ -12,6 +12,7 @@ import soundfile
 from slm_jax import infer
 from slm_jax.corpora import phones
 from slm_jax.data import vocabularies
+from slm_jax.encoders.spelling import Spelling
 from slm_jax.inference import chunks, rendering, words
 from slm_jax.inference.words import Word
 
@@ -47,6 +48,13 @@ def test_labels_of_words_by_the_adapters_head():
     spelt = np.zeros((128, 2), int)
     spelt[ord('a')], spelt[ord(' ')], spelt[ord('b'), 0] = (4, 7), (9, 0), -1
     assert list(aligner(spelt=spelt)._labels(['a', 'b.'])) == [(0, 4), (0, 7), (1, 9), (1, -1)]
+
+
+def test_labels_of_words_by_an_aligners_head():
+    """A mark between words is nobody's, and stands there once."""
+    spelling = Spelling(by_token=tuple((1,) if c == 32 else (c,) * (c > 96) for c in range(128)), between=1)
+    found = list(aligner(spelling=spelling)._labels(['-', 'ab', '-', 'c.']))
+    assert found == [(1, 97), (1, 98), (-1, 1), (3, 99)]
 
 
 def test_times_of_words():

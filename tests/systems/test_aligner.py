@@ -76,6 +76,19 @@ def test_it_writes_tokens_or_says_that_it_does_not(system, batch, params):
         jax.eval_shape(lambda params: other.predict(params, batch, DecodeConfig()), {'aligner': {}})
 
 
+def test_times_of_labels_are_those_of_the_best_path(system, batch, params):
+    """The path that its boundaries come from, in seconds."""
+    labels = batch['decoder_target_tokens'][:, :5] * (batch['speech_lengths'] > 0)[:, None]
+    assert system.spelling.num_labels == 12
+    starts, stops = jax.jit(lambda params: system.times(params, batch, labels))(params)
+    assert np.isnan(starts[1:]).all() and not np.isnan(starts[0]).any()  # what does not fit has no times
+    bounds = np.array(jax.jit(system.align)(params, batch).boundaries[0, :5] + 1) / 25
+    assert (starts < stops)[0].all()
+    assert (stops[0, :-1] < bounds[:-1] + 1e-6).all() and (bounds[:-1] < starts[0, 1:] + 1e-6).all()
+    monotonic = MonotonicAligner(MonotonicConfig(spelling=Spelling(vocab_size=12), emb_dim=16, num_layers=1))
+    assert SpeechAligner(system.speech_encoder, monotonic).spelling is None
+
+
 def test_what_files_say_is_not_trained(system):
     with pytest.raises(ValueError, match='ExternalAligner has nothing to be trained: it goes by what files say'):
         SpeechAligner(system.speech_encoder, ExternalAligner(50.0))

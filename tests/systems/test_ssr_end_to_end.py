@@ -97,9 +97,19 @@ def test_all_of_it_is_learnt_answered_and_scored(model, capsys):
     gin.clear_config()
     line = json.loads(capsys.readouterr().out)
     assert line['duration'] == 3.0 and 'text' in line
+    arguments = ['infer', str(model.parent / 'b.wav'), '--model', str(model), '--format', 'json', '--word_times']
+    assert cli.main([*arguments, '--gin.SSR.probe_answers=True']) == 0
+    gin.clear_config()
+    line = json.loads(capsys.readouterr().out)
+    assert len(line['words']) == len(line['text'].split()) and 0 <= line['words'][-1]['end'] <= 0.96
     recordings = [{'audio': 'a.wav', 'text': 'one'}, {'audio': 'b.wav', 'text': 'two'}]
     turns = {'id': 'x', 'interleaved': ['Q ', recordings[0], ' A 1 Q ', recordings[1], ' A'], 'target': '2'}
     assert 'prediction' in evaluated(model, 'turns', turns)
+    given = ['--manifest', str(model.parent / 'turns.jsonl'), '--format', 'json', '--max_decode_length', '4']
+    capsys.readouterr()
+    assert cli.main(['infer', '--model', str(model), *given]) == 0
+    gin.clear_config()
+    assert json.loads(capsys.readouterr().out)['instruction'] == 'Q … A 1 Q … A'
     turns |= {'choices': ['1', '2']}
     scored = evaluated(model, 'scored', turns, '--score_choices')
     read = evaluated(model, 'read', turns, '--score_choices', '--text_field', 'text')

@@ -282,6 +282,23 @@ def test_an_aligner_that_needs_a_transcript_gives_no_answers(params):
         of.predict(params, batch(), DecodeConfig())
 
 
+def test_alignments_of_files_are_there_and_count_the_encoders_frames(params):
+    def by_files(rate):
+        return system(aligner=aligners.ExternalAligner(rate))
+
+    ends = np.linspace(0.1, 0.9, 9, dtype=np.float32) * (np.arange(3) > 0)[:, None]
+    given = batch() | {'token_ends': ends}
+    by_files(25.0).check_data(given)
+    system().check_data(batch())
+    with pytest.raises(ValueError, match='ExternalAligner .* no task of the data has any. Give lines of the manifest'):
+        by_files(25.0).check_data(given | {'token_ends': 0 * ends})
+    with pytest.raises(ValueError, match='second is 50, and the speech encoder has 25: give --gin.ExternalAligner.f'):
+        by_files(50.0).check_data(given)
+    metrics = jax.jit(by_files(25.0).loss)(params, given, None)[1]
+    assert [float(x) for x in metrics['without_alignment']] == [1, 3]
+    assert [float(x) for x in metrics['too_many_tokens']] == [0, 2] and metrics['cosine'][1] == 4 + 3
+
+
 @pytest.mark.parametrize(
     ('changes', 'message'),
     [

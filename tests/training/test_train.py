@@ -85,6 +85,18 @@ def test_only_the_adapter_is_trained_and_saved(model_dir):
     assert np.mean(losses(model_dir)[-30:]) < np.mean(losses(model_dir)[:30])
 
 
+def test_of_a_system_that_cannot_answer_no_samples_are_shown(model_dir):
+    class Silent(toy.ToySystem):
+        answers = False
+
+        def predict(self, params, batch, decode):
+            raise ValueError('it needs the transcript')
+
+    # Nor is anything to be found for a part that has no parameters.
+    foundations = {'speech_encoder': str(model_dir.parent / 'frozen'), 'aligner': None}
+    assert toy.train(model_dir, 1, system=Silent(), foundations=foundations)['evaluation']['dev/loss'] > 0
+
+
 def thawing(model_dir, steps, **options):
     """The encoder trains from step 6 on."""
     patterns = {'adapter/.*': 0, 'speech_encoder/.*': 6}
