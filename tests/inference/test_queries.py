@@ -202,6 +202,10 @@ def test_requests_become_codes_of_languages():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             asked(instruction)
+    # In a cascade, a text begins with the code of what was said.
+    said = spoken(1, id='a', lang='fr', target_lang='en', instruction='Translate this speech to English.')
+    [text] = controls.with_texts([said], {'a': 'ab abc'}, Codes(), prompt)
+    assert (text.tokens, text.first, text.samples) == ((90, 3, 4, 1), 91, None)
     # One that reads instructions decides by them.
     told = queries.asked(Codes(), PROMPT, 'What is said?')
     assert told['first'] == 0 and mark not in told['tokens']
