@@ -367,6 +367,8 @@ def _ask(
     elif question.listed:
         candidates = question.listed(own or (), line['text'], line['id'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang, candidates)
+    if not question.target_lang and instructions.transcribes(instruction):
+        target_lang = ''  # the line's, of a translation that is not asked for
     speech: int | str = prompts.SPEECH
     if question.text_field:
         text = references.at(raw, question.text_field)

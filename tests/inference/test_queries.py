@@ -181,6 +181,27 @@ def test_a_text_takes_the_place_of_the_speech():
         list(controls.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
 
 
+def test_lines_with_a_target_language_are_translated_or_transcribed(manifest):
+    line = {'text': 'oui', 'lang': 'fr', 'target_lang': 'en'}
+    path = write(manifest.with_name('one.jsonl'), dict(line, translation='yes'))
+
+    def asked(**question):
+        [query] = queries.from_manifest(path, [queries.Question(**question, text_field='text')], Words(), 30, PROMPT)
+        return query.info['reference'], query.info.get('target_lang')
+
+    assert asked() == asked(target_lang='en') == ('yes', 'en')
+    assert asked(instruction='Transcribe the {language} speech.') == ('oui', None)
+    write(path, {'text': 'oui', 'lang': 'fr', 'translation': 'yes'})
+    assert asked(target_lang='en') == ('yes', 'en'), 'as a task takes it that is given the language'
+    for same in ('fr', 'fr-CA'):
+        write(path, dict(line, target_lang=same))
+        assert asked() == ('oui', same)
+    for bad in (line, dict(line, translation={'de': 'ja'})):
+        write(path, bad)
+        with pytest.raises(ValueError, match=r"one.jsonl:1: no reference: translation into 'en' is missing or empty"):
+            asked()
+
+
 class Codes(Words):
     """One of a model that is told languages by codes."""
 
