@@ -113,6 +113,12 @@ class Model:
         """Longest audio that can be put to it at once; None: any, be it heard in pieces."""
         return _encoder_seconds(self.system)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Longest text that its language model has positions for; None: any."""
+        config = getattr(getattr(self.system, 'llm', None), 'config', None)
+        return getattr(config, 'max_positions', None)
+
     def let_through(self, asked: float | None) -> float:
         """Longest audio to put to it at once: what is asked for (`--max_seconds`), or `max_seconds`.
 

@@ -348,6 +348,16 @@ def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float
         )
 
 
+def check_tokens(query: Query, most: int | None) -> None:
+    """Refuses a prompt that is longer than `most` tokens with its padding, by a ValueError; None: none is."""
+    if most is not None and -(-len(query.tokens) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE > most:
+        name = f'example {query.info["id"]!r}: ' if 'id' in query.info else ''
+        raise ValueError(
+            f'{name}{len(query.tokens)} tokens are read of it, and the language model has {most} positions. Cut the '
+            'text, or leave it out.'
+        )
+
+
 def _ask(
     question: Question,
     raw: Mapping[str, Any],

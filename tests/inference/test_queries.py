@@ -95,6 +95,15 @@ def test_advice_on_long_audio_holds():
         queries.check_length('a.wav', samples, 3.0, 4.0)
 
 
+def test_a_prompt_may_not_be_longer_than_the_language_model_has_positions():
+    queries.check_tokens(queries.Query((7,) * 64), 64)
+    queries.check_tokens(queries.Query((7,) * 640), None)
+    for tokens, most in ((70, 80), (65, 64)):
+        said = f"example 'long': {tokens} tokens are read of it, and the language model has {most} positions"
+        with pytest.raises(ValueError, match=said):
+            queries.check_tokens(queries.Query((7,) * tokens, info={'id': 'long'}), most)
+
+
 def test_what_a_check_refuses_is_raised_or_told():
     def check(query):
         if query.info['id'] == 2:
