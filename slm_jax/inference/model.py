@@ -293,7 +293,8 @@ def load(
     if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
         gin_files = [str(directory / foundations_lib.MODEL_FILE)]
     configure(card, gin_files, bindings)
-    system = configured_system()
+    trained_as = configured_system()
+    system = getattr(trained_as, 'answering', trained_as)
 
     partitioner = partitioning.Partitioner(**(mesh or {}))
     devices = partitioner.mesh()
@@ -312,6 +313,8 @@ def load(
     held = origins.hold(state_lib.read(system, frozen), boxed, query('slm_jax.train.train.frozen_dtype'))
 
     needed = dict(card.get('foundations') or {})
+    if system is not trained_as:
+        needed.pop(trained_as.teacher, None)
     names = {part: entry['name'] for part, entry in needed.items()}
     if trained_dir is None:
         names = {card['kind']: str(name_or_dir)}
