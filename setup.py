@@ -45,7 +45,7 @@ setuptools.setup(
         'tensorboard>=2.19',  # clu's TensorBoard writer needs it and does not say so
         'jiwer>=4',
         'whisper-normalizer>=0.1.15',
-        'sacrebleu>=2.5',
+        'sacrebleu[ja]>=2.5',
         'absl-py>=2.1',
         'soundfile>=0.13',
         'av>=14',

@@ -78,6 +78,8 @@ def answers(args: argparse.Namespace) -> int:
     model = model_arguments.load(args.model, args)
     if model.text_vocabulary is None:
         raise ValueError(f'--model {args.model}: a speech encoder alone reads no text. Give a language model.')
+    if not model.prompt.instructed:
+        raise ValueError(f'--model {args.model}: it follows no instructions. `slm-jax translate` lets it translate.')
     done = answer_file.begin(part, _settings(args, model, asked))
     _answer(part, done, model, asked, args.batch_tokens)
     left_out = answer_file.finish(part, out, 'Raise --max_decode_length, or give another --model.')

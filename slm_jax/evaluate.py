@@ -206,7 +206,7 @@ def _check(
 ) -> Callable[[Any], None]:
     """What refuses a query that cannot be scored, or whose text or instruction the model cannot be given."""
     from slm_jax.evaluation import metrics, oracle
-    from slm_jax.inference import controls
+    from slm_jax.inference import controls, queries
 
     others = oracle.read(args.oracle) if args.oracle else None
 
@@ -216,6 +216,8 @@ def _check(
             oracle.answered(args.oracle, others, query.info)
         if texts is not None:
             controls.text_of(query, texts)
+        if model:
+            queries.check_tokens(query, model.most_tokens)
         asked = query.info.get('instruction')
         if model and model.text_vocabulary is None and asked and not query.transcribed:
             other = "--instruction 'Transcribe the speech.' stands for each line's own; --reference_field is scored."

@@ -60,7 +60,7 @@ def train(
         loader: see `slm_jax.data.loader.SpeechTextLoader`; used are `batches`, `batch_shapes`, `state` and `skipped`.
             Or a function that makes it, called when all that needs no data was checked; with `teacher=True` where the
             system has one or reads transcripts, and `token_ends=True` where it reads them. Where the system checks its
-            data, `first_examples` is used too.
+            data, `some_examples` is used too.
         optimizer: `optax.GradientTransformation`; see `slm_jax.training.optimizers`.
         model_dir: for checkpoints, card and logs.
         train_steps: steps in all, over all restarts.
@@ -227,8 +227,8 @@ def _read(
     with hosts.doing('reading its data'):
         eval_loaders = {name: _made(each, needs) for name, each in eval_loaders.items()}
         loader = _made(loader, needs)
-        if hasattr(plan.layout.system, 'check_data') and hasattr(loader, 'first_examples'):  # others may not tell
-            plan.layout.system.check_data(loader.first_examples())
+        if hasattr(plan.layout.system, 'check_data') and hasattr(loader, 'some_examples'):  # others may not tell
+            plan.layout.system.check_data(loader.some_examples())
         card['data'] = loader.state()
     hosts.compare({f'the data, {name}': value for name, value in card['data'].items()})
     rows = [each['speech_lengths'][0][0] for each in loader.batch_shapes()]

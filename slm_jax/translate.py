@@ -18,6 +18,7 @@ import argparse
 import collections
 import hashlib
 import json
+import math
 import pathlib
 import shlex
 import subprocess
@@ -166,9 +167,11 @@ def _asked(
 
 
 def _known(model: Any, each: Asked, target_lang: str, bad: list[str]) -> bool:
-    """Whether the model has what it takes to read and write both languages; `bad` is told if not."""
+    """Whether the model has what it takes to read the text and to write its language; `bad` is told if not."""
+    from slm_jax.inference import queries
+
     try:
-        _query(model, each, target_lang)
+        queries.check_tokens(_query(model, each, target_lang), model.most_tokens)
     except ValueError as error:
         bad.append(f'{each.row["id"]}: {error}')
         return False
@@ -299,7 +302,10 @@ def _run(command: str, lang: str, target_lang: str, texts: Sequence[str]) -> lis
 
 
 def _scores(model: Any, asked: Sequence[Asked], written: Sequence[Written], target_lang: str) -> dict[int, float]:
-    """The mean log-probability of each translation's tokens, its end included, by its place; none of an empty one."""
+    """The mean log-probability of each translation's tokens, its end included, by its place.
+
+    None of an empty one, and of one that is longer than the model writes.
+    """
     from slm_jax.inference import queries
 
     found = {}
@@ -307,8 +313,10 @@ def _scores(model: Any, asked: Sequence[Asked], written: Sequence[Written], targ
     for each in written:
         if each.text and not each.cut:
             query = _query(model, asked[each.place], target_lang)
-            put.append((each.place, query.with_target((*model.text_vocabulary.encode(each.text), _EOS))))
-    for (widths, rows), group in _alike(put, len(written), model.row_multiple).items():
+            query = query.with_target((*model.text_vocabulary.encode(each.text), _EOS))
+            if len(query.target) <= (model.most_tokens or math.inf):
+                put.append((each.place, query))
+    for (widths, rows), group in _alike(put, len(written), model).items():
         batch = queries.batch_of([query for _, query in group], (0.0, widths[0]), rows, widths[1])
         values = zip(group, model.log_likelihoods(batch), strict=False)
         found |= {place: value / (len(query.target) - bool(query.first)) for (place, query), value in values}
@@ -316,13 +324,14 @@ def _scores(model: Any, asked: Sequence[Asked], written: Sequence[Written], targ
 
 
 def _alike(
-    put: Sequence[tuple[int, Any]], count: int, row_multiple: int
+    put: Sequence[tuple[int, Any]], count: int, model: Any
 ) -> dict[tuple[tuple[int, int], int], list[tuple[int, Any]]]:
     """Queries by the widths of their prompts and targets, powers of two, and the rows of a batch: few shapes."""
-    rows = -(-(1 << (count - 1).bit_length()) // row_multiple) * row_multiple
+    rows = -(-(1 << (count - 1).bit_length()) // model.row_multiple) * model.row_multiple
     groups: dict[tuple[tuple[int, int], int], list[tuple[int, Any]]] = {}
     for place, query in put:
-        prompt, target = (max(16, 1 << (len(tokens) - 1).bit_length()) for tokens in (query.tokens, query.target))
+        widths = (max(16, 1 << (len(tokens) - 1).bit_length()) for tokens in (query.tokens, query.target))
+        prompt, target = (min(width, model.most_tokens or width) for width in widths)
         groups.setdefault(((prompt, target), rows), []).append((place, query))
     return groups
 

@@ -188,6 +188,13 @@ def test_a_speech_encoder_reads_no_text(ask, capsys, monkeypatch):
     assert '--model echo: a speech encoder alone reads no text. Give a language model.' in capsys.readouterr().err
 
 
+def test_a_model_that_follows_no_instructions_is_refused(ask, capsys, monkeypatch):
+    """As an mBART, which only translates."""
+    monkeypatch.setattr(prompts.Prompt, 'instructed', False)
+    assert ask() == 2
+    assert '--model echo: it follows no instructions. `slm-jax translate` lets' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     'arguments, said',
     [

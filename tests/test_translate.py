@@ -175,6 +175,20 @@ def test_what_is_refused(run, capsys, arguments, message):
     assert not run.out.exists()
 
 
+def test_a_text_that_is_longer_than_the_model_reads_is_listed(run, capsys, monkeypatch):
+    monkeypatch.setattr(Reverse, 'most_tokens', 64)
+    write(run.manifest, [{'text': 'Un ' * 30, 'lang': 'fr'}, {'text': 'Un deux trois.', 'lang': 'fr'}])
+    assert run('--model', 'mt') == 1
+    said = capsys.readouterr().err
+    assert 'clips:1: 91 tokens are read of it, and the language model has 64 positions. Cut the text' in said
+    assert [row['text'] for row in read(run.out)] == ['Un deux trois.']
+    run.out.unlink()
+    write(run.manifest, [{'text': 'Un deux trois quatre cinq six.', 'lang': 'fr'}])
+    longer = f'{sys.executable} -c \'print("one two " * 9)\''
+    assert run('--command', longer, '--model', 'mt') == 0
+    assert 'score' not in read(run.out)[0], 'nor is one that is longer than it writes scored'
+
+
 def test_a_language_without_a_code_and_lines_without_text_are_listed(run, capsys):
     write(run.manifest, [*LINES[:1], {'text': 'Bore da.', 'lang': 'cy'}, {'text': 'x'}, {'lang': 'fr'}])
     assert run('--model', 'mt') == 1

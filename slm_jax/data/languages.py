@@ -1,4 +1,4 @@
-"""English names of languages by ISO 639 code: those of Common Voice, CoVoST 2 and FLEURS; and tokens of languages."""
+"""English names of languages by ISO 639 code: of Common Voice, CoVoST 2, FLEURS and mBART-50; tokens of languages."""
 
 import difflib
 import functools
@@ -108,6 +108,7 @@ NAMES = {
     'rw': 'Kinyarwanda',
     'sah': 'Sakha',
     'sd': 'Sindhi',
+    'si': 'Sinhala',
     'sk': 'Slovak',
     'sl': 'Slovenian',
     'sn': 'Shona',
@@ -120,6 +121,7 @@ NAMES = {
     'te': 'Telugu',
     'tg': 'Tajik',
     'th': 'Thai',
+    'tl': 'Tagalog',
     'tr': 'Turkish',
     'tt': 'Tatar',
     'ug': 'Uyghur',

@@ -24,9 +24,8 @@ from slm_jax.data import alignments, cache, feature_converter, frames, measure, 
 from slm_jax.data import plan as plan_lib
 
 HostRows = Callable[[int], Iterable[int]]
+_LOOKED_AT = 32  # examples of a task, evenly over all, that stand for it
 DEFAULT_LENGTHS = {'speech': 120 * 16000, 'inputs': 1024, 'targets': 2048, 'teacher_inputs': 2048}
-
-_LOOKED_AT = 1000  # examples, for one with an alignment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -335,22 +334,23 @@ class SpeechTextLoader:
 
         return self.ahead(make())
 
-    def first_examples(self) -> dict[str, np.ndarray]:
-        """A batch of one example of each task, to see what kinds there are; with an alignment, where these are read."""
-        examples = [self._example(number, self._aligned(number), 0) for number in range(len(self._tasks))]
+    def some_examples(self) -> dict[str, np.ndarray]:
+        """A batch of some examples of each task, without their samples, to see what kinds there are."""
+        chosen = [
+            (number, position)
+            for number, task in enumerate(self.planned)
+            for position in np.unique(np.linspace(0, len(task.index) - 1, _LOOKED_AT).astype(int)).tolist()
+        ]
+        examples = [self._example(*each, 0) for each in chosen]
+        heard = [len(each.pop('speech', ())) for each in examples]
         lengths = {name: max(len(each.get(name, ())) for each in examples) for name in DEFAULT_LENGTHS}
         if not self._teacher:
             del lengths['teacher_inputs']
         if self._token_ends:
             lengths['token_ends'] = lengths['targets']
         rows = [feature_converter.model_features(each, lengths) for each in examples]
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-    def _aligned(self, task: int) -> int:
-        """The place of the first example with an alignment, where alignments are read; without any, of the first."""
-        some = self.planned[task].index[: _LOOKED_AT if self._token_ends else 0]
-        found = (place for place, index in enumerate(some) if self._stores[task].features(int(index)).get('alignment'))
-        return next(found, 0)
+        batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return batch | {'speech_lengths': np.array(heard, np.int32)}
 
     def _info(self, task: int, example: Mapping) -> ExampleInfo:
         def text(name: str) -> str:

@@ -35,7 +35,11 @@ def of(part: str) -> Any:
 
     Where the language model's table has grown, it knows the units too; see `modalities`.
     """
-    found = _load(names()[part])
+    name = names()[part]
+    try:
+        found = _load(name)
+    except foundations.FoundationError as error:
+        raise foundations.FoundationError(f'vocabularies.names.{part}, whose tokenizer is read: {error}') from error
     return modalities.vocabulary(found) if part == 'llm' else found
 
 

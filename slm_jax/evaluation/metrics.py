@@ -18,6 +18,7 @@ percent but for perplexity and bits, with its 95% bootstrap interval.
 """
 
 import importlib.metadata
+import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,11 +55,12 @@ def is_unspaced(code: str | None) -> bool:
 
 
 def bleu_tokenizer(target_lang: str | None) -> str:
-    """Name of sacrebleu's tokenizer for texts in a language."""
+    """Name of sacrebleu's tokenizer for texts in a language; of Japanese characters, where MeCab is not installed."""
     language = base_language(target_lang)
     if language in ('zh', 'cmn', 'yue', 'wuu'):
         return 'zh'
-    # A trained tokenizer (MeCab) would make the score depend on what is installed: characters instead.
+    if language == 'ja' and all(map(importlib.util.find_spec, ('MeCab', 'ipadic'))):
+        return 'ja-mecab'
     return 'char' if language in UNSPACED else '13a'
 
 

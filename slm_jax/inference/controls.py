@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from slm_jax.data import prompts
-from slm_jax.inference.queries import Query
+from slm_jax.inference.queries import Query, asked
 
 
 def shuffle_audio(queries: Iterable[Query]) -> Iterator[Query]:
@@ -53,7 +53,7 @@ def with_texts(
     """Puts a text in the place of each query's speech: the second half of a cascade.
 
     Args:
-        queries: their `info['id']` is looked up.
+        queries: their `info['id']` is looked up; the text is in the language of the speech.
         texts: from id to text.
         vocabulary: of the inputs.
         prompt: of the model.
@@ -73,8 +73,8 @@ def with_texts(
                 f'text_from: example {query.info.get("id")!r} has no instruction; its task must keep the text of its '
                 'inputs as `inputs_pretokenized`, as slm_jax.data.preprocessors.tokenize does.'
             )
-        tokens = prompt.tokens(vocabulary, instruction, text)
-        yield dataclasses.replace(query, tokens=tokens, samples=None)
+        langs = (query.info.get(name, '') for name in ('lang', 'target_lang'))
+        yield dataclasses.replace(query, samples=None, **asked(vocabulary, prompt, instruction, text, *langs))
 
 
 def text_of(query: Query, texts: Mapping[str, str]) -> str:

@@ -113,6 +113,12 @@ class Model:
         """Longest audio that can be put to it at once; None: any, be it heard in pieces."""
         return _encoder_seconds(self.system)
 
+    @property
+    def most_tokens(self) -> int | None:
+        """Longest text that its language model has positions for; None: any."""
+        config = getattr(getattr(self.system, 'llm', None), 'config', None)
+        return getattr(config, 'max_positions', None)
+
     def let_through(self, asked: float | None) -> float:
         """Longest audio to put to it at once: what is asked for (`--max_seconds`), or `max_seconds`.
 
@@ -287,7 +293,8 @@ def load(
     if not gin_files and (directory / foundations_lib.MODEL_FILE).is_file():
         gin_files = [str(directory / foundations_lib.MODEL_FILE)]
     configure(card, gin_files, bindings)
-    system = configured_system()
+    trained_as = configured_system()
+    system = getattr(trained_as, 'answering', trained_as)
 
     partitioner = partitioning.Partitioner(**(mesh or {}))
     devices = partitioner.mesh()
@@ -306,6 +313,8 @@ def load(
     held = origins.hold(state_lib.read(system, frozen), boxed, query('slm_jax.train.train.frozen_dtype'))
 
     needed = dict(card.get('foundations') or {})
+    if system is not trained_as:
+        needed.pop(trained_as.teacher, None)
     names = {part: entry['name'] for part, entry in needed.items()}
     if trained_dir is None:
         names = {card['kind']: str(name_or_dir)}

@@ -348,6 +348,16 @@ def check_length(name: str, samples: Int16[np.ndarray, ' n'], max_seconds: float
         )
 
 
+def check_tokens(query: Query, most: int | None) -> None:
+    """Refuses a prompt that is longer than `most` tokens with its padding, by a ValueError; None: none is."""
+    if most is not None and -(-len(query.tokens) // _TOKEN_MULTIPLE) * _TOKEN_MULTIPLE > most:
+        name = f'example {query.info["id"]!r}: ' if 'id' in query.info else ''
+        raise ValueError(
+            f'{name}{len(query.tokens)} tokens are read of it, and the language model has {most} positions. Cut the '
+            'text, or leave it out.'
+        )
+
+
 def _ask(
     question: Question,
     raw: Mapping[str, Any],
@@ -367,6 +377,8 @@ def _ask(
     elif question.listed:
         candidates = question.listed(own or (), line['text'], line['id'])
     instruction = wording(question.instruction or line['instruction'], line['lang'], target_lang, candidates)
+    if not question.target_lang and instructions.transcribes(instruction):
+        target_lang = ''  # the line's, of a translation that is not asked for
     speech: int | str = prompts.SPEECH
     if question.text_field:
         text = references.at(raw, question.text_field)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from slm_jax.data import languages
 from slm_jax.evaluation import metrics
 
 
@@ -20,12 +21,13 @@ def reference_of(question: Any, raw: Mapping[str, Any], line: Mapping[str, str],
         value = value.get(question.slot) or metrics.ABSENT
     elif isinstance(raw.get('reference'), str):
         field, value, answers = 'reference', raw['reference'], raw.get('answers')
-    elif question.target_lang:
-        field = f'translation into {target_lang!r}'
-        value = json.loads(line['translations']).get(target_lang)
+    elif target_lang and (question.target_lang or not line['target']):
+        given = json.loads(line['translations'] or '{}')
+        field, value = f'translation into {target_lang!r}', given.get(target_lang) or given.get('')
+        if not question.target_lang and languages.main(target_lang) == languages.main(line['lang']):
+            value = value or line['text']
     else:
-        translation = json.loads(line['translations'] or '{}').get(target_lang) if target_lang else ''
-        field, value = 'text', line['target'] or translation or line['text']
+        field, value = 'text', line['target'] or line['text']
     if answers and not all(isinstance(answer, str) and answer.strip() for answer in answers):
         raise ValueError(f'{line["origin"]}: {field} is {answers!r}; each answer that is accepted must be a text.')
     reference = answers[0] if answers else value

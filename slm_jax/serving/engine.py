@@ -110,8 +110,14 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def warm(self, tokens: int, max_seconds: float) -> None:
-        """Compiles for recordings up to `max_seconds`, and prompts of so many tokens, before anybody asks."""
+    def warm(self, tokens: int, max_seconds: float, first: int = 0) -> None:
+        """Compiles for recordings up to `max_seconds`, before anybody asks.
+
+        Args:
+            tokens: of a prompt.
+            max_seconds: of the longest recording.
+            first: as a `Query` has it.
+        """
         import numpy as np
 
         lengths = {2.0}
@@ -119,7 +125,7 @@ class Engine:
             lengths.add(min(2 * max(lengths), max_seconds))
         for seconds in sorted(lengths):
             silence = np.zeros(round(seconds * queries.SAMPLE_RATE), np.int16)
-            query = queries.Query((3,) * tokens, silence)
+            query = queries.Query((3,) * tokens, silence, first=first)
             shape = queries.shape_of(query, self._model.encoder_seconds)
             for rows in self._ladder:
                 Writing(self._model, queries.batch_of([query], shape, rows)).more()

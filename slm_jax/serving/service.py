@@ -79,8 +79,10 @@ class Service:
 
     def warm(self) -> None:
         """Compiles for transcripts of all lengths."""
-        tokens = self.model.prompt.tokens(self.model.text_vocabulary, queries.wording('', '', ''))
-        self.engine.warm(len(tokens), self._chunk_seconds)
+        vocabulary = self.model.text_vocabulary
+        lang = next(iter(getattr(vocabulary, 'languages', ())), '')  # a prompt with a code is another program
+        put = queries.asked(vocabulary, self.model.prompt, queries.wording('', '', ''), lang=lang)
+        self.engine.warm(len(put['tokens']), self._chunk_seconds, put.get('first', 0))
 
     def check_model(self, name: str) -> None:
         """Refuses a model that is not here."""
@@ -158,6 +160,11 @@ class Service:
         """
         if lang and not languages.name(lang):
             raise ApiError(400, f'language: {lang!r} is not known; give a code such as en.', 'language')
+        try:
+            if lang or not self.model.prompt.instructed:  # it is told by a code
+                languages.begun(self.model.text_vocabulary, lang)
+        except ValueError as error:
+            raise ApiError(400, f'language: {error}', 'language') from None
         try:
             asking.check_lists(self.model, found := phrases.parted(listed))
             instruction = phrases.asked(queries.wording('', lang, ''), found)

@@ -21,9 +21,10 @@ class System(Protocol):
 
     One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
+    Where the teacher is read in no answer, `answering` is the same system without it.
     One whose other losses read the transcripts says so: `reads_transcripts`; the batch has them likewise.
-    One whose losses need examples of some kind has `check_data(batch)`, which is given an example of each task before
-    the first step and raises a ValueError if a loss has none.
+    One whose losses need examples of some kind has `check_data(batch)`, which is given some examples of each task, of
+    recordings their lengths alone, before the first step, and raises a ValueError if a loss has none.
     One that reads when each token of a transcript ends says so, `token_ends`: the batch has `token_ends`, too.
     One without a language model that writes the tokens of one says so: `writes_llm_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.

@@ -158,6 +158,11 @@ class ComSL:
         return 'teacher' if self.config.mt_distil_alpha and self.config.mt else None
 
     @property
+    def answering(self) -> 'ComSL':
+        """See `System`."""
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, mt_distil_alpha=0.0))
+
+    @property
     def reads_transcripts(self) -> bool:
         """See `System`."""
         return self._transcribed

@@ -6,6 +6,7 @@ import pytest
 
 from slm_jax.data import languages
 from slm_jax.data.prompts import SPEECH, Prompt
+from slm_jax.importers import mbart
 
 CODES = {'de_DE': 40, 'en_XX': 41, 'cs_CZ': 42, 'zh_CN': 43, 'tl_XX': 44}
 VOCABULARY = types.SimpleNamespace(languages=CODES, encode=lambda text: [len(text)] * bool(text))
@@ -15,6 +16,7 @@ def test_texts_begin_with_the_code_of_their_language():
     for lang, token in (('de', 40), ('de_DE', 40), ('en-GB', 41), ('cmn', 43), ('fil', 44)):
         assert languages.begun(VOCABULARY, lang) == (token,)
     assert languages.begun(types.SimpleNamespace(languages={}), 'cy') == ()
+    assert all(map(languages.name, mbart.CODES)), 'a manifest can have each of its languages'
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,13 @@ def test_hosts_take_rows_of_one_plan_and_fill_it_up(make):
     assert len(infos) == len({info.audio for info in infos}) == 24
 
 
+def test_some_examples_show_what_kinds_there_are(make):
+    """Without their samples; a task's first line may be of another kind than all others."""
+    seen = make(split='test').some_examples()
+    assert seen['speech_samples'].shape == (24, 0) and (seen['speech_lengths'] > 0).all()
+    assert len({*map(bytes, seen['encoder_input_tokens'])}) > 1, 'of both languages'
+
+
 def test_evaluation_gives_every_example_once_with_what_a_report_needs(make, manifest, vocabulary):
     infos = []
     for batch, rows in make(split='test', row_multiple=4).examples():

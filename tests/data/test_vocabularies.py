@@ -31,6 +31,12 @@ def test_labels_are_one_line_of_gin_and_come_back_from_a_card():
     gin.clear_config()
 
 
+def test_where_a_tokenizer_was_looked_for_is_named(monkeypatch):
+    monkeypatch.setattr(vocabularies, 'names', lambda: {'llm': 'nowhere'})
+    with pytest.raises(ValueError, match="vocabularies.names.llm, whose tokenizer is read: No foundation 'nowhere'"):
+        vocabularies.of('llm')
+
+
 @pytest.mark.parametrize('text', ['', '5', '5:', '5:1,', '1:3', '0:3', '5:-1', '-5:1', '5:1;6:1', '5:1 6:1', '5:1.5'])
 def test_what_is_no_label_is_named(text):
     for read in (vocabularies.counted_tokens, vocabularies.label_counts):

@@ -1,5 +1,6 @@
 """Metrics against values computed by hand and against the libraries' own calls."""
 
+import importlib.util
 import math
 
 import pytest
@@ -19,8 +20,17 @@ def example(reference, prediction, **fields):
 
 
 def test_bleu_tokenizer_follows_the_target_language():
-    named = {code: metrics.bleu_tokenizer(code) for code in ('zh-CN', 'yue', 'ja', 'th', 'en', 'pt-BR')}
-    assert named == {'zh-CN': 'zh', 'yue': 'zh', 'ja': 'char', 'th': 'char', 'en': '13a', 'pt-BR': '13a'}
+    named = {code: metrics.bleu_tokenizer(code) for code in ('zh-CN', 'yue', 'th', 'en', 'pt-BR')}
+    assert named == {'zh-CN': 'zh', 'yue': 'zh', 'th': 'char', 'en': '13a', 'pt-BR': '13a'}
+
+
+def test_japanese_is_cut_by_mecab_where_that_is_installed(monkeypatch):
+    pair = example('今日は学校に行きます', '今日は学校へ行きます', lang='en', target_lang='ja')
+    if importlib.util.find_spec('MeCab'):
+        signature = metrics.score([pair])['signatures']['bleu']
+        assert 'tok:ja-mecab-0.996-IPA' in signature
+    monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+    assert 'tok:char' in metrics.score([pair])['signatures']['bleu']
 
 
 def test_kind_and_group():

@@ -95,6 +95,15 @@ def test_advice_on_long_audio_holds():
         queries.check_length('a.wav', samples, 3.0, 4.0)
 
 
+def test_a_prompt_may_not_be_longer_than_the_language_model_has_positions():
+    queries.check_tokens(queries.Query((7,) * 64), 64)
+    queries.check_tokens(queries.Query((7,) * 640), None)
+    for tokens, most in ((70, 80), (65, 64)):
+        said = f"example 'long': {tokens} tokens are read of it, and the language model has {most} positions"
+        with pytest.raises(ValueError, match=said):
+            queries.check_tokens(queries.Query((7,) * tokens, info={'id': 'long'}), most)
+
+
 def test_what_a_check_refuses_is_raised_or_told():
     def check(query):
         if query.info['id'] == 2:
@@ -181,6 +190,27 @@ def test_a_text_takes_the_place_of_the_speech():
         list(controls.with_texts([spoken(1, id='a')], {'a': 'one'}, Words(), PROMPT))
 
 
+def test_lines_with_a_target_language_are_translated_or_transcribed(manifest):
+    line = {'text': 'oui', 'lang': 'fr', 'target_lang': 'en'}
+    path = write(manifest.with_name('one.jsonl'), dict(line, translation='yes'))
+
+    def asked(**question):
+        [query] = queries.from_manifest(path, [queries.Question(**question, text_field='text')], Words(), 30, PROMPT)
+        return query.info['reference'], query.info.get('target_lang')
+
+    assert asked() == asked(target_lang='en') == ('yes', 'en')
+    assert asked(instruction='Transcribe the {language} speech.') == ('oui', None)
+    write(path, {'text': 'oui', 'lang': 'fr', 'translation': 'yes'})
+    assert asked(target_lang='en') == ('yes', 'en'), 'as a task takes it that is given the language'
+    for same in ('fr', 'fr-CA'):
+        write(path, dict(line, target_lang=same))
+        assert asked() == ('oui', same)
+    for bad in (line, dict(line, translation={'de': 'ja'})):
+        write(path, bad)
+        with pytest.raises(ValueError, match=r"one.jsonl:1: no reference: translation into 'en' is missing or empty"):
+            asked()
+
+
 class Codes(Words):
     """One of a model that is told languages by codes."""
 
@@ -202,6 +232,10 @@ def test_requests_become_codes_of_languages():
     ):
         with pytest.raises(ValueError, match=re.escape(message)):
             asked(instruction)
+    # In a cascade, a text begins with the code of what was said.
+    said = spoken(1, id='a', lang='fr', target_lang='en', instruction='Translate this speech to English.')
+    [text] = controls.with_texts([said], {'a': 'ab abc'}, Codes(), prompt)
+    assert (text.tokens, text.first, text.samples) == ((90, 3, 4, 1), 91, None)
     # One that reads instructions decides by them.
     told = queries.asked(Codes(), PROMPT, 'What is said?')
     assert told['first'] == 0 and mark not in told['tokens']

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 from served import seconds, wav
 
+from slm_jax.data import prompts
 from slm_jax.serving import engine, service
 
 TRANSCRIPTIONS, CHAT = '/v1/audio/transcriptions', '/v1/chat/completions'
@@ -81,6 +82,21 @@ def test_phrases_that_may_be_said_are_in_the_prompt(server):
     assert said.endswith('Some of these may be said: Ann, Lake Ohrid.') and 'French' in said and query.transcribed
     assert refused(transcribe(server, wav(1), prompt=' , '), 400, 'prompt: phrases: 0 are given')['param'] == 'prompt'
     assert refused(transcribe(server, wav(1), prompt='x' * 3000), 400, '2048 are read at most')['param'] == 'prompt'
+
+
+def test_a_model_that_is_told_languages_by_codes(server, monkeypatch):
+    model, batches = server.service.model, []
+    monkeypatch.setattr(model.vocabulary, 'languages', {'fr_XX': 7}, raising=False)
+    monkeypatch.setattr(model, 'prompt', prompts.Prompt('{speech}'))
+    assert transcribe(server, wav(1.3), language='fr').json()['text'] == 'heard 13'
+    for fields, said in (
+        ({}, 'the language of the text is not stated'),
+        ({'language': 'cy'}, "no code for the language 'cy'"),
+    ):
+        assert refused(transcribe(server, wav(1.3), **fields), 400, said)['param'] == 'language'
+    monkeypatch.setattr(model, 'answers', lambda batch: batches.append(batch) or [])
+    server.service.warm()
+    assert batches and all('first_tokens' in batch for batch in batches), 'else what is asked is compiled anew'
 
 
 def test_what_is_too_much(server):

@@ -263,6 +263,7 @@ def test_the_loss_is_the_same_on_eight_devices():
 def test_the_teacher_of_a_distillation_is_a_part_of_its_own():
     comsl = tiny.system(speech=SHORT, mt_distil_alpha=0.2)
     assert comsl.teacher == 'teacher' and made()[0].teacher is None
+    assert comsl.answering.teacher is None and comsl.answering.config.mt == comsl.config.mt
     params = tiny.params(comsl)
     assert flatten(params['teacher']).keys() == flatten(params['llm']).keys()
     nothing = dict.fromkeys(LOSSES, 0.0)
