@@ -98,6 +98,8 @@ def _fit(args: argparse.Namespace) -> int:
     from slm_jax.codebooks import codebook, kmeans, shards, units
     from slm_jax.training import checkpoints
 
+    if paths.path(args.out).exists():
+        raise ValueError(f'{args.out} is there. Give another OUT, or remove it.')
     import_.ensure(args.encoder)
     recordings, data = _recordings(args, pathlib.Path())
     configuration.parse_gin([_KMEANS, _model_file(args.encoder), *args.gin_file], args.gin_bindings)

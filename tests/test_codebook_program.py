@@ -118,9 +118,11 @@ def test_arguments_that_cannot_be_are_refused(folder, tmp_path, capsys):
         ([*fit, '--gin.LAYER=7'], 'layer is 7; the encoder has layers 1 to 6'),
         ([*fit, '--gin.K=1'], 'KMeans.k (set by K) is 1; a whole number from 2 on'),
         ([*fit[:4], '--gin.K=3'], 'give --manifest FILE or --task NAME'),
+        ([*fit[:1], str(folder), *fit[2:]], 'is there. Give another OUT'),
         ([*fit, '--processes', '0'], '--processes 0: a whole number'),
         (['encode', 'usm_tiny', str(tmp_path / 'u'), '--manifest', 'm'], 'usm_tiny is no codebook'),
         (['decode', 'usm_tiny', str(tmp_path / 'u'), str(tmp_path / 'o')], 'of UnitVocoder or ImageVq was expected'),
+        (['read', 'u.txt', 'o.jsonl', '--manifest', 'm', '--size', '0'], '--size 0: a whole number from 1 on'),
         (['decode', 'usm_tiny', 'u', str(tmp_path)], 'is there. Give another OUT'),
     ):
         assert codebook.main(arguments) == 2
