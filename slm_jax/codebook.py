@@ -3,6 +3,7 @@
     slm-jax codebook fit OUT --encoder whisper_base --manifest train.jsonl --gin.K=500 --gin.LAYER=5
     slm-jax codebook encode OUT units.jsonl --manifest dev.jsonl
     slm-jax codebook encode OUT units.jsonl --task voice_prompts_asr --split train --processes 4
+    slm-jax codebook read mimi/ units.jsonl --manifest dev.jsonl --size 2048 --codebooks 8
     slm-jax codebook pair english.jsonl german.jsonl units.jsonl
     slm-jax codebook measure OUT --sentences texts.txt --voice en-us --voice en-us+f3
     slm-jax codebook encode IMAGE_MODEL tokens.jsonl --manifest pictures/test.jsonl
@@ -11,10 +12,13 @@
 `fit` runs k-means (scikit-learn) over what the encoder gives, or a layer within it, and writes a directory with a card;
 the frames are in shards on the disk, and one shard and one batch of them in memory (slm_jax/codebooks/kmeans.py).
 `encode` writes the manifest's lines, or the task's, with `units`, without repetitions, and the `durations` of each in
-frames. Both go on after what is done when a run was cut. `pair` joins files of the same sentences, by their ids: units
-of the second are the first one's `target_units`, for speech to speech. `measure` speaks sentences with espeak-ng, whose
-phones are known (slm_jax/codebooks/measures.py). `decode` writes what a vocoder says of units, or the images of tokens;
-both kinds of MODEL are trained by `slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
+frames. Both go on after what is done when a run was cut. `read` puts units or image tokens of other programs on the
+lines of a manifest, by their ids (slm_jax/codebooks/unit_files.py has the kinds of files). `pair` joins files of the
+same sentences, by their ids: units of the second are the first one's `target_units`, for speech to speech. `measure`
+speaks sentences with espeak-ng, whose phones are known (slm_jax/codebooks/measures.py). `decode` writes what a vocoder
+says of units, or the images of tokens, also of predictions.jsonl of `slm-jax evaluate`: its manifest says what was to
+be said, for Whisper to transcribe (python -m slm_jax.evaluation.whisper_decoder). Both kinds of MODEL are trained by
+`slm-jax train --gin_file codebooks/vocoder.gin`, or codebooks/image.gin.
 """
 
 import argparse
@@ -36,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = configuration.parser(__doc__)
     result.prog = 'slm-jax codebook'
-    commands = result.add_subparsers(dest='command', required=True, metavar='fit|encode|pair|decode|measure')
+    commands = result.add_subparsers(dest='command', required=True, metavar='fit|encode|read|pair|decode|measure')
     fit = commands.add_parser('fit', help='fit a codebook to an encoder')
     fit.add_argument('out', metavar='OUT', help='directory')
     fit.add_argument('--encoder', required=True, metavar='NAME', help='a foundation, by name or directory')
@@ -52,6 +56,13 @@ def parser() -> argparse.ArgumentParser:
         each.add_argument('--data_dir', help='where TFDS keeps its data')
         each.add_argument('--on_bad_example', choices=('raise', 'skip'), default='raise')
         each.add_argument('--processes', type=int, default=1, help='each with an encoder of its own (default: 1)')
+    read = commands.add_parser('read', help="put others' units or image tokens on the lines of a manifest")
+    read.add_argument('units', metavar='FILE', help='unit file, or a folder of .npy')
+    read.add_argument('out', metavar='OUT', help='JSONL file')
+    read.add_argument('--manifest', required=True, metavar='FILE', help='JSONL, whose ids the unit file has')
+    read.add_argument('--size', type=int, required=True, metavar='N', help='of each codebook')
+    read.add_argument('--codebooks', type=int, default=1, metavar='N', help='of a frame (default: 1)')
+    read.add_argument('--images', action='store_true', help='they are tokens of images')
     pair = commands.add_parser('pair', help='join units of the same sentences in two languages')
     pair.add_argument('units', metavar='SOURCE', help='unit file whose lines are written')
     pair.add_argument('target', metavar='TARGET', help='unit file that has their ids, in the other language')
@@ -76,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The program; returns its exit status."""
     args = parser().parse_args(argv)
     try:
-        commands = {'fit': _fit, 'encode': _encode, 'pair': _pair, 'decode': _decode, 'measure': _measure}
-        return commands[args.command](args)
+        commands = {'fit': _fit, 'encode': _encode, 'read': _read, 'pair': _pair, 'decode': _decode}
+        return (commands | {'measure': _measure})[args.command](args)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        return cli.fail('codebook', error)
+        return cli.fail('codebook', error, 2)
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -87,6 +98,8 @@ def _fit(args: argparse.Namespace) -> int:
     from slm_jax.codebooks import codebook, kmeans, shards, units
     from slm_jax.training import checkpoints
 
+    if paths.path(args.out).exists():
+        raise ValueError(f'{args.out} is there. Give another OUT, or remove it.')
     import_.ensure(args.encoder)
     recordings, data = _recordings(args, pathlib.Path())
     configuration.parse_gin([_KMEANS, _model_file(args.encoder), *args.gin_file], args.gin_bindings)
@@ -161,6 +174,22 @@ def _encode_images(args: argparse.Namespace) -> int:
     return 0
 
 
+def _read(args: argparse.Namespace) -> int:
+    from slm_jax.codebooks import unit_files
+
+    for name in ('size', 'codebooks'):
+        if getattr(args, name) < 1:
+            raise ValueError(f'--{name} {getattr(args, name)}: a whole number from 1 on was expected.')
+    if args.images and args.codebooks > 1:
+        raise ValueError('--codebooks: tokens of images are of one.')
+    field, size = unit_files.TOKENS if args.images else unit_files.UNITS, args.size * args.codebooks
+    told = unit_files.beside(args.units, args.manifest, pathlib.Path(args.out), args.size, args.codebooks, field)
+    print(f'{args.out}: {told["lines"]} lines ({"IMAGE_TOKENS" if args.images else "SPEECH_UNITS"} = {size})')
+    if alone := told['alone']:
+        print(f'    {len(alone)} of {args.manifest} are not in {args.units} and are left out, the first: {alone[0]!r}')
+    return 0
+
+
 def _pair(args: argparse.Namespace) -> int:
     from slm_jax.codebooks import unit_files
 
@@ -215,7 +244,14 @@ def _measure(args: argparse.Namespace) -> int:
         speaker = vocoder.Vocoder.load(args.vocoder) if args.vocoder else None
         if speaker:
             speaker.check(own.label)
-        results[name] = measures.measure(own, _encoder_of(own, args.encoder), spoken, speaker)
+        encoder = _encoder_of(own, args.encoder)
+        longest = max(spoken, key=lambda sentence: len(sentence.samples))
+        if len(longest.samples) + measures.LATER > encoder.most_samples:
+            raise ValueError(
+                f'{args.sentences}: {longest.text[:40]!r}… takes {len(longest.samples) / 16_000:.1f} s, and the speech '
+                f'encoder {encoder.most_samples / 16_000:g} s at once. Cut the line.'
+            )
+        results[name] = measures.measure(own, encoder, spoken, speaker)
     rows = [('', *results)]
     rows += [(measure, *(f'{each[measure]:.4g}' for each in results.values())) for measure in [*results.values()][0]]
     print('\n'.join(table(rows)))

@@ -261,6 +261,8 @@ def _compiled(
     else:
         if plan.fresh_paths:
             say(f'freshly initialised: {origins.summary(plan.fresh_paths)}')
+        if hasattr(layout.system, 'check_fresh'):
+            layout.system.check_fresh(plan.fresh_paths)
         state = setup.new_state(layout, plan.optimizer, plan.abstract, plan.found, plan.fresh_paths, rng)
     counts = card['num_params']
     say(f'{type(layout.system).__name__}: {counts["trained"]:,} parameters trained, {counts["frozen"]:,} frozen')

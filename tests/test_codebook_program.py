@@ -76,14 +76,14 @@ def test_processes_and_a_run_that_was_cut_give_the_same(folder, units, monkeypat
         return real(self, number)
 
     monkeypatch.setattr(units_lib.UnitShards, '__call__', counted)
-    assert encode(folder, folder / 'usm', 'again.jsonl') == 1 and not (folder / 'again.jsonl').exists()
+    assert encode(folder, folder / 'usm', 'again.jsonl') == 2 and not (folder / 'again.jsonl').exists()
     heard[:] = [0]
     assert encode(folder, folder / 'usm', 'again.jsonl') == 0 and heard == [0, 2]
     assert (folder / 'again.jsonl').read_bytes() == units.read_bytes()
 
 
 def test_bad_recordings_stop_it_or_are_left_out(folder, capsys):
-    assert encode(folder, folder / 'usm', 'b.jsonl', 'bad.jsonl') == 1
+    assert encode(folder, folder / 'usm', 'b.jsonl', 'bad.jsonl') == 2
     said = capsys.readouterr().err
     assert 'torn.wav' in said and '--on_bad_example skip' in said and not (folder / 'b.jsonl').exists()
     (folder / 'b.jsonl.parts').rename(folder / 'c.jsonl.parts')
@@ -100,14 +100,14 @@ def test_units_of_two_languages_are_joined(tmp_path, capsys):
     said = capsys.readouterr().out
     assert f'{files[2]}: 1 pairs' in said and f'1 of {files[0]} have none in {files[1]} and are left out, the' in said
     assert json_lines.read(files[2]) == [{'id': 'a', 'units': [1], 'target_units': [3], 'target_lang': 'de'}]
-    assert codebook.main(['pair', files[0], str(tmp_path / 'none.jsonl'), files[2]]) == 1
+    assert codebook.main(['pair', files[0], str(tmp_path / 'none.jsonl'), files[2]]) == 2
 
 
 def test_a_codebook_of_another_encoder_is_refused(folder, tmp_path, capsys):
     other = tmp_path / 'usm_other'
     weights = foundations.load('usm_tiny', dtype='float32')
     foundations.save(other, weights, {'name': 'usm_other', 'kind': 'speech_encoder'})
-    assert encode(folder, folder / 'usm', 'd.jsonl', 'm.jsonl', '--encoder', str(other)) == 1
+    assert encode(folder, folder / 'usm', 'd.jsonl', 'm.jsonl', '--encoder', str(other)) == 2
     said = capsys.readouterr().err
     assert 'is a codebook of usm_tiny (layer 1' in said and 'usm_other (layer 1' in said
 
@@ -118,12 +118,14 @@ def test_arguments_that_cannot_be_are_refused(folder, tmp_path, capsys):
         ([*fit, '--gin.LAYER=7'], 'layer is 7; the encoder has layers 1 to 6'),
         ([*fit, '--gin.K=1'], 'KMeans.k (set by K) is 1; a whole number from 2 on'),
         ([*fit[:4], '--gin.K=3'], 'give --manifest FILE or --task NAME'),
+        ([*fit[:1], str(folder), *fit[2:]], 'is there. Give another OUT'),
         ([*fit, '--processes', '0'], '--processes 0: a whole number'),
         (['encode', 'usm_tiny', str(tmp_path / 'u'), '--manifest', 'm'], 'usm_tiny is no codebook'),
         (['decode', 'usm_tiny', str(tmp_path / 'u'), str(tmp_path / 'o')], 'of UnitVocoder or ImageVq was expected'),
+        (['read', 'u.txt', 'o.jsonl', '--manifest', 'm', '--size', '0'], '--size 0: a whole number from 1 on'),
         (['decode', 'usm_tiny', 'u', str(tmp_path)], 'is there. Give another OUT'),
     ):
-        assert codebook.main(arguments) == 1
+        assert codebook.main(arguments) == 2
         assert said in capsys.readouterr().err, arguments
 
 
@@ -151,7 +153,7 @@ def test_a_vocoder_is_trained_on_units_and_speaks_them(folder, units, tmp_path, 
     foreign = tmp_path / 'foreign.jsonl'
     foreign.write_text(json.dumps({'id': 'a', 'units': [1], 'durations': [1], 'codebook': 'whisper@1'}))
     capsys.readouterr()
-    assert codebook.main(['decode', str(tmp_path / 'v'), str(foreign), str(tmp_path / 'none')]) == 1
+    assert codebook.main(['decode', str(tmp_path / 'v'), str(foreign), str(tmp_path / 'none')]) == 2
     assert 'are of the codebook whisper@1, and those of usm@' in capsys.readouterr().err
     assert not (tmp_path / 'none').exists()
 
@@ -175,5 +177,5 @@ def test_an_image_codebook_is_trained_and_gives_images_again(tmp_path, capsys):
     assert [row['caption'] for row in seen] == [row['caption'] for row in rows]
     rows[0]['tokens'] = rows[0]['tokens'][:4]
     json_lines.write(tokens, rows[:1])
-    assert codebook.main(['decode', str(tmp_path / 'i'), str(tokens), str(tmp_path / 'none')]) == 1
+    assert codebook.main(['decode', str(tmp_path / 'i'), str(tokens), str(tmp_path / 'none')]) == 2
     assert "4 x 8 tokens, and the model's images have 8 x 8" in capsys.readouterr().err

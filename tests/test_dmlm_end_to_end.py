@@ -94,6 +94,8 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         slm_jax(VOCODER)
         slm_jax('infer --speak', '=ab cd', f'said.wav --model model --vocoder vocoder {short}')
 
+        assert '2 recordings' in slm_jax('codebook decode vocoder t2s/predictions.jsonl spoken')
+
         refused = slm_jax('infer --speak', '=ab', 'no.wav --model slm_tiny --vocoder vocoder', status=2)
         assert 'slm_tiny writes no units of speech. Give --model a DMLM' in refused
         assert '--speak takes a text, one file to write' in slm_jax('infer --speak ab out.mp3', status=2)
@@ -104,6 +106,8 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
         assert "the tokens are of 'book@" in refused and "and the model has 'other@" in refused
         refused = slm_jax(f'{run} --gin.SPEECH_UNITS=4 --gin.MODEL_DIR=no', status=2)
         assert 'codebook/centroids has shape' in refused
+        refused = slm_jax(f'{run} --gin.NEW_ROWS_LIKE=foundations/encoder --gin.MODEL_DIR=no', status=2)
+        assert '(set by NEW_ROWS_LIKE)' in refused and 'the width of its token_embedder/embedding is none' in refused
         weights = "--gin.MODALITY_WEIGHTS={'text':1.0}"
         assert '(set by MODALITY_WEIGHTS) has no weight for speech, of which' in slm_jax(
             f'{run} --gin.MODEL_DIR=no', f'={weights}', status=2
@@ -118,6 +122,8 @@ def test_the_whole_way(tmp_path, monkeypatch, capsys):
     units = json.loads((tmp_path / 'validation_units.jsonl').read_text().splitlines()[0])['units']
     assert asr[0]['instruction'] == t2s[0]['reference'] == ' '.join(map(str, units))
     assert all(0 <= int(unit) < 8 for row in t2s for unit in row['prediction'].split())
+    spoken = list(map(json.loads, (tmp_path / 'spoken/manifest.jsonl').open()))
+    assert [row['text'] for row in spoken] == [row['instruction'] for row in t2s] == ['a', 'b']
     samples, rate = soundfile.read('said.wav')
     assert rate == 16_000 and len(samples) and not pathlib.Path('no.wav').exists()
     card = foundations.card('model')

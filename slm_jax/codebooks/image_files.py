@@ -30,6 +30,7 @@ def encode(codebook: ImageCodebook, manifest: str, out: pathlib.Path, on_bad_exa
     counts, square, pixels, number = np.zeros(codebook.size, np.int64), 0.0, 0, 0
     folder = pathlib.Path(manifest).parent
     part = out.with_name(f'{out.name}.part')
+    part.parent.mkdir(parents=True, exist_ok=True)
     with part.open('w', encoding='utf-8') as file:
         for rows, read in _some(codebook, manifest, errors, on_bad_example):
             tokens = codebook.encode(read)

@@ -6,7 +6,8 @@
 - PNMI: information that units have of phones, as a share of the phones' entropy (HuBERT, arXiv 2106.07447); of all
   sentences, so it rises with k.
 - ABX: of two phones A and B and one more X of A's kind, how often B is taken to be nearer: means of the centroids over
-  the phone, cosine distance; beside it that of the encoder's own frames.
+  the phone, cosine distance; beside it that of the encoder's own frames. NaN where no phone lasts two frames, as with
+  an encoder of few frames a second.
 - unit errors: edits per unit when a sentence is encoded again: quieter, with noise, a little later, in another voice,
   or said by a vocoder.
 
@@ -28,6 +29,7 @@ from slm_jax.corpora.phones import PAUSE, Phone
 
 _TRIPLES = 20_000
 _LEAST_FRAMES = 2  # of a phone that ABX takes
+LATER = 80  # samples by which a sentence comes later
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _again(
     result: dict[str, Iterator[Any]] = {
         '12 dB quieter': ((each.samples // 4).astype(np.int16) for each in sentences),
         'noise at 20 dB': (noisy(each.samples) for each in sentences),
-        '5 ms later': (np.concatenate([np.zeros(80, np.int16), each.samples]) for each in sentences),
+        '5 ms later': (np.concatenate([np.zeros(LATER, np.int16), each.samples]) for each in sentences),
     }
     if vocoder is not None:
         result['said by the vocoder'] = (vocoder.speak(each.units, each.durations) for each in heard)
@@ -188,6 +190,8 @@ def _abx(
                 of_units.append(centroids[each.by_frame[start:end]].mean(axis=0))
                 of_frames.append(each.frames[start:end].mean(axis=0))
     kinds, whose = np.array(names), np.array(voices)
+    if not names:
+        return float('nan'), float('nan')
     errors: list[list[float]] = [[], []]
     vectors = [_unit(np.array(rows)) for rows in (of_units, of_frames)]
     for x in rng.integers(len(kinds), size=_TRIPLES):

@@ -3,6 +3,7 @@
     {"id": "a", "audio": "a.wav", "text": "…", "units": [5, 9], "durations": [3, 1], "codebook": "NAME@FINGERPRINT"}
     {"id": "b", "units": [[5, 9, 9], [0, 7, 1]]}                JSONL; a list for each of several codebooks
     {"id": "c", "image": "c.png", "caption": "…", "tokens": [[3, 3], [8, 1]]}             rows of an image
+    {"id": "d", "instruction": "Hold on.", "prediction": "5 9"}                           what `slm-jax evaluate` writes
     a<TAB>5 9 9                                                 text, .txt or .tsv (Seamless)
     a.npy, folder/*.npy, all.npz                                arrays [frames] or [codebooks, frames] (EnCodec, Mimi)
 
@@ -23,6 +24,7 @@ from slm_jax import paths
 from slm_jax.data import json_lines, manifests
 
 UNITS, TOKENS = 'units', 'tokens'  # of speech, of images
+PREDICTION = 'prediction'
 _TEXTS = ('.txt', '.tsv', '.km', '.unit')
 _ANY = 2**31 - 1  # a size that every codebook is within
 
@@ -38,7 +40,7 @@ class Units(NamedTuple):
         id: '' if it has none.
         units: in one row, as said above.
         durations: how many frames each lasts; None where repetitions stand in `units`.
-        row: all fields of a JSON line.
+        row: all fields of a JSON line, or what stands in an array.
     """
 
     id: str
@@ -121,6 +123,60 @@ def pair(source: str | os.PathLike, target: str | os.PathLike, out: pathlib.Path
     return {'pairs': len(pairs), 'alone': alone}
 
 
+def beside(
+    path: str | os.PathLike,
+    manifest: str | os.PathLike,
+    out: pathlib.Path,
+    size: int,
+    codebooks: int = 1,
+    field: str = UNITS,
+) -> dict[str, Any]:
+    """Writes the lines of a manifest with the units, or tokens, that a file has under their ids.
+
+    A line without an id goes by the name of its recording or image, without its ending. The file is then there whole.
+
+    Args:
+        path, size, codebooks, field: see `read`.
+        manifest: JSONL; its other fields stay as they are.
+        out: the file that is written.
+
+    Returns:
+        `lines`, how many; `alone`, names of the lines of the manifest that the file says nothing of.
+
+    Raises:
+        UnitError: see `read`; an id that the file has twice, or none of the manifest's.
+    """
+    found: dict[str, Units] = {}
+    for each in read(path, size, codebooks, field=field):
+        if _named(str(path), each.id) in found:
+            raise UnitError(f'{path}: it has the id {each.id!r} twice. Leave one of them out.')
+        found[each.id] = each
+    folder, to, alone, lines = paths.path(manifest).parent, out.absolute().parent, [], []
+    for row, example in manifests.rows(manifest):
+        if example['error']:
+            raise UnitError(example['error'])
+        files = {key: row[key] for key in (*manifests.AUDIO, 'image') if isinstance(row.get(key), str) and row[key]}
+        name = str(row.get('id') or next((pathlib.Path(file).stem for file in files.values()), example['id']))
+        if name not in found:
+            alone.append(name)
+            continue
+        own = {'id': name, **row, **{key: manifests.moved(file, folder, to) for key, file in files.items()}}
+        own[field] = found[name].row.get(TOKENS, found[name].units.tolist())  # an image keeps its rows
+        if (durations := found[name].durations) is not None:
+            own['durations'] = durations.tolist()
+        lines.append(json.dumps(own, ensure_ascii=False) + '\n')
+    if not lines:
+        raise UnitError(f'{out}: {path} has no id of {manifest}, as {alone[0]!r}. Name them alike in both.')
+    paths.write(out, ''.join(lines))
+    return {'lines': len(lines), 'alone': alone}
+
+
+def numbers(text: Any) -> list[int] | None:
+    """Those of a text of nothing else, '17 4 233'; None: it is none."""
+    parts = text.split() if isinstance(text, str) else ['']
+    return [int(part) for part in parts] if all(part.isascii() and part.isdigit() for part in parts) else None
+
+
 def _named(where: str, name: str) -> str:
     if not name:
         raise UnitError(f'{where}: the line has no "id", which says whose partner it is. Give each sentence one.')
@@ -194,7 +250,7 @@ def _rows(path: str | os.PathLike, field: str) -> Iterator[tuple[str, str, Any, 
     """(where it stands, id, numbers, the line)."""
     file = paths.path(path)
     if file.is_dir() or file.suffix in ('.npy', '.npz'):
-        yield from ((where, name, array, {}) for where, name, array in _arrays(file))
+        yield from ((where, name, array, {field: array.tolist()}) for where, name, array in _arrays(file))
     elif file.suffix in _TEXTS:
         yield from ((where, name, numbers, {}) for where, name, numbers in _texts(file))
     elif file.suffix in ('.jsonl', '.json', '.manifest'):
@@ -204,6 +260,9 @@ def _rows(path: str | os.PathLike, field: str) -> Iterator[tuple[str, str, Any, 
                 row = json_lines.parse(line)
             except json_lines.JsonLinesError as error:
                 raise UnitError(f'{where}: {error}') from None
+            if field not in row and (said := numbers(row.get(PREDICTION))) is not None:
+                asked = row.get('instruction')
+                row = {**row, **({'text': asked} if asked and numbers(asked) is None else {}), field: said}
             if field not in row:
                 raise UnitError(f'{where}: the line has no "{field}". Write them by `slm-jax codebook encode`.')
             yield where, str(row.get('id', '')), row[field], row

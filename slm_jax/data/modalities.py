@@ -227,9 +227,9 @@ class Prompt(prompts.Prompt):
         Raises:
             ValueError: something else is asked, or for a language that has no control token.
         """
-        known = self.modalities.languages
-        into = next((code for code in reversed(_languages(instruction)) if code in known), '')
-        if not into and not instructions.transcribes(instruction):
+        known, named = self.modalities.languages, instructions.spoken_and_wanted(instruction)
+        into = named[1] if named else next(reversed(_languages(instruction)), '')
+        if not (known and into) and not instructions.transcribes(instruction):
             raise ValueError(
                 f'instruction {instruction!r}: this model reads none. It transcribes ("Transcribe the speech."), or '
                 f'translates into {", ".join(map(str, map(languages.name, known))) or "no language"} ("Translate this '

@@ -58,7 +58,11 @@ def check(model: Any, vocoder: Any) -> None:
     if known.codebook:
         from slm_jax.codebooks import labels
 
-        vocoder.check(labels.of(known.codebook))
+        try:
+            label = labels.of(model.foundations.get('codebook', {}).get('name', known.codebook))
+        except ValueError as error:
+            raise ValueError(f'--speak: the codebook of {model.directory.name}, SPEECH_CODEBOOK: {error}') from error
+        vocoder.check(label)
     if (units := vocoder.model.config.num_units) != known.speech:
         raise ValueError(
             f'--vocoder: it says {units} units ({vocoder.codebook}), and {model.directory.name} has {known.speech}. '

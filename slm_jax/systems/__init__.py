@@ -25,6 +25,8 @@ class System(Protocol):
     One whose other losses read the transcripts says so: `reads_transcripts`; the batch has them likewise.
     One whose losses need examples of some kind has `check_data(batch)`, which is given some examples of each task, of
     recordings their lengths alone, before the first step, and raises a ValueError if a loss has none.
+    One that draws fresh parameters like those of a foundation has `check_fresh(paths)`, which is given the paths of
+    all that are fresh and raises a ValueError where that cannot be.
     One that reads when each token of a transcript ends says so, `token_ends`: the batch has `token_ends`, too.
     One without a language model that writes the tokens of one says so: `writes_llm_tokens`.
     One that reads only some of its parameters gives patterns of them: `reads`, see `training.state.read`.

@@ -6,7 +6,7 @@ rows hold several texts each (`slm_jax.data.packing`); both give the same loss.
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +81,10 @@ class DMLM:
         """Fresh parameters; see `System`."""
         params = {'llm': initial_params(self.llm, rng)}
         if self.rows_like is not None:
-            tied = self.llm.config.logits_via_embedding
-            sources = {'grown': _TABLE, 'grown_logits': _TABLE if tied else _HEAD}
-            for number, part in enumerate(sources.keys() & params['llm'].keys()):
+            for number, (part, source) in enumerate(self._sources.items()):
                 ((name, leaf),) = params['llm'][part].items()
-                width = self.llm.config.embed_dim or self.llm.config.emb_dim
-                rows = _drawn_like(
-                    self.rows_like, sources[part], jax.random.fold_in(rng, number), (self.llm.rows, width)
-                )
+                shape = self.llm.rows, self._width
+                rows = _drawn_like(self.rows_like, source, jax.random.fold_in(rng, number), shape)
                 params['llm'][part] = {name: leaf.replace_boxed(rows if part == 'grown' else rows.T)}
         if self.speech_encoder is not None:
             heard = batch['speech_samples'], batch['speech_lengths']
@@ -96,6 +92,40 @@ class DMLM:
             frames, _ = jax.eval_shape(lambda: self._frames(params, batch))
             params['codebook'] = {'centroids': jnp.zeros((self.modalities.speech, frames.shape[-1]))}
         return params
+
+    @property
+    def _sources(self) -> dict[str, str]:
+        """What of `rows_like` the new rows of each part are like."""
+        tied = self.llm.config.logits_via_embedding
+        own_head = not (tied if self.llm.tied is None else self.llm.tied)
+        return {'grown': _TABLE} | ({'grown_logits': _TABLE if tied else _HEAD} if own_head else {})
+
+    @property
+    def _width(self) -> int:
+        return self.llm.config.embed_dim or self.llm.config.emb_dim
+
+    def check_fresh(self, paths: Collection[str]) -> None:
+        """Whether new rows, if they are among `paths`, can be drawn like those of `rows_like`; see `System`.
+
+        Raises:
+            ValueError: it is not there, or has no table of that width.
+        """
+        drawn = {
+            part: source for part, source in self._sources.items() if any(f'llm/{part}/' in path for path in paths)
+        }
+        if self.rows_like is None or not drawn:
+            return
+        try:
+            stored = foundations.flatten(foundations.stored_tree(foundations.find(self.rows_like) / foundations.PARAMS))
+        except ValueError as error:
+            raise ValueError(f'DMLM.rows_like: {error}') from error
+        for source in drawn.values():
+            width = stored[source].shape[0 if source == _HEAD else -1] if source in stored else 'none'
+            if width != self._width:
+                raise ValueError(
+                    f'DMLM.rows_like is {self.rows_like!r}: the width of its {source} is {width}, and new rows have '
+                    f'{self._width}. Give the language model that training starts from, or None.'
+                )
 
     @property
     def max_seconds(self) -> float | None:

@@ -167,7 +167,7 @@ class Meter:
         """Forgets what was measured, such as an evaluation's time."""
         self._started = time.perf_counter()
         self._compiled = self._step_fn.compile_seconds
-        self._waited = self._speech = self._sent = 0.0
+        self._waited = self._speech = self._used = self._sent = 0.0
 
     @contextlib.contextmanager
     def waiting_for_input(self) -> Iterator[None]:
@@ -179,8 +179,11 @@ class Meter:
     def add(self, batch: Batch, rows: int) -> None:
         """Counts a batch by its rows on this host; it has `rows` on all of them."""
         speech, sent = speech_seconds(batch)
-        hosts = rows / len(batch['speech_lengths'])
+        used, hosts = speech, rows / len(batch['speech_lengths'])
+        if 'decoder_segment_ids' in batch:  # rows of packed texts, which have no audio
+            used, sent = np.count_nonzero(batch['decoder_segment_ids']), batch['decoder_segment_ids'].size
         self._speech += speech * hosts
+        self._used += used * hosts
         self._sent += sent * hosts
 
     def take(self, num_steps: int) -> dict[str, float]:
@@ -192,7 +195,7 @@ class Meter:
             'input_wait_share': self._waited / elapsed,
         }
         if self._sent:
-            rates['padding_share'] = 1.0 - self._speech / self._sent
+            rates['padding_share'] = 1.0 - self._used / self._sent
         self.restart()
         return rates
 

@@ -1,5 +1,6 @@
 """Measures of a codebook that tells phones, and of one that tells nothing."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -47,6 +48,13 @@ def test_a_codebook_that_tells_nothing():
     told = measures.measure(book(CENTROIDS[:, ::-1].copy()), lambda samples: 0 * knows(samples), [*sentences()])
     assert told['ABX error'] == 0.5 and told['PNMI'] == pytest.approx(0, abs=1e-9) and told['bits/s'] == 0
     assert told['purity'] == pytest.approx(0.2)
+
+
+def test_phones_that_are_shorter_than_frames_tell_nothing_of_abx():
+    short = [dataclasses.replace(each, phones=each.phones[:1]) for each in sentences(('one',))]
+    encoder = lambda samples: knows(samples)[:1]
+    told = measures.measure(book(CENTROIDS), encoder, short)
+    assert np.isnan(told['ABX error']) and np.isnan(told['ABX error of frames']) and told['purity'] <= 1
 
 
 def test_a_vocoder_is_measured_by_encoding_what_it_says():

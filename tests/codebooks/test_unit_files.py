@@ -128,3 +128,48 @@ def test_what_cannot_be_joined_is_named(write, tmp_path, source, target, said):
     with pytest.raises(UnitError, match="twice.jsonl:2: the id 'a' stands at .*twice.jsonl:1 too"):
         unit_files.pair(english, twice, tmp_path / 'out.jsonl')
     assert not (tmp_path / 'out.jsonl').exists()
+
+
+def test_units_of_other_programs_stand_on_the_lines_of_a_manifest(write, tmp_path):
+    (tmp_path / 'mimi').mkdir()
+    for name in ('a', 'b'):
+        np.save(tmp_path / f'mimi/{name}.npy', TWO)
+    manifest = write('m.jsonl', {'audio': 'a.wav', 'text': 'one', 'lang': 'en'}, {'id': 'z', 'text': 'two'})
+    out = tmp_path / 'new/units.jsonl'
+    assert unit_files.beside(tmp_path / 'mimi', manifest, out, 10, codebooks=2) == {'lines': 1, 'alone': ['z']}
+    line = {'id': 'a', 'audio': '../a.wav', 'text': 'one', 'lang': 'en', 'units': [5, 10, 9, 17, 9, 11]}
+    assert json_lines.read(out) == [line]
+    pictures = write('p.jsonl', {'image': 'a.png', 'caption': 'a line'})
+    assert unit_files.beside(tmp_path / 'mimi', pictures, out, 10, field=unit_files.TOKENS)['lines'] == 1
+    picture = {'id': 'a', 'image': '../a.png', 'caption': 'a line', 'tokens': TWO.tolist()}
+    assert json_lines.read(out) == [picture]
+    own = write('own.jsonl', {'id': 'z', 'units': [5, 9], 'durations': [1, 2]})
+    unit_files.beside(own, manifest, out, 10)
+    assert json_lines.read(out) == [{'id': 'z', 'text': 'two', 'units': [5, 9], 'durations': [1, 2]}]
+    for units, said in (
+        (write('a.txt', 'a\t1', 'a\t2'), "a.txt: it has the id 'a' twice"),
+        (write('b.txt', '1 2'), 'the line has no "id"'),
+        (write('c.txt', 'c\t1'), "c.txt has no id of .*m.jsonl, as 'a'. Name them alike"),
+        (write('d.txt', 'a\t10'), 'd.txt:1: unit 10 is out of range'),
+    ):
+        with pytest.raises(UnitError, match=said):
+            unit_files.beside(units, manifest, tmp_path / 'no.jsonl', 10)
+    assert not (tmp_path / 'no.jsonl').exists()
+
+
+def test_an_array_of_an_image_of_another_shape_is_refused(tmp_path):
+    np.save(tmp_path / 'a.npy', TWO)
+    (found,) = unit_files.read(tmp_path / 'a.npy', 10, field=unit_files.TOKENS)
+    with pytest.raises(UnitError, match='a has 2 x 3 tokens, and .* 3 x 2'):
+        unit_files.check_image(found, 'a.npy', (3, 2))
+
+
+def test_what_a_model_writes_is_read_as_units(write):
+    asked = {'instruction': 'Hold on.', 'reference': '5'}
+    file = write('p.jsonl', {'id': 'a', 'prediction': '5 9', **asked}, {'id': 'b', 'prediction': '', **asked})
+    found = [*unit_files.read(file, 10)]
+    assert [each.units.tolist() for each in found] == [[5, 9], []] and found[0].row['text'] == 'Hold on.'
+    (other,) = unit_files.read(write('s.jsonl', {'prediction': '5', 'instruction': '1 2'}), 10)  # speech to speech
+    assert 'text' not in other.row
+    with pytest.raises(UnitError, match='the line has no "units"'):
+        list(unit_files.read(write('t.jsonl', {'prediction': 'a text'}), 10))

@@ -1,5 +1,6 @@
 """A text that is said: the units that a model writes go to the vocoder, of the same codebook, and a file is whole."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -40,7 +41,8 @@ def program(monkeypatch, vocabulary):
         model = types.SimpleNamespace(
             system=types.SimpleNamespace(modalities=known, sampling=DecodeConfig('sample', 20)),
             prompt=Prompt(modalities=known), text_vocabulary=vocabulary, row_multiple=1, tokens=tokens,
-            directory=types.SimpleNamespace(name='dmlm'), cut=lambda row: '' if 1 in row else 'max_decode_length',
+            directory=types.SimpleNamespace(name='dmlm'), foundations={},
+            cut=lambda row: '' if 1 in row else 'max_decode_length',
         )  # fmt: skip
         monkeypatch.setattr(vocoder_lib.Vocoder, 'load', lambda directory: vocoder())
         monkeypatch.setattr(model_arguments, 'load', lambda name, args: model)
@@ -77,6 +79,11 @@ class Other(Vocoder):
         (['a.wav', 'b.wav', '--vocoder', 'voc'], {}, '--speak takes a text, one file to write'),
         (['out.wav', '--vocoder', 'voc'], {'known': None}, '--speak: dmlm writes no units of speech'),
         (['out.wav', '--vocoder', 'voc'], {'vocoder': Other}, '--vocoder: it says 9 units (k12@abc), and dmlm has 12'),
+        (
+            ['out.wav', '--vocoder', 'voc'],
+            {'known': dataclasses.replace(KNOWN, codebook='gone')},
+            "--speak: the codebook of dmlm, SPEECH_CODEBOOK: No foundation 'gone'",
+        ),
         (['out.wav', '--vocoder', 'voc'], {'written': [1]}, "--speak: dmlm writes nothing to 'Goodbye!'"),
         (
             ['out.wav', '--vocoder', 'voc', '--instruction', 'Say it in German.'],

@@ -253,6 +253,10 @@ def test_a_recording_is_heard_as_the_units_of_the_codebook():
     with pytest.raises(ValueError, match='this model reads none. It transcribes .* or translates into English, German'):
         model.prompt.tokens(vocabulary, 'Who is it?')
     assert model.prompt.tokens(vocabulary, 'Transcribe the speech.') == (59, -1, 58, 61)
+    assert model.prompt.tokens(vocabulary, 'Say in German what the English speaker says.') == (59, -1, 58, 62)
+    for wording in ('Translate this English speech to Italian.', 'Transcribe the Italian speech.'):
+        with pytest.raises(ValueError, match="the language 'it' has no control token"):
+            model.prompt.tokens(vocabulary, wording)
 
 
 @pytest.mark.parametrize('tied', [True, False])
@@ -277,6 +281,17 @@ def test_new_rows_are_like_those_of_a_foundation(tied, tmp_path):
         np.testing.assert_allclose(new.mean(axis=0) / deviation, old.mean(axis=0) / deviation, atol=0.1)
         scale = np.outer(deviation, deviation)
         np.testing.assert_allclose(np.cov(new.T) / scale, np.cov(old.T) / scale, atol=0.12)
+    model.check_fresh(['llm/grown/embedding', 'llm/grown_logits/kernel'])
+    foundations.save(tmp_path / 'other', {'token_embedder': {'embedding': table[:, :8]}}, {'name': 'o', 'kind': 'llm'})
+    missing = ['llm/grown/embedding' if tied else 'llm/grown_logits/kernel']
+    for name, paths, said in (
+        ('nowhere', missing, "DMLM.rows_like: No foundation 'nowhere'"),
+        ('other', ['llm/grown/embedding'], 'width of its token_embedder/embedding is 8, and new rows have 16. Give'),
+        *([] if tied else [('other', missing, 'width of its decoder/logits_dense/kernel is none')]),
+    ):
+        with pytest.raises(ValueError, match=said):
+            dataclasses.replace(model, rows_like=str(tmp_path / name) if name == 'other' else name).check_fresh(paths)
+    dataclasses.replace(model, rows_like='nowhere').check_fresh(['llm/decoder/x'])  # another model gives these rows
     # Shapes are known without it.
     shapes = jax.eval_shape(lambda: system(config, known, rows_like='nowhere').init(jax.random.key(0), {}))
     assert nn.unbox(shapes)['llm']['grown']['embedding'].shape == (known.rows, 16)

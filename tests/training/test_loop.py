@@ -1,7 +1,10 @@
 """What is said of a step's memory."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from slm_jax.training import loop, state
@@ -14,3 +17,13 @@ def test_memory_of_what_a_step_does_not_read():
     step = jax.jit(lambda of, frozen: jnp.sum(of.trainable['a'] * frozen['read'])).lower(of, frozen).compile()
     text = loop.memory_report(step, of, frozen, jax.devices()[0])
     assert text.startswith('memory per device: 4.02 MB = 4 MB frozen parameters + 4 kB trained parameters'), text
+
+
+def test_padding_is_that_of_audio_or_of_packed_texts():
+    meter = loop.Meter(types.SimpleNamespace(compile_seconds=0.0))
+    heard = {'speech_lengths': np.array([8000, 4000]), 'speech_samples': np.zeros((2, 8000), np.int16)}
+    packed = {'speech_lengths': np.zeros(2, int), 'speech_samples': np.zeros((2, 0), np.int16)}
+    packed['decoder_segment_ids'] = np.array([[1, 1, 2, 2], [1, 1, 1, 0]])
+    for batch, share in ((heard, 1 / 4), (packed, 1 / 8)):
+        meter.add(batch, 4)
+        assert meter.take(1)['padding_share'] == share
