@@ -362,7 +362,8 @@ class SSR:
         """Seconds at which each label of the aligner begins and ends; see `alignment.times`."""
         heard = spoken_prompt.hear(self.speech_encoder, params, batch, None)
         assert heard is not None, 'texts alone are not heard'
-        return label_times(self, params, *heard[:2], labels)
+        frames, lengths, *_ = heard
+        return label_times(self, params, frames, lengths, labels)
 
     def listen(self, params: Params, batch: Batch) -> tuple[Float[Array, 'b s e'], Int[Array, ' b']]:
         """See `System`."""

@@ -181,7 +181,7 @@ class Meter:
         speech, sent = speech_seconds(batch)
         used, hosts = speech, rows / len(batch['speech_lengths'])
         if 'decoder_segment_ids' in batch:  # rows of packed texts, which have no audio
-            used, sent = np.count_nonzero(batch['decoder_segment_ids']), batch['decoder_segment_ids'].size
+            used, sent = float(np.count_nonzero(batch['decoder_segment_ids'])), float(batch['decoder_segment_ids'].size)
         self._speech += speech * hosts
         self._used += used * hosts
         self._sent += sent * hosts
