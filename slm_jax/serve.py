@@ -29,6 +29,7 @@ from typing import Any
 from slm_jax import cli, configuration, model_arguments, paths
 
 _TOKEN = 'SLM_JAX_TOKEN'
+_ENDS = (signal.SIGTERM, signal.SIGINT)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -107,6 +108,9 @@ def serve(args: argparse.Namespace, command: str = 'serve', ready: Callable[[str
             server_header=False,
             timeout_graceful_shutdown=round(args.max_request_seconds) + 1,
         )
+        server = uvicorn.Server(config)
+        for ends in _ENDS:  # what is raised while libraries start may be swallowed; this is not
+            signal.signal(ends, lambda *_: setattr(server, 'should_exit', True))
         host, port = listener.getsockname()[:2]
         address = f'http://{f"[{host}]" if ":" in host else host}:{port}'
         if not (token or _is_loopback(host)):
@@ -117,7 +121,7 @@ def serve(args: argparse.Namespace, command: str = 'serve', ready: Callable[[str
             )
         print(f'slm-jax {command}: {name} answers at {address}', flush=True)
         ready(address)
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def _token(file: str | None) -> str:
@@ -155,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(command: str, serving: Callable[[], None]) -> int:
     """Serves until a signal comes; returns the exit status."""
-    for ends in (signal.SIGTERM, signal.SIGINT):  # uvicorn answers what it has begun, and raises the signal again
+    for ends in _ENDS:
         signal.signal(ends, _stop)
     try:
         serving()

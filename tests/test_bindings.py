@@ -32,7 +32,10 @@ def nothing_is_left(tmp_path, monkeypatch):
         ('BATCH_SECONDS=long', "(set by BATCH_SECONDS) is 'long'; it must be a number"),
         ("TASK_FEATURE_LENGTHS={'speech': 1.5}", "(set by TASK_FEATURE_LENGTHS) is {'speech': 1.5}"),
         ('TRAINABLE=3', '(set by TRAINABLE) is 3; it must be a list (text)'),
-        ('FOUNDATIONS=usm_tiny', "(set by FOUNDATIONS) is 'usm_tiny'; it must be a dictionary {text: text} or None"),
+        (
+            'FOUNDATIONS=usm_tiny',
+            "(set by FOUNDATIONS) is 'usm_tiny'; it must be a dictionary {text: text or None} or None",
+        ),
         ('RANDOM_SEED=one', "(set by RANDOM_SEED) is 'one'"),
         ('train.max_to_keep=2.5', 'train.max_to_keep is 2.5; it must be a whole number.'),
         ('train.tensorboard=1', 'train.tensorboard is 1; it must be True or False.'),
