@@ -54,7 +54,9 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         '--mesh', default='', help="as in data=1,fsdp=4,model=8, or 'auto' (default: Partitioner of the gin files)"
     )
-    result.add_argument('--steps', default='train,evaluate,decode', help='which of them (default: all)')
+    result.add_argument(
+        '--steps', help='which of them (default: train,evaluate,decode; without decode if none answers)'
+    )
     batch = result.add_argument_group('batch (default: the longest clip that TASK_FEATURE_LENGTHS lets through)')
     batch.add_argument('--rows', type=int, help='of all devices together (default: as many as BATCH_SECONDS holds)')
     batch.add_argument('--seconds', type=float, help='of audio in a row')
@@ -175,12 +177,14 @@ def run(args: argparse.Namespace) -> int:
 
     from slm_jax.training import precompiled
 
-    steps = [name.strip() for name in args.steps.split(',')]
+    steps = [name.strip() for name in (args.steps or ','.join(precompiled.STEPS)).split(',')]
     if wrong := [name for name in steps if name not in precompiled.STEPS]:
         raise ValueError(f'--steps: there is no step {wrong[0]!r}; there are {", ".join(precompiled.STEPS)}.')
     if not args.gin_file:
         raise ValueError('give --gin_file, as in --gin_file=models/slm_xxl.gin.')
     training, size = configured(args.gin_file, args.gin_bindings)
+    if not args.steps and not getattr(training.system, 'answers', True):
+        steps.remove('decode')
     size = precompiled.Size(*(
         given if given is not None else default
         for given, default in zip((args.rows, args.seconds, args.inputs, args.targets), vars(size).values())

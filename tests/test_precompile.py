@@ -43,10 +43,19 @@ def toy(here, monkeypatch):
         return training, precompiled.Size(4, 30.0, 64, 128)
 
     monkeypatch.setattr(precompile, 'configured', configured)
+    return toy
 
 
 def test_the_program_is_a_command():
     assert 'precompile' in cli.COMMANDS
+
+
+def test_a_system_that_cannot_answer_is_not_asked_to(toy, monkeypatch, tmp_path):
+    monkeypatch.setattr(toy.ToySystem, 'answers', False, raising=False)
+    file = tmp_path / 'found.json'
+    argv = [*TINY[:1], *SMALL, '--topology=gpu:80GBx1', '--no-smallest', f'--json={file}']
+    assert precompile.main(argv) == 0
+    assert [step['step'] for step in json.loads(file.read_text())['steps']] == ['train', 'evaluate']
 
 
 def test_the_table_and_its_json(toy, capsys, tmp_path):
