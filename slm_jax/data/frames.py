@@ -127,7 +127,7 @@ def check(task: seqio.Task, store: cache.Store, encoder: Encoder) -> None:
     """
     if not store.samples.any():
         return
-    for step in task.preprocessors[task._cache_step_idx + 1 :]:
+    for step in measure.steps_after_store(task):
         if 'speech' in getattr(step, 'adds', ()):
             raise ValueError(
                 f'task {task.name!r} changes its recordings each time they are read, which stored frames do not show. '

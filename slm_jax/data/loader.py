@@ -254,18 +254,18 @@ class SpeechTextLoader:
 
     # ------------------------------------------------------------------ batches
 
-    def _example(self, task: int, position: int, seed: int) -> dict[str, Any]:
-        """One example after all steps of its task."""
+    def _example(self, task: int, position: int, seed: int, listen: bool = True) -> dict[str, Any]:
+        """One example after all steps of its task; `listen`: False gives silence in the place of its recording."""
         store, index = self._stores[task], int(self.planned[task].index[position])
         example = dict(store.features(index), template_seed=np.int64(seed), index=np.int64(index))
         if 'speech' in store.spec:
             silence = np.broadcast_to(np.int16(0), store.samples[index])
-            speech = silence if self._encoder else store.speech(index)
-            example['speech'] = self._augmentation(speech, (seed, index)) if self._augmentation else speech
+            speech = store.speech(index) if listen and not self._encoder else silence
+            example['speech'] = self._augmentation(speech, (seed, index)) if listen and self._augmentation else speech
         example = self._steps[task](example)
         if self._token_ends:
             example = {**example, 'token_ends': alignments.token_ends(example, self.vocabulary)}
-        if self._encoder and store.samples[index]:
+        if listen and self._encoder and store.samples[index]:
             width = self._shapes[0]['speech_frames'][0][2]
             example = {**example, 'frames': frames.read(store, self._encoder, index, width)}
         return example
@@ -341,7 +341,7 @@ class SpeechTextLoader:
             for number, task in enumerate(self.planned)
             for position in np.unique(np.linspace(0, len(task.index) - 1, _LOOKED_AT).astype(int)).tolist()
         ]
-        examples = [self._example(*each, 0) for each in chosen]
+        examples = [self._example(*each, 0, listen=False) for each in chosen]
         heard = [len(each.pop('speech', ())) for each in examples]
         lengths = {name: max(len(each.get(name, ())) for each in examples) for name in DEFAULT_LENGTHS}
         if not self._teacher:

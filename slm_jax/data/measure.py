@@ -45,7 +45,7 @@ def path_of(task: seqio.Task, store: cache.Store, teacher: bool = False) -> path
         cache.FORMAT,
         _FORMAT,
         task.name,
-        cache.describe(_steps(task)),
+        cache.describe(steps_after_store(task)),
         {k: cache.describe(f.vocabulary) for k, f in task.output_features.items()},
         dataclasses.asdict(prompts.Prompt()),
         *['teacher'] * teacher,
@@ -159,8 +159,8 @@ def wordings(task: seqio.Task, store: cache.Store) -> int:
     All are one where the prompt has no place for the instruction. What a step draws later may be longer, see
     `SpeechTextLoader.fitting`.
     """
-    if all(isinstance(step, preprocessors.ExampleStep) for step in _steps(task)):
-        written = [step.wordings if 'template_seed' in step.reads else 1 for step in _steps(task)]
+    if all(isinstance(step, preprocessors.ExampleStep) for step in steps_after_store(task)):
+        written = [step.wordings if 'template_seed' in step.reads else 1 for step in steps_after_store(task)]
         if None not in written:
             return max(written) if prompts.Prompt().instructed else 1
     return preprocessors.MAX_TEMPLATES if 'speech' in store.spec else 3
@@ -183,7 +183,7 @@ def postcache(task: seqio.Task, spec: Mapping, teacher: bool = False) -> Callabl
     microseconds. What a step raises becomes a `BadExampleError` with the example's name.
     `teacher` adds what a teacher reads.
     """
-    steps = _steps(task)
+    steps = steps_after_store(task)
     plain = all(isinstance(step, preprocessors.ExampleStep) for step in steps)
     run = functools.partial(_in_python, task, steps) if plain else _in_tensorflow(task, spec)
 
@@ -202,8 +202,8 @@ def postcache(task: seqio.Task, spec: Mapping, teacher: bool = False) -> Callabl
     return call
 
 
-def _steps(task: seqio.Task) -> list:
-    """Those after the placeholder."""
+def steps_after_store(task: seqio.Task) -> list:
+    """The steps after the placeholder."""
     return list(task.preprocessors[task._cache_step_idx + 1 :])
 
 

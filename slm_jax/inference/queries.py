@@ -437,7 +437,7 @@ def asked(
     named = instructions.spoken_and_wanted(instruction)
     lang = lang or (named[0] if named else '')
     wanted = target_lang if named is None else named[1] or lang
-    if '{instruction}' not in (prompt.template or '{instruction}'):
+    if not prompt.instructed:
         if not wanted and named is None:
             raise ValueError(
                 f'instruction {instruction!r}: this model reads none, it transcribes and translates. Ask so in words '
