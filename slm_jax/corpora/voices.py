@@ -4,7 +4,7 @@ espeak-ng       apt-get install espeak-ng: a hundred languages, in several accen
 flite           apt-get install flite: awb, kal16, rms and slt, English
 hibari          hibari-tts: heart, American (Apache-2.0)
 piper           joe, American (CC0), or piper/FILE.onnx, by piper-tts (GPL-3.0, which what it says is not under)
-pico            SVOX Pico: en-US, en-GB, es-ES, fr-FR and it-IT, by py-nanotts (Apache-2.0)
+pico            SVOX Pico: de-DE, en-US, en-GB, es-ES, fr-FR and it-IT, by py-nanotts (Apache-2.0)
 kokoro          Kokoro-82M: 54 voices of eight languages (Apache-2.0), by kokoro-onnx (MIT)
 NAME=COMMAND    whatever writes a sound file {out}. What is said is {text}, or in the file {text_file}; without
                 either it is given to the standard input. {speed} (1.0 as usual) and {lang} may be there. No shell
@@ -56,7 +56,7 @@ _KOKORO_VOICES = {
     'it': (('i',), ('e', 'am')),
 }
 _KOKORO_LANGUAGES = {'en': 'en-us', 'es': 'es', 'fr': 'fr-fr', 'it': 'it'}
-_PICO = {'en': ('en-US', 'en-GB'), 'es': ('es-ES',), 'fr': ('fr-FR',), 'it': ('it-IT',)}
+_PICO = {'de': ('de-DE',), 'en': ('en-US', 'en-GB'), 'es': ('es-ES',), 'fr': ('fr-FR',), 'it': ('it-IT',)}
 _PLACES = ('text', 'text_file', 'out', 'speed', 'lang')
 
 

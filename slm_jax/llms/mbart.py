@@ -14,6 +14,7 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
@@ -255,6 +256,32 @@ class Decoder(nn.Module):
         return x, self.param('logits_bias', bias, (cfg.vocab_size,), jnp.float32)
 
 
+def _arranged(params: Any, config: MBartConfig) -> Any:
+    """Fresh `params`, such that the decoder soon finds where it is in what it translates.
+
+    Positions are the Transformer's sinusoids in both stacks, as large as tokens; what a block adds is small, as in GPT-2,
+    so that both are still there at the end; and the attention to the encoder looks for what is like its query.
+    """
+    for stack, num_layers in (('encoder', config.num_encoder_layers), ('decoder', config.num_decoder_layers)):
+        stack = params[stack]
+        stack['position_embedder']['embedding'] = jax.tree.map(_sinusoids, stack['position_embedder']['embedding'])
+        for block in stack['layers'].values():
+            last = block.get('out', block.get('wo'))
+            if last is not None:
+                last['kernel'] = jax.tree.map(lambda kernel: kernel * (2 * num_layers) ** -0.5, last['kernel'])
+    attention = params['decoder']['layers']['encoder_decoder_attention']
+    attention['query']['kernel'] = attention['key']['kernel']
+    return params
+
+
+def _sinusoids(table: Float[Array, 'n e']) -> Float[Array, 'n e']:
+    """As large a table of the Transformer's sinusoids (arXiv 1706.03762): all sines, then all cosines."""
+    rows, width = table.shape
+    angles = np.arange(rows)[:, None] / 10000.0 ** (2 * np.arange(width // 2) / width)
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    return jnp.asarray(np.pad(waves, ((0, 0), (0, width % 2))), table.dtype)
+
+
 class MBart(nn.Module):
     """A `LanguageModel` whose encoder reads embeddings, so that adapted speech can stand beside those of tokens.
 
@@ -268,6 +295,12 @@ class MBart(nn.Module):
         self.token_embedder = Embedding(cfg.vocab_size, cfg.emb_dim, cfg.dtype, cfg.emb_dim**-0.5)
         self.encoder = Encoder(cfg)
         self.decoder = Decoder(cfg)
+
+    @nn.nowrap
+    def init(self, *args, **kwargs) -> Any:
+        """Fresh parameters, arranged by `_arranged`."""
+        variables = super().init(*args, **kwargs)
+        return {**variables, 'params': _arranged(variables['params'], self.config)}
 
     def embed(self, tokens: Int[Array, 'b l']) -> Float[Array, 'b l e']:
         """Embeddings of tokens, scaled, without positions; an id outside the vocabulary gives NaN."""

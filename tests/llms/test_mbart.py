@@ -163,3 +163,18 @@ def test_errors_name_the_remedy():
     for field, value in (('remat_policy', 'some'), ('activation', 'tanh'), ('num_heads', 3), ('dropout_rate', 1.0)):
         with pytest.raises(ValueError, match=rf'MBartConfig.{field} is {value!r}; it must be '):
             model(**{field: value})
+
+
+def test_a_fresh_decoder_looks_for_what_is_like_its_query():
+    sizes = dict(vocab_size=64, emb_dim=192, num_heads=4, num_encoder_layers=3, num_decoder_layers=2, mlp_dim=256)
+    module = mbart.MBart(mbart.MBartConfig(**sizes))
+    tokens = jnp.arange(2, 42)[None]
+
+    def found(arranged):
+        init = mbart.MBart.init if arranged else nn.Module.init
+        params = nn.unbox(jax.jit(lambda key: init(module, key, tokens, tokens))(jax.random.key(0)))['params']
+        weights = module.apply({'params': params}, module.apply({'params': params}, tokens, method='embed'),
+                               tokens > 0, tokens, method='attention', mutable='intermediates')[0]  # fmt: skip
+        return jnp.mean(jnp.diagonal(weights, axis1=-2, axis2=-1))
+
+    assert found(arranged=True) > 0.5 and found(arranged=False) < 0.1
