@@ -11,6 +11,7 @@ d head width, k beams, r = b * k rows.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -259,16 +260,15 @@ class Decoder(nn.Module):
 def _arranged(params: Any, config: MBartConfig) -> Any:
     """Fresh `params`, such that the decoder soon finds where it is in what it translates.
 
-    Positions are the Transformer's sinusoids in both stacks, as large as tokens; what a block adds is small, as in GPT-2,
-    so that both are still there at the end; and the attention to the encoder looks for what is like its query.
+    Positions are the Transformer's sinusoids in both stacks, as large as tokens; what a block adds is small, as in
+    GPT-2, so that both are still there at the end; and the attention to the encoder looks for what is like its query.
     """
-    for stack, num_layers in (('encoder', config.num_encoder_layers), ('decoder', config.num_decoder_layers)):
-        stack = params[stack]
+    for part, num_layers in (('encoder', config.num_encoder_layers), ('decoder', config.num_decoder_layers)):
+        stack, share = params[part], (2 * num_layers) ** -0.5
         stack['position_embedder']['embedding'] = jax.tree.map(_sinusoids, stack['position_embedder']['embedding'])
         for block in stack['layers'].values():
-            last = block.get('out', block.get('wo'))
-            if last is not None:
-                last['kernel'] = jax.tree.map(lambda kernel: kernel * (2 * num_layers) ** -0.5, last['kernel'])
+            if last := block.get('out', block.get('wo')):
+                last['kernel'] = jax.tree.map(functools.partial(jnp.multiply, share), last['kernel'])
     attention = params['decoder']['layers']['encoder_decoder_attention']
     attention['query']['kernel'] = attention['key']['kernel']
     return params
