@@ -35,7 +35,7 @@ def write(out: str | os.PathLike, downloads: str | os.PathLike | None = None) ->
             if path and prompt in split_of:
                 rows[split_of[prompt]].append(
                     {
-                        'id': prompt,
+                        'id': f'{lang}/{prompt}',
                         'audio': str(path.resolve()),
                         'text': text,
                         'lang': lang,

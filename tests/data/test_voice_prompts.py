@@ -162,9 +162,10 @@ def test_builder(publisher, tmp_path):
 def test_manifests_have_the_translations(publisher, tmp_path):
     prompt_manifests.write(tmp_path / 'out', tmp_path / 'downloads')
     rows = [row for split in splits.SPLITS for row in json_lines.read(tmp_path / f'out/{split}.jsonl')]
-    (hello,) = (row for row in rows if (row['lang'], row['id']) == ('it', 'hello'))
+    (hello,) = (row for row in rows if row['id'] == 'it/hello')
     assert hello['translation'] == {'en': 'Hello.', 'es': 'Hola', 'fr': 'Bonjour', 'ru': 'Привет'}
-    (only,) = (row for row in rows if row['id'] == 'digits/6')
+    (only,) = (row for row in rows if row['id'].endswith('/digits/6'))
+    assert len({row['id'] for row in rows}) == len(rows)  # as --text_from finds them
     assert only['translation'] == {} and not any(line['error'] for line in manifests.read(tmp_path / 'out/train.jsonl'))
 
 
