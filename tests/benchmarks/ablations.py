@@ -18,6 +18,7 @@ A table is TOML:
     once = true                               is trained with the first seed alone, for all who come after it
     after = {ADAPTER = 'ctc'}                 macros: the model directories of variants before it
     options = '--beam_size 1'                 of its evaluations
+    evaluated = false                         it cannot write: there are none
     [variants.cascade]
     what = 'recognition, then translation'    nothing is trained:
     of = 'translation'                        this variant's model is evaluated,
@@ -71,7 +72,8 @@ def main() -> None:
             spent = [train(args, table, name, seed, bindings) for seed in seeds]
             rows[-1] += trained([directory(args, variants, name, seed) for seed in seeds], spent, table['metrics'])
         for column, options in evaluations.items():
-            rows[-1].append(rates([evaluate(args, variants, name, seed, column, options) for seed in seeds]))
+            able = seeds if variants[name].get('evaluated', True) else []
+            rows[-1].append(rates([evaluate(args, variants, name, seed, column, options) for seed in able]))
         print('', *(f'| {" | ".join(row)} |' for row in rows), sep='\n', flush=True)
 
 
@@ -130,7 +132,9 @@ def evaluate(
 
 def rates(outs: Sequence[pathlib.Path]) -> str:
     """A cell: of each kind of example its first rate, over all of them or else of the first group."""
-    cells = []
+    cells: list[str] = []
+    if not outs:
+        return ''
     results = [json.loads((out / 'results.json').read_text())['scores'] for out in outs]
     for kind in results[0]:
         scores = [each[kind].get('overall') or next(iter(each[kind].values())) for each in results]
