@@ -314,7 +314,7 @@ def load(
 
     needed = dict(card.get('foundations') or {})
     if system is not trained_as:
-        needed.pop(trained_as.teacher, None)
+        needed.pop(getattr(trained_as, 'teacher', None), None)
     names = {part: entry['name'] for part, entry in needed.items()}
     if trained_dir is None:
         names = {card['kind']: str(name_or_dir)}

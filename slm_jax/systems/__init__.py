@@ -21,7 +21,7 @@ class System(Protocol):
 
     One whose speech encoder takes only so much audio at once says so: `max_seconds`. One whose loss has one of its
     parts as a teacher names it: `teacher`. That part has to be frozen, and the batch has `teacher_input_tokens`.
-    Where the teacher is read in no answer, `answering` is the same system without it.
+    Where answers read other parts than the losses do, `answering` is the system that gives them.
     One whose other losses read the transcripts says so: `reads_transcripts`; the batch has them likewise.
     One whose losses need examples of some kind has `check_data(batch)`, which is given some examples of each task, of
     recordings their lengths alone, before the first step, and raises a ValueError if a loss has none.

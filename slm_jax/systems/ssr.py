@@ -65,8 +65,8 @@ class SSR:
     speech is its transcript, which the aligner is given; in the third, as in all answers, it writes tokens itself.
 
     Answers are given by the LLM, or, with `probe_answers`, are the tokens that are nearest to the vectors, whatever is
-    asked: how well speech is understood before the LLM. None: where 'distil' is the only objective, so that of the LLM
-    the embeddings are held alone.
+    asked: how well speech is understood before the LLM. None: where 'distil' is the only objective; its training then
+    holds the embeddings alone of the LLM.
 
     `frames_per_token` frames on average are what a token has at least, where the aligner writes tokens: if there are
     more tokens, neighbours share a vector, evenly over the row, and none is left out. `piece_seconds` is the longest
@@ -119,11 +119,16 @@ class SSR:
 
     @property
     def reads(self) -> tuple[str, ...] | None:
-        """See `System`."""
-        if not (self._weights.keys() == {'distil'} and self._answers_by_probe):
+        """See `System`; while it learns to distil alone, of the LLM the embeddings."""
+        if self.probe_answers is not None or not self._answers_by_probe:
             return None
         embeddings = flax.traverse_util.flatten_dict(nn.unbox(embedding_params(self.llm)), sep='/')
         return '(lora/)?(speech_encoder|aligner|adapter)/.*', *(re.escape(f'llm/{path}') for path in embeddings)
+
+    @property
+    def answering(self) -> 'SSR':
+        """See `System`: with the whole LLM, which scores answers and speech even where the probe writes."""
+        return dataclasses.replace(self, probe_answers=self._answers_by_probe)
 
     @property
     def max_seconds(self) -> float | None:

@@ -136,6 +136,16 @@ def test_of_the_llm_stage_one_holds_the_embeddings_alone(params):
     assert system(objective='next_token').reads is None and system(probe_answers=False).reads is None
 
 
+def test_answering_stage_one_writes_by_the_probe_and_scores_by_the_llm(params):
+    of, given = system().answering, batch()
+    held = state.read(of, params)
+    np.testing.assert_array_equal(
+        of.predict(held, given, DecodeConfig()), system().predict(params, given, DecodeConfig())
+    )
+    scores = jax.jit(of.score_batch)(held, given)
+    np.testing.assert_array_equal(scores, jax.jit(system(objective='next_token').score_batch)(params, given))
+
+
 ALL = {'distil': 1.0, 'next_token': 1.0, 'cross_entropy': 1.0}
 
 
