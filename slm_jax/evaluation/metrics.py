@@ -1,10 +1,11 @@
-"""Scores of predictions against references, per language, per direction and overall.
+"""Scores of predictions against references, per language, direction or subject, and overall.
 
 A prediction is a dictionary, one line of `predictions.jsonl`:
 
     id, task, lang       of the example; `lang` is what is spoken
     target_lang          what is written: equal to `lang` or absent for a transcription
     slot                 name of the slot that was asked for; absent where none was
+    subject              of a question with `choices`, as MMLU has them; it may be absent
     reference, prediction, instruction
     phrases              those that are said, of a list of candidates: of them and of all else WER is told apart
     cluster              those of one are drawn together for intervals; where it is absent, those of one id
@@ -88,11 +89,13 @@ def accepted(value: Any) -> Any:
 
 
 def group_of(prediction: Prediction) -> str:
-    """Returns what the example is counted under: language, direction ('fr-en') or slot name."""
+    """Returns what the example is counted under: language, direction ('fr-en'), slot name or subject."""
     language = prediction.get('lang') or 'unknown'
     kind = kind_of(prediction)
     if kind == 'slots':
         return prediction['slot']
+    if kind == 'choices' and 'subject' in prediction:
+        return str(prediction['subject'])
     return f'{language}-{prediction["target_lang"]}' if kind == 'translation' else language
 
 

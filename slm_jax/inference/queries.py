@@ -309,6 +309,7 @@ def _of_several(
     """The query of a line with several recordings, see `interleaved`; `read` is told of each, None: none is read."""
     more: dict[str, Any] = {}
     info: dict[str, Any] = {'id': line['id'], 'task': raw.get('task') or '', 'lang': line['lang']}
+    info['subject'] = raw.get('subject')
     if interleaved.FIELD in raw:
         turns = interleaved.turns(raw, line, folder, question.text_field, question.instruction, read)
         tokens, choices = prompt.interleaved(vocabulary, turns.parts), raw.get('choices')
@@ -406,6 +407,7 @@ def _ask(
             offset=float(line['offset']) if line['offset'] else None,
             phrases=own,
             cluster=raw.get('cluster'),
+            subject=raw.get('subject'),
         ),
         transcribed=instructions.transcribes(instruction),
     )

@@ -73,8 +73,9 @@ def test_segments_of_recordings(asked):
 
 
 def test_choices_that_are_heard(asked):
-    (query,) = asked([PAIR], score_choices=True)
+    (query,) = asked([PAIR | {'subject': 'words'}], score_choices=True)
     assert [len(each) for each in query.heard] == [3_200, 1_600] and query.samples is None
+    assert query.info['subject'] == 'words'
     assert query.info['choices'] == ['wagon', 'magon'] and query.info['reference'] == 'wagon'
     assert query.tokens == asked([PAIR | {'audio': 'a.wav'}], score_choices=True)[0].tokens == (prompts.SPEECH, 10)[1:]
     (query,) = asked([PAIR], score_choices=True, text_field='text')
