@@ -73,7 +73,8 @@ def main() -> None:
             rows[-1] += trained([directory(args, variants, name, seed) for seed in seeds], spent, table['metrics'])
         for column, options in evaluations.items():
             able = seeds if variants[name].get('evaluated', True) else []
-            rows[-1].append(rates([evaluate(args, variants, name, seed, column, options) for seed in able]))
+            outs = [evaluate(args, variants, name, seed, column, options) for seed in able]
+            rows[-1].append(rates(outs) if outs else '')
         print('', *(f'| {" | ".join(row)} |' for row in rows), sep='\n', flush=True)
 
 
@@ -132,9 +133,7 @@ def evaluate(
 
 def rates(outs: Sequence[pathlib.Path]) -> str:
     """A cell: of each kind of example its first rate, over all of them or else of the first group."""
-    cells: list[str] = []
-    if not outs:
-        return ''
+    cells = []
     results = [json.loads((out / 'results.json').read_text())['scores'] for out in outs]
     for kind in results[0]:
         scores = [each[kind].get('overall') or next(iter(each[kind].values())) for each in results]
