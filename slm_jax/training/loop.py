@@ -189,11 +189,9 @@ class Meter:
     def take(self, num_steps: int) -> dict[str, float]:
         """Rates since the last call, over `num_steps` steps."""
         elapsed = time.perf_counter() - self._started - (self._step_fn.compile_seconds - self._compiled)
-        rates = {
-            'step_seconds': elapsed / num_steps,
-            'audio_seconds_per_second': self._speech / elapsed,
-            'input_wait_share': self._waited / elapsed,
-        }
+        rates = {'step_seconds': elapsed / num_steps, 'input_wait_share': self._waited / elapsed}
+        if self._speech:
+            rates['audio_seconds_per_second'] = self._speech / elapsed
         if self._sent:
             rates['padding_share'] = 1.0 - self._used / self._sent
         self.restart()

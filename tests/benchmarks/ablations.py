@@ -41,7 +41,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-_RATES = ('wer', 'bleu', 'contains', 'f1', 'accuracy')
+_RATES = (('wer',), ('bleu', 'chrf'), ('contains',), ('f1',), ('accuracy',))
 
 
 def main() -> None:
@@ -132,17 +132,17 @@ def evaluate(
 
 
 def rates(outs: Sequence[pathlib.Path]) -> str:
-    """A cell: of each kind of example its first rate, over all of them or else of the first group."""
+    """A cell: of each kind of example its first rates, over all of them or else of the first group."""
     cells = []
     results = [json.loads((out / 'results.json').read_text())['scores'] for out in outs]
     for kind in results[0]:
         scores = [each[kind].get('overall') or next(iter(each[kind].values())) for each in results]
-        rate = next(rate for rate in _RATES if rate in scores[0])
-        cell = f'{rate} {_mean([each[rate] for each in scores], ".1f")}'
-        if all(rate in each.get('intervals', {}) for each in scores):
-            low, high = (statistics.mean(ends) for ends in zip(*(each['intervals'][rate] for each in scores)))
-            cell += f' [{low:.1f}, {high:.1f}]'
-        cells.append(cell)
+        for rate in next(rates for rates in _RATES if rates[0] in scores[0]):
+            cell = f'{rate} {_mean([each[rate] for each in scores], ".1f")}'
+            if all(rate in each.get('intervals', {}) for each in scores):
+                low, high = (statistics.mean(ends) for ends in zip(*(each['intervals'][rate] for each in scores)))
+                cell += f' [{low:.1f}, {high:.1f}]'
+            cells.append(cell)
     return ', '.join(cells)
 
 
