@@ -1,55 +1,23 @@
-"""What tables/dmlm.toml is trained on: spoken digits in two languages, pictures, and their units and tokens.
+"""What tables/dmlm.toml is trained on: digits spoken in two languages, pictures, and their units and tokens.
 
     python tests/benchmarks/dmlm_data.py OUT --encoder whisper_base --layer 4 --k 200
     python tests/benchmarks/ablations.py tests/benchmarks/tables/dmlm.toml TABLE \\
         --gin_file OUT/whisper_base.4.200/data.gin …
 
-Debian's flite and espeak-ng read strings of one to three digits: flite's slt, in whose units texts are to be spoken,
-and others, in English; in French others again, with the English words as translation. Of the strings of two and three
-digits a tenth is for validation and a tenth to test, by other voices. --people adds recordings of people, and
---sentences, a text file, what slt reads besides, for the codebook and a vocoder. OUT/ENCODER.LAYER.K gets the codebook,
-the units of each task and data.gin; all codebooks share the rest. What is there is not made again.
+Strings of digits are read as in spoken_digits.py: by flite's slt, in whose units texts are to be spoken, and by others;
+and in French, to be translated. --people adds recordings of people, and --sentences, a text file, what slt reads
+besides, for the codebook and a vocoder. OUT/ENCODER.LAYER.K gets the codebook, the units of each task and data.gin; all
+codebooks share the rest. What is there is not made again.
 """
 
 import argparse
-import hashlib
-import itertools
-import json
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterable
 
 import ablations
+from spoken_digits import SPLITS, lines, make, read, spoken, write
 
-from slm_jax.corpora.numerals import number
-
-# Language, and the voices of each split. No voice of a test is heard in training, but for slt's.
-_SPOKEN = {
-    'slt': ('en', {split: ('flite/slt',) for split in ('train', 'validation', 'test')}),
-    'others': (
-        'en',
-        {
-            'train': (
-                'flite/kal16',
-                'flite/rms',
-                'espeak-ng/en-us+m3',
-                'espeak-ng/en-gb+f2',
-                'espeak-ng/en-gb-scotland+m5',
-                'espeak-ng/en-us+f4',
-            ),
-            'test': ('flite/awb', 'espeak-ng/en-gb-x-rp+f3', 'espeak-ng/en-us+m7'),
-        },
-    ),
-    'french': (
-        'fr',
-        {
-            'train': ('espeak-ng/fr-fr+m3', 'espeak-ng/fr-be+f2', 'espeak-ng/fr-ch+m5', 'espeak-ng/fr-fr+f4'),
-            'validation': ('espeak-ng/fr-fr+m6',),
-            'test': ('espeak-ng/fr-fr+f3', 'espeak-ng/fr-be+m7'),
-        },
-    ),
-}
 # The files of each task's splits, of which folders.
 _UNITS = {
     'asr': {'train': ('slt', 'others', 'people'), 'validation': ('slt',), 'test': ('others', 'people')},
@@ -59,7 +27,6 @@ _UNITS = {
 }
 _READ_BY = {'asr': ('dmlm_asr', 'dmlm_speech_lm', 'dmlm_text_lm'), 't2s': ('dmlm_t2s',), 's2tt': ('dmlm_s2tt',)}
 _OF_IMAGES = ('dmlm_caption', 'dmlm_draw', 'dmlm_image_lm')
-_SPLITS = ('train', 'validation', 'test')
 _VALIDATION = 40  # lines a task
 
 
@@ -73,66 +40,14 @@ def main() -> None:
     parser.add_argument('--sentences', metavar='FILE')
     args = parser.parse_args()
     out = args.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    write_texts(out)
-    speak(out, args.sentences)
+    make(out, ('slt', 'others', 'french'))
+    if args.sentences:
+        read(pathlib.Path(args.sentences), out / 'sentences_train', 'train', ['flite/slt'])
     rows = [*spoken(out), *people(args.people)]
     write(out / 'all.jsonl', (row for _, _, row in rows))
     write(out / 'fit.jsonl', (row for _, split, row in rows if split == 'train'))
     draw(out)
     encode(out, args)
-
-
-def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
-    """JSON lines."""
-    path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-
-
-def lines(path: pathlib.Path) -> list[dict]:
-    """The rows of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def write_texts(out: pathlib.Path) -> None:
-    """OUT/LANGUAGE_SPLIT.jsonl; a string is of one split in both languages."""
-    strings = [*itertools.chain(*(itertools.product(range(10), repeat=length) for length in (1, 2, 3)))]
-    for lang in ('en', 'fr'):
-        rows: dict[str, list[dict]] = {split: [] for split in _SPLITS}
-        for digits in strings:
-            said, english = (' '.join(number(digit, each) for digit in digits) for each in (lang, 'en'))
-            tenth = int(hashlib.md5(english.encode()).hexdigest(), 16) % 10 if len(digits) > 1 else None
-            row = {'text': said, 'lang': lang}
-            if lang != 'en':
-                row |= {'translation': {'en': english}, 'target_lang': 'en'}
-            rows[{0: 'test', 1: 'validation'}.get(tenth, 'train')].append(row)
-        for split, of_split in rows.items():
-            write(out / f'{lang}_{split}.jsonl', of_split)
-
-
-def speak(out: pathlib.Path, sentences: str | None) -> None:
-    """OUT/NAME_SPLIT, of each of `_SPOKEN` and of the sentences."""
-    wanted = [
-        (name, split, out / f'{lang}_{split}.jsonl', voices)
-        for name, (lang, by_split) in _SPOKEN.items()
-        for split, voices in by_split.items()
-    ]
-    if sentences:
-        wanted.append(('sentences', 'train', pathlib.Path(sentences), ('flite/slt',)))
-    for name, split, text, voices in wanted:
-        if not (found := out / f'{name}_{split}').exists():
-            said_by = itertools.chain(*(('--voice', voice) for voice in voices))
-            ablations.run(['synthesize', str(text), str(found), '--split', split, *said_by])
-
-
-def spoken(out: pathlib.Path) -> list[tuple[str, str, dict]]:
-    """(name, split, row) of all that was spoken."""
-    rows = []
-    for folder in sorted(each for each in out.iterdir() if (each / 'audio').is_dir()):
-        name, split = folder.name.rsplit('_', 1)
-        for row in lines(folder / f'{split}.jsonl'):
-            row |= {'id': f'{folder.name}/{row["id"]}', 'audio': f'{folder.name}/{row["audio"]}'}
-            rows.append((name, split, row))
-    return rows
 
 
 def people(manifests: list[str] | None) -> list[tuple[str, str, dict]]:
@@ -152,7 +67,7 @@ def draw(out: pathlib.Path) -> None:
     if not pictures.exists():
         run = [sys.executable, '-m', 'slm_jax.corpora.pictures', str(pictures), '--count', '3000', '--seed', '0']
         subprocess.run(run, check=True)
-    files = {split: pictures / f'{split}_tokens.jsonl' for split in _SPLITS}
+    files = {split: pictures / f'{split}_tokens.jsonl' for split in SPLITS}
     if not all(file.exists() for file in files.values()):
         bindings = {
             'MODEL_DIR': str(out / 'image'),
@@ -189,7 +104,7 @@ def encode(out: pathlib.Path, args: argparse.Namespace) -> None:
         for name in names
     }
     write(out / 'pictures' / 'few.jsonl', lines(out / 'pictures' / 'validation_tokens.jsonl')[:_VALIDATION])
-    of_images = {split: str(out / 'pictures' / f'{split}_tokens.jsonl') for split in _SPLITS}
+    of_images = {split: str(out / 'pictures' / f'{split}_tokens.jsonl') for split in SPLITS}
     of_images['validation'] = str(out / 'pictures' / 'few.jsonl')
     files |= dict.fromkeys(_OF_IMAGES, of_images)
     (folder / 'data.gin').write_text(
