@@ -99,7 +99,7 @@ def spoken(out: pathlib.Path) -> list[tuple[str, str, dict]]:
     for folder in sorted(each for each in out.iterdir() if (each / 'audio').is_dir()):
         name, split = folder.name.rsplit('_', 1)
         for row in lines(folder / f'{split}.jsonl'):
-            row |= {'id': f'{folder.name}/{row["id"]}', 'audio': f'{folder.name}/{row["audio"]}'}
+            row |= {'id': f'{folder.name}/{row["id"].rpartition("/")[2]}', 'audio': f'{folder.name}/{row["audio"]}'}
             rows.append((name, split, row))
     return rows
 

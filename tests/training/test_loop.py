@@ -26,4 +26,6 @@ def test_padding_is_that_of_audio_or_of_packed_texts():
     packed['decoder_segment_ids'] = np.array([[1, 1, 2, 2], [1, 1, 1, 0]])
     for batch, share in ((heard, 1 / 4), (packed, 1 / 8)):
         meter.add(batch, 4)
-        assert meter.take(1)['padding_share'] == share
+        rates = meter.take(1)
+        assert rates['padding_share'] == share
+        assert ('audio_seconds_per_second' in rates) == (batch is heard)
