@@ -16,7 +16,9 @@ import argparse
 import collections
 import pathlib
 
-from spoken_digits import SPLITS, make, spoken, write
+from spoken_digits import SPLITS, make, spoken
+
+from slm_jax.data import json_lines
 
 _NAMES = ('french', 'spanish', 'italian', 'russian')
 
@@ -32,16 +34,18 @@ def main() -> None:
     for name, split, row in spoken(data):
         counts[name] += split == 'train'
         if split == 'train' and counts[name] % 2:
-            row.pop('translation'), row.pop('target_lang')
+            del row['translation'], row['target_lang']
             split = 'plain'
         rows['labelled' if split == 'train' else split].append(row)
     for name, of_name in rows.items():
-        write(data / f'{name}.jsonl', of_name)
+        json_lines.write(data / f'{name}.jsonl', of_name)
     texts = {split: data / f'text_{split}.jsonl' for split in SPLITS[:2]}
     for split, path in texts.items():
         of_split = rows['labelled' if split == 'train' else split]
         pairs = [row | {'translation': row['translation']['en']} for row in of_split]
-        write(path, ({key: row[key] for key in ('text', 'lang', 'translation', 'target_lang')} for row in pairs))
+        json_lines.write(
+            path, ({key: row[key] for key in ('text', 'lang', 'translation', 'target_lang')} for row in pairs)
+        )
     of_task = '\n'.join(
         f"""{kind}/tasks.manifest:
   name = 'digits_{kind}'

@@ -7,13 +7,13 @@ of predictions.jsonl of `python -m slm_jax.evaluation.whisper_decoder`: Whisper 
 """
 
 import argparse
-import json
 import pathlib
 import re
 
 import jiwer
 
 from slm_jax.corpora.numerals import DIGITS
+from slm_jax.data import json_lines
 
 
 def digits(text: str) -> str:
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('out', nargs='+', type=pathlib.Path)
     for out in parser.parse_args().out:
-        rows = [json.loads(line) for line in (out / 'predictions.jsonl').read_text().splitlines()]
+        rows = json_lines.read(out / 'predictions.jsonl')
         said, heard = ([digits(row[field]) for row in rows] for field in ('reference', 'prediction'))
         right = sum(one == other for one, other in zip(said, heard))
         print(f'{out}: {jiwer.wer(said, heard):.1%} of digits wrong, {right} of {len(rows)} strings right')

@@ -16,7 +16,9 @@ import subprocess
 import sys
 
 import ablations
-from spoken_digits import SPLITS, lines, make, read, spoken, write
+from spoken_digits import SPLITS, make, read, spoken
+
+from slm_jax.data import json_lines
 
 # The files of each task's splits, of which folders.
 _UNITS = {
@@ -44,8 +46,8 @@ def main() -> None:
     if args.sentences:
         read(pathlib.Path(args.sentences), out / 'sentences_train', 'train', ['flite/slt'])
     rows = [*spoken(out), *people(args.people)]
-    write(out / 'all.jsonl', (row for _, _, row in rows))
-    write(out / 'fit.jsonl', (row for _, split, row in rows if split == 'train'))
+    json_lines.write(out / 'all.jsonl', (row for _, _, row in rows))
+    json_lines.write(out / 'fit.jsonl', (row for _, split, row in rows if split == 'train'))
     draw(out)
     encode(out, args)
 
@@ -55,7 +57,7 @@ def people(manifests: list[str] | None) -> list[tuple[str, str, dict]]:
     rows = []
     for split, manifest in zip(('train', 'test'), manifests or ()):
         path = pathlib.Path(manifest).resolve()
-        for place, row in enumerate(lines(path)):
+        for place, row in enumerate(json_lines.read(path)):
             row |= {'id': f'people_{split}/{place}', 'audio': str(path.parent / row['audio'])}
             rows.append(('people', split, row))
     return rows
@@ -92,18 +94,20 @@ def encode(out: pathlib.Path, args: argparse.Namespace) -> None:
         ablations.run([*fit, *kept, f'--gin.K={args.k}', f'--gin.LAYER={args.layer}'])
     if not units.exists():
         ablations.run(['codebook', 'encode', str(codebook), str(units), '--manifest', str(out / 'all.jsonl')])
-    rows = lines(units)
+    rows = json_lines.read(units)
     for task, by_split in _UNITS.items():
         for split, names in by_split.items():
             wanted = tuple(f'{name}_{split}/' for name in names)
             found = [row for row in rows if row['id'].startswith(wanted)]
-            write(folder / f'{task}_{split}.jsonl', found[:_VALIDATION] if split == 'validation' else found)
+            json_lines.write(folder / f'{task}_{split}.jsonl', found[:_VALIDATION] if split == 'validation' else found)
     files = {
         name: {split: str(folder / f'{task}_{split}.jsonl') for split in _UNITS[task]}
         for task, names in _READ_BY.items()
         for name in names
     }
-    write(out / 'pictures' / 'few.jsonl', lines(out / 'pictures' / 'validation_tokens.jsonl')[:_VALIDATION])
+    json_lines.write(
+        out / 'pictures' / 'few.jsonl', json_lines.read(out / 'pictures' / 'validation_tokens.jsonl')[:_VALIDATION]
+    )
     of_images = {split: str(out / 'pictures' / f'{split}_tokens.jsonl') for split in SPLITS}
     of_images['validation'] = str(out / 'pictures' / 'few.jsonl')
     files |= dict.fromkeys(_OF_IMAGES, of_images)

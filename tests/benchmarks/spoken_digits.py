@@ -11,13 +11,13 @@ slt. What is there is not made again.
 import argparse
 import hashlib
 import itertools
-import json
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import ablations
 
 from slm_jax.corpora.numerals import number
+from slm_jax.data import json_lines
 
 # Language, and the voices of each split.
 VOICES = {
@@ -69,7 +69,7 @@ def make(out: pathlib.Path, names: Collection[str]) -> None:
         lang, by_split = VOICES[name]
         texts = strings(lang)
         for split, voices in by_split.items():
-            write(out / f'{lang}_{split}.jsonl', texts[split])
+            json_lines.write(out / f'{lang}_{split}.jsonl', texts[split])
             read(out / f'{lang}_{split}.jsonl', out / f'{name}_{split}', split, voices)
 
 
@@ -98,20 +98,10 @@ def spoken(out: pathlib.Path) -> list[tuple[str, str, dict]]:
     rows = []
     for folder in sorted(each for each in out.iterdir() if (each / 'audio').is_dir()):
         name, split = folder.name.rsplit('_', 1)
-        for row in lines(folder / f'{split}.jsonl'):
+        for row in json_lines.read(folder / f'{split}.jsonl'):
             row |= {'id': f'{folder.name}/{row["id"].rpartition("/")[2]}', 'audio': f'{folder.name}/{row["audio"]}'}
             rows.append((name, split, row))
     return rows
-
-
-def write(path: pathlib.Path, rows: Iterable[dict]) -> None:
-    """JSON lines."""
-    path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-
-
-def lines(path: pathlib.Path) -> list[dict]:
-    """The rows of JSON lines."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 if __name__ == '__main__':
