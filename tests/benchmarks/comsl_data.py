@@ -74,7 +74,7 @@ UNLABELLED_TASKS = @without_labels/tasks.mixture()
         f"""from __gin__ import dynamic_registration
 include 'runs/train.gin'
 include {str(data / 'data.gin')!r}
-MODEL_DIR = None
+MODEL_DIR = {str(data / 'never_trained')!r}
 MODEL = None
 TRAIN_STEPS = 1
 TASK_FEATURE_LENGTHS = {{'speech': 176000, 'inputs': 128, 'targets': 128, 'teacher_inputs': 128}}
