@@ -22,7 +22,7 @@ from slm_jax.serving.errors import ApiError
 from slm_jax.serving.service import Gone, Service, Visit
 
 _READ_SECONDS = 60.0  # in which a body has to be here
-_ANSWERING = ('/v1/audio/transcriptions', '/v1/chat/completions', '/page/tokens')
+_ANSWERING = ('/v1/audio/transcriptions', '/v1/audio/translations', '/v1/chat/completions', '/page/tokens')
 _OPEN = ('/health', '/')  # without a token; the page asks for it
 _FIELDS = 32  # of a form
 _SSE = 'text/event-stream'
@@ -193,9 +193,29 @@ async def transcriptions(request: fastapi.Request) -> Response:
     said = None if aligner is None else [await _words(request, *each) for each in zip(wanted, parts, strict=True)]
     segmented = 'segment' in asked.timestamp_granularities
     result = formats.transcript(asked.response_format, bounds, parts, asked.language, said, segmented)
-    if isinstance(result, str):
-        return PlainTextResponse(result, media_type=formats.MEDIA[asked.response_format])
-    return JSONResponse(result)
+    return _written(result, asked.response_format)
+
+
+@router.post('/v1/audio/translations')
+async def translations(request: fastapi.Request) -> Response:
+    """What is said in a recording of any length, in English, piece by piece."""
+    service, visit = request.app.state.service, request.scope['visit']
+    fields, name, content = await _form(request, await body(request))
+    asked = requests.translation(fields)
+    service.check_model(asked.model)
+    service.check_sampling(asked.temperature)
+    samples = await service.samples(name, content, 'file')
+    bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language, '', 'en')
+    queues = [visit.ask(query) for query in wanted]
+    parts = [await visit.last(queue, request) for queue in queues]
+    result = formats.transcript(asked.response_format, bounds, parts, 'en', task='translate')
+    return _written(result, asked.response_format)
+
+
+def _written(result: str | dict[str, Any], form: str) -> Response:
+    return (
+        PlainTextResponse(result, media_type=formats.MEDIA[form]) if isinstance(result, str) else JSONResponse(result)
+    )
 
 
 async def _words(request: fastapi.Request, query: Query, part: Part) -> list[Word]:

@@ -31,6 +31,7 @@ def transcript(
     lang: str,
     said: Sequence[Sequence[Word]] | None = None,
     segmented: bool = True,
+    task: str = 'transcribe',
 ) -> str | dict[str, Any]:
     """A transcript: text for the formats of `MEDIA`, an object for the others.
 
@@ -38,9 +39,10 @@ def transcript(
         form: one of `requests.FORMATS`.
         bounds: (start, end) of each piece of the recording, in seconds.
         parts: what was heard in each.
-        lang: code of the language, as the client gave it; '' if it did not.
+        lang: code of the text's language, as the client gave it; '' if it did not.
         said: the words of each piece, from its start; None where they are not asked for.
         segmented: whether 'verbose_json' has the pieces.
+        task: or 'translate'.
     """
     pieces = [chunks.Chunk(start, end, part.text) for (start, end), part in zip(bounds, parts, strict=True)]
     text = chunks.join([piece.text for piece in pieces]) if len(pieces) > 1 else pieces[0].text
@@ -71,7 +73,7 @@ def transcript(
         if piece.text.strip()
     ]
     result = {
-        'task': 'transcribe',
+        'task': task,
         'language': (languages.name(lang) or 'unknown').lower(),
         'duration': round(seconds, 3),
         'text': text,

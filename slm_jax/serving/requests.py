@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import pydantic
 
@@ -112,13 +112,18 @@ class Chat(_Strict):
         return turns, recording
 
 
-class Transcription(_Strict):
-    """The fields of /v1/audio/transcriptions beside the file; `prompt` has phrases that may be said."""
+class Translation(_Strict):
+    """The fields of /v1/audio/translations beside the file; `language` is spoken, which OpenAI's does not ask."""
 
     model: str
     language: str = ''
     response_format: Literal['json', 'text', 'srt', 'vtt', 'verbose_json'] = 'json'
     temperature: Annotated[float, pydantic.Field(ge=0, le=1)] | None = None
+
+
+class Transcription(Translation):
+    """The fields of /v1/audio/transcriptions beside the file; `prompt` has phrases that may be said."""
+
     timestamp_granularities: list[Literal['segment', 'word']] = ['segment']
     stream: bool = False
     chunking_strategy: Literal['auto'] = 'auto'
@@ -130,6 +135,9 @@ class Transcription(_Strict):
         return 'word' in self.timestamp_granularities
 
 
+_Asked = TypeVar('_Asked', bound=Translation)
+
+
 def chat(content: bytes) -> Chat:
     """The body of /v1/chat/completions; ApiError if it is none."""
     try:
@@ -138,12 +146,14 @@ def chat(content: bytes) -> Chat:
         raise _refused(error) from None
 
 
+def translation(fields: Mapping[str, Any]) -> Translation:
+    """The fields of a form; ApiError if they are not those of a translation."""
+    return _fields(Translation, fields)
+
+
 def transcription(fields: Mapping[str, Any]) -> Transcription:
     """The fields of a form; ApiError if they are not those of a transcription."""
-    try:
-        asked = Transcription.model_validate(fields)
-    except pydantic.ValidationError as error:
-        raise _refused(error) from None
+    asked = _fields(Transcription, fields)
     if asked.word_times and (asked.stream or asked.response_format in ('json', 'text')):
         raise ApiError(
             400,
@@ -151,6 +161,13 @@ def transcription(fields: Mapping[str, Any]) -> Transcription:
             'timestamp_granularities',
         )
     return asked
+
+
+def _fields(kind: type[_Asked], fields: Mapping[str, Any]) -> _Asked:
+    try:
+        return kind.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise _refused(error) from None
 
 
 def _refused(error: pydantic.ValidationError) -> ApiError:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int16
 
 from slm_jax.audio import waveforms
-from slm_jax.data import languages, phrases
+from slm_jax.data import instructions, languages, phrases
 from slm_jax.inference import asking, chunks, queries, words
 from slm_jax.inference.writing import Part
 from slm_jax.serving.engine import Engine, Job
@@ -149,30 +149,34 @@ class Service:
         return query
 
     def pieces(
-        self, samples: Int16[np.ndarray, ' n'], lang: str, listed: str
+        self, samples: Int16[np.ndarray, ' n'], lang: str, listed: str, target_lang: str = ''
     ) -> tuple[list[tuple[float, float]], list[queries.Query]]:
-        """(start, end) in seconds of what is transcribed at once, and its query.
+        """(start, end) in seconds of what is transcribed or translated at once, and its query.
 
         Args:
             samples: of the recording.
             lang: code of its language; '' if that is not known.
             listed: phrases that may be said, `phrases.parted`.
+            target_lang: to translate into; '' asks for a transcript.
         """
         if lang and not languages.name(lang):
             raise ApiError(400, f'language: {lang!r} is not known; give a code such as en.', 'language')
         try:
-            if lang or not self.model.prompt.instructed:  # it is told by a code
+            if not target_lang and (lang or not self.model.prompt.instructed):  # it is told by a code
                 languages.begun(self.model.text_vocabulary, lang)
         except ValueError as error:
             raise ApiError(400, f'language: {error}', 'language') from None
+        template = instructions.TEMPLATES['ast_language' if lang else 'ast'][0] if target_lang else ''
         try:
             asking.check_lists(self.model, found := phrases.parted(listed))
-            instruction = phrases.asked(queries.wording('', lang, ''), found)
+            instruction = phrases.asked(queries.wording(template, lang, target_lang), found)
         except ValueError as error:
             raise ApiError(400, f'prompt: {error}', 'prompt') from None
         message = asking.Message('user', instruction, True)
         bounds = chunks.cut(samples, self._chunk_seconds)
-        asked = [self.query([message], samples[start:end], 'prompt') for start, end in bounds]
+        asked = [
+            self.query([message], samples[start:end], 'language' if target_lang else 'prompt') for start, end in bounds
+        ]
         return [(start / queries.SAMPLE_RATE, end / queries.SAMPLE_RATE) for start, end in bounds], asked
 
     @functools.cached_property

@@ -68,6 +68,13 @@ def test_a_transcript_in_every_format(client, wanted):
     assert (segment.start, segment.end, segment.text) == (0.0, 1.9, text) and segment.tokens
 
 
+def test_a_translation_is_what_infer_says(client, model):
+    asked = infer.Recording(str(CLIPS[0]), 'Translate this French speech to English.')
+    [answered] = infer.Inference(model, 2.0, batch_seconds=8.0).run([asked])
+    found = client.audio.translations.create(model='tiny', file=CLIPS[0], extra_body={'language': 'fr'})
+    assert found.text == answered.texts[0]
+
+
 def test_a_long_recording_is_cut_at_its_pauses(client, wanted):
     clips = CLIPS[:3]
     pause = np.zeros(round(0.3 * RATE), np.int16)

@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import contextlib
+import functools
 import io
 import json
 import random
@@ -19,7 +20,8 @@ from served import seconds, wav
 from slm_jax.data import prompts
 from slm_jax.serving import engine, service
 
-TRANSCRIPTIONS, CHAT = '/v1/audio/transcriptions', '/v1/chat/completions'
+TRANSCRIPTIONS, TRANSLATIONS = '/v1/audio/transcriptions', '/v1/audio/translations'
+CHAT = '/v1/chat/completions'
 
 
 @pytest.fixture(scope='module')
@@ -31,9 +33,9 @@ def server():
             yield client
 
 
-def transcribe(client, content, name='a.wav', **fields):
+def transcribe(client, content, name='a.wav', route=TRANSCRIPTIONS, **fields):
     data = {'model': 'seconds', **fields}
-    return client.post(TRANSCRIPTIONS, files={'file': (name, content)}, data=data)
+    return client.post(route, files={'file': (name, content)}, data=data)
 
 
 def chat(content, **more):
@@ -84,6 +86,21 @@ def test_phrases_that_may_be_said_are_in_the_prompt(server):
     assert refused(transcribe(server, wav(1), prompt='x' * 3000), 400, '2048 are read at most')['param'] == 'prompt'
 
 
+def test_translations_into_english(server):
+    translated = functools.partial(transcribe, server, route=TRANSLATIONS)
+    assert translated(wav(12.0)).json()['text'].count('heard') == 3, 'pieces of 5 s'
+    whole = translated(wav(1.3), language='fr', response_format='verbose_json').json()
+    assert (whole['task'], whole['language'], whole['text']) == ('translate', 'english', 'heard 13')
+    assert translated(wav(1.3), response_format='srt').text.startswith('1\n00:00:00,000 --> 00:00:01,300\nheard 13')
+    for lang, wanted in (('', 'Translate this speech to English.'), ('fr', 'Translate this French speech to English.')):
+        _, [query] = server.service.pieces(np.zeros(16_000, np.int16), lang, '', 'en')
+        said = ''.join(chr(token) for token in query.tokens if token > 1)
+        assert said.endswith(wanted) and not query.transcribed
+    assert refused(translated(wav(1), language='xx-none'), 400, 'is not known')['param'] == 'language'
+    assert refused(translated(wav(1), prompt='Ann'), 400, 'prompt: is not known here')['param'] == 'prompt'
+    assert refused(translated(wav(1), model='other'), 404, 'There is no model')['param'] == 'model'
+
+
 def test_a_model_that_is_told_languages_by_codes(server, monkeypatch):
     model, batches = server.service.model, []
     monkeypatch.setattr(model.vocabulary, 'languages', {'fr_XX': 7}, raising=False)
@@ -94,6 +111,9 @@ def test_a_model_that_is_told_languages_by_codes(server, monkeypatch):
         ({'language': 'cy'}, "no code for the language 'cy'"),
     ):
         assert refused(transcribe(server, wav(1.3), **fields), 400, said)['param'] == 'language'
+    for lang, said in (('', 'which language is spoken'), ('fr', "no code for the language 'en'")):
+        answer = transcribe(server, wav(1.3), route=TRANSLATIONS, language=lang)
+        assert refused(answer, 400, said)['param'] == 'language'
     monkeypatch.setattr(model, 'answers', lambda batch: batches.append(batch) or [])
     server.service.warm()
     assert batches and all('first_tokens' in batch for batch in batches), 'else what is asked is compiled anew'
