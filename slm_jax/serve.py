@@ -8,10 +8,10 @@
     client.audio.transcriptions.create(model='slm', file=open('call.wav', 'rb'), response_format='srt')
 
 /v1/audio/transcriptions takes a recording of any length, which it cuts at its pauses, and says when each word is said
-(`timestamp_granularities[]=word`); /v1/audio/translations puts one into English (`language`, which OpenAI's does not take,
-says what is spoken: a ComSL has to know). /v1/chat/completions takes an instruction and a recording (`input_audio`), and
-answers as it writes where `stream` is asked for. Requests that come together are answered together. There are
-/v1/models, /health and /metrics (Prometheus) besides, and with --page the page of `slm-jax demo`.
+(`timestamp_granularities[]=word`); /v1/audio/translations puts one into English (`language`, which OpenAI's does not
+take, says what is spoken: a ComSL has to know). /v1/chat/completions takes an instruction and a recording
+(`input_audio`), and answers as it writes where `stream` is asked for. Requests that come together are answered
+together. There are /v1/models, /health and /metrics (Prometheus) besides, and with --page the page of `slm-jax demo`.
 
 Needs pip install 'slm_jax[serve]'. It listens on this machine alone unless --host says otherwise; then clients should
 have to give a token, which stands in the variable SLM_JAX_TOKEN or in --token_file, and is never an argument.
