@@ -5,7 +5,7 @@ import contextlib
 import functools
 import hmac
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import fastapi
@@ -175,14 +175,22 @@ async def _form(request: fastapi.Request, content: bytes) -> tuple[dict[str, Any
         await form.close()
 
 
+async def _recording(
+    request: fastapi.Request, read: Callable[[Mapping[str, Any]], requests.Asked]
+) -> tuple[requests.Asked, str, bytes]:
+    """(fields, the file's name, the file) of a form that asks for what this server gives."""
+    fields, name, content = await _form(request, await body(request))
+    asked, service = read(fields), request.app.state.service
+    service.check_model(asked.model)
+    service.check_sampling(asked.temperature)
+    return asked, name, content
+
+
 @router.post('/v1/audio/transcriptions')
 async def transcriptions(request: fastapi.Request) -> Response:
     """A transcript of a recording of any length, piece by piece."""
     service, visit = request.app.state.service, request.scope['visit']
-    fields, name, content = await _form(request, await body(request))
-    asked = requests.transcription(fields)
-    service.check_model(asked.model)
-    service.check_sampling(asked.temperature)
+    asked, name, content = await _recording(request, requests.transcription)
     aligner = service.aligner if asked.word_times else None
     samples = await service.samples(name, content, 'file')
     bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language, asked.prompt)
@@ -200,10 +208,7 @@ async def transcriptions(request: fastapi.Request) -> Response:
 async def translations(request: fastapi.Request) -> Response:
     """What is said in a recording of any length, in English, piece by piece."""
     service, visit = request.app.state.service, request.scope['visit']
-    fields, name, content = await _form(request, await body(request))
-    asked = requests.translation(fields)
-    service.check_model(asked.model)
-    service.check_sampling(asked.temperature)
+    asked, name, content = await _recording(request, requests.translation)
     samples = await service.samples(name, content, 'file')
     bounds, wanted = await asyncio.to_thread(service.pieces, samples, asked.language, '', 'en')
     queues = [visit.ask(query) for query in wanted]

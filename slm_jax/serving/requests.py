@@ -135,7 +135,7 @@ class Transcription(Translation):
         return 'word' in self.timestamp_granularities
 
 
-_Asked = TypeVar('_Asked', bound=Translation)
+Asked = TypeVar('Asked', bound=Translation)
 
 
 def chat(content: bytes) -> Chat:
@@ -163,7 +163,7 @@ def transcription(fields: Mapping[str, Any]) -> Transcription:
     return asked
 
 
-def _fields(kind: type[_Asked], fields: Mapping[str, Any]) -> _Asked:
+def _fields(kind: type[Asked], fields: Mapping[str, Any]) -> Asked:
     try:
         return kind.model_validate(fields)
     except pydantic.ValidationError as error:

@@ -30,7 +30,11 @@ def main() -> None:
         rows = json_lines.read(out / 'predictions.jsonl')
         said, heard = ([digits(row[field]) for row in rows] for field in ('reference', 'prediction'))
         right = sum(one == other for one, other in zip(said, heard))
-        print(f'{out}: {jiwer.wer(said, heard):.1%} of digits wrong, {right} of {len(rows)} strings right')
+        found = jiwer.process_words(said, heard)
+        print(
+            f'{out}: {found.wer:.1%} of digits wrong ({found.substitutions} are others, {found.insertions} too many, '
+            f'{found.deletions} too few), {right} of {len(rows)} strings right'
+        )
 
 
 if __name__ == '__main__':
