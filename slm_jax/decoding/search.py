@@ -143,7 +143,7 @@ def search(
     if config.method == 'beam':
         beams = _beams(
             tokens_to_log_probs, cache, batch_size, config.beam_size, config.alpha,
-            config.max_decode_length, eos_id, cache_batch_axis, active,
+            config.max_decode_length, eos_id, cache_batch_axis, active, wanted=1,
         )  # fmt: skip
 
         def best(state):
@@ -275,8 +275,9 @@ def beam_search(
     where only some ended, the others are empty with scores near -1e7.
     """
     return _beams(
-        tokens_to_log_probs, cache, batch_size, beam_size, alpha, max_decode_length, eos_id, cache_batch_axis, active
-    ).run()
+        tokens_to_log_probs, cache, batch_size, beam_size, alpha, max_decode_length, eos_id, cache_batch_axis, active,
+        wanted=beam_size,
+    ).run()  # fmt: skip
 
 
 def _beams(
@@ -289,7 +290,9 @@ def _beams(
     eos_id: int,
     cache_batch_axis: int,
     active: Bool[Array, ' b'] | None,
+    wanted: int,
 ) -> Search:
+    """See `beam_search`; goes on until the best `wanted` of each sequence stay as they are."""
     candidates = 2 * beam_size  # Even if half of them end now, enough stay alive.
 
     def penalty(length):
@@ -306,8 +309,8 @@ def _beams(
         # A score only falls and the longest sequence has the largest penalty: no live beam of
         # this sequence can ever do better than this.
         bound = live_scores[:, -1:] / penalty(max_decode_length + 1)
-        worst = jnp.where(ended, jnp.min(ended_scores, axis=1, keepdims=True), _IMPOSSIBLE)
-        known = jnp.all(worst > bound, axis=1)
+        worst = jnp.where(ended, ended_scores, _IMPOSSIBLE)[:, -wanted]
+        known = worst > bound[:, 0]
         hopeless = bound[:, 0] < _IMPOSSIBLE / penalty(max_decode_length + 1)
         return (known, hopeless) if active is None else (known | ~active, hopeless | ~active)
 

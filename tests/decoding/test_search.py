@@ -73,6 +73,19 @@ def test_beam_search_is_that_of_t5x(golden, generate, beam_size, alpha):
     np.testing.assert_array_equal(best_scores, scores[:, -1])
 
 
+def test_beams_end_when_nothing_can_become_better_than_the_best():
+    """The third token ends it, by 0.9: after five nothing that goes on can beat that, though it could the fourth best."""
+
+    def step(tokens, cache):
+        probabilities = jnp.where(cache['count'] < 2, jnp.array([0, 0, 0.7, 0.3]), jnp.array([0, 0.9, 0.06, 0.04]))
+        return jnp.maximum(jnp.log(probabilities), -50), {'count': cache['count'] + 1}
+
+    search = decoding.search.search(step, {'count': jnp.zeros((1, 1))}, 1, decoding.DecodeConfig('beam', 60, alpha=1.0))
+    state = jax.lax.while_loop(search.going, search.step, search.state)
+    assert int(state[0]) == 5
+    assert search.result(state)[0][0, :4].tolist() == [2, 2, 1, 0]
+
+
 def test_greedy_is_beam_search_of_one_where_nothing_ends(golden, generate):
     # Once an end is among the two best candidates, T5X's single beam may prefer it.
     inputs = golden['encoder_input_tokens'][:2]
