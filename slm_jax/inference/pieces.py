@@ -48,6 +48,8 @@ def listened(model: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.nda
     for row, of_row in enumerate(several):
         ends = np.cumsum(of_row)
         for number, (start, end) in enumerate(zip(ends - of_row, ends, strict=True)):
+            if start == end:  # another row has more recordings, or this one fills the batch up
+                continue
             samples = batch['speech_samples'][row, start:end]
             bounds = [(0, len(samples))]
             if most is not None and len(samples) > most:
@@ -82,8 +84,9 @@ def _joined(found: list[np.ndarray], owners: list[tuple[int, int]], shape: tuple
         lengths[row, number] += len(embeddings)
     joined = np.zeros((shape[0], _room(int(lengths.sum(axis=1).max())), found[0].shape[1]), found[0].dtype)
     for row, of_row in enumerate(rows):
-        whole = np.concatenate(of_row)
-        joined[row, : len(whole)] = whole
+        if of_row:
+            whole = np.concatenate(of_row)
+            joined[row, : len(whole)] = whole
     return {'speech_embeddings': joined, 'speech_embedding_lengths': lengths}
 
 

@@ -73,12 +73,21 @@ def test_a_long_recording_is_heard_in_pieces_and_whole():
 
 
 def test_recordings_of_a_prompt_stay_apart():
-    made = pieces.listened(model(), batch((3_000, 5_000), (2_000,), (1_000, 1_000, 4_000)))
+    of = model()
+    made = pieces.listened(of, batch((3_000, 5_000), (2_000,), (1_000, 1_000, 4_000)))
     assert made['speech_embedding_lengths'].tolist() == [[3, 5, 0], [2, 0, 0], [1, 1, 4]]
     embeddings = made['speech_embeddings'][..., 0]
     assert embeddings[0, :9].tolist() == [1] * 3 + [2] * 5 + [0]
     assert embeddings[1, :3].tolist() == [101, 101, 0] and embeddings[2, :6].tolist() == [201, 202, *[203] * 4]
-    assert 'recording_lengths' not in made
+    assert 'recording_lengths' not in made and {shape[1] for _, shape in of.heard} == {32_000}
+
+
+def test_recordings_that_are_not_there_are_not_heard():
+    of = model()
+    rows = [queries.Query((5,), np.ones(3_000, np.int16), recordings=(3_000,))]
+    made = pieces.listened(of, queries.batch_of(rows, (0.5, 32), 3))
+    assert made['speech_embedding_lengths'].tolist() == [[3], [0], [0]]
+    assert [shape for _, shape in of.heard] == [(1, 32_000)]
 
 
 def test_a_system_that_hears_one_recording_says_so():
