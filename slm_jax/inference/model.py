@@ -78,6 +78,7 @@ class Model:
         computed_seconds: audio that the speech encoder computes at least, however short a clip is.
         mesh: of the devices.
         seconds: that `answers` took so far, compilation left out.
+        pieces: embeddings of what the last batch had to be heard in pieces, by their samples.
     """
 
     directory: pathlib.Path
@@ -94,6 +95,7 @@ class Model:
     mesh: Any
     _partitioner: Any
     seconds: float = 0.0
+    pieces: dict[bytes, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._programs, self._asked = {}, 0

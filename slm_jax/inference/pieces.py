@@ -55,7 +55,7 @@ def listened(model: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.nda
             if most is not None and len(samples) > most:
                 bounds = chunks.cut(samples, most / queries.SAMPLE_RATE)
             owners += [(row, number)] * len(bounds)
-            pieces += [queries.Query((), samples[first:last]) for first, last in bounds]
+            pieces += [samples[first:last] for first, last in bounds]
     kept = {name: array for name, array in batch.items() if name != 'recording_lengths'}
     return (
         kept
@@ -64,16 +64,23 @@ def listened(model: Any, batch: Mapping[str, np.ndarray]) -> Mapping[str, np.nda
     )
 
 
-def _heard(model: Any, pieces: list[queries.Query], most: int | None) -> list[np.ndarray]:
-    """The embeddings of each piece."""
+def _heard(model: Any, pieces: list[np.ndarray], most: int | None) -> list[np.ndarray]:
+    """The embeddings of each piece. Equal ones are heard once, and not again if the batch before had them.
+
+    So are the choices of a question, and the examples that come before each question.
+    """
     longest = model.encoder_seconds if most is None else most / queries.SAMPLE_RATE
     limits = {'longest': longest, 'computed': model.computed_seconds}
-    found: list[np.ndarray] = [np.zeros(0)] * len(pieces)
-    for group, batch in queries.batched(pieces, _SECONDS, model.row_multiple, **limits):
+    keys = [piece.tobytes() for piece in pieces]
+    found = {key: model.pieces[key] for key in keys if key in model.pieces}
+    new = {key: piece for key, piece in zip(keys, pieces, strict=True) if key not in found}
+    asked, names = (queries.Query((), piece) for piece in new.values()), list(new)
+    for group, batch in queries.batched(asked, _SECONDS, model.row_multiple, **limits):
         embeddings, lengths = model.run('listen', model.system.listen, batch)
         for (place, _), row, length in zip(group, embeddings, lengths, strict=False):
-            found[place] = row[:length]
-    return found
+            found[names[place]] = row[:length]
+    model.pieces = found
+    return [found[key] for key in keys]
 
 
 def _joined(found: list[np.ndarray], owners: list[tuple[int, int]], shape: tuple[int, ...]) -> dict[str, np.ndarray]:

@@ -102,6 +102,7 @@ def row(kind: str, seconds: int, args: argparse.Namespace) -> list[str]:
     # SLM's adapter hears pieces as well, of which nothing else asks it.
     hears = types.SimpleNamespace(listen=system.listen, piece=_PIECE)
     model = types.SimpleNamespace(system=hears, run=run, encoder_seconds=None, computed_seconds=0.0, row_multiple=1)
+    model.pieces = {}
     model.directory = types.SimpleNamespace(name=kind)
     noise = np.random.default_rng(0).integers(-3000, 3000, seconds * queries.SAMPLE_RATE).astype(np.int16)
     query = queries.Query((5,) * 20, noise, recordings=(len(noise),))
@@ -109,6 +110,7 @@ def row(kind: str, seconds: int, args: argparse.Namespace) -> list[str]:
     took: dict[str, float] = {}
     pieces.listened(model, batch)
     took.clear()  # the second time nothing is compiled
+    model.pieces = {}
     made = {name: jnp.asarray(array) for name, array in pieces.listened(model, batch).items()}
     decode = DecodeConfig(max_decode_length=1)
     compiled = jax.jit(lambda params, batch: system.predict(params, batch, decode)).lower(params, made).compile()

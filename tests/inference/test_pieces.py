@@ -34,7 +34,7 @@ def model(piece=None, encoder_seconds=None):
 
     return types.SimpleNamespace(
         system=system, run=run, heard=heard, encoder_seconds=encoder_seconds, computed_seconds=0.0, row_multiple=1,
-        directory=types.SimpleNamespace(name='model'),
+        directory=types.SimpleNamespace(name='model'), pieces={},
     )  # fmt: skip
 
 
@@ -88,6 +88,22 @@ def test_recordings_that_are_not_there_are_not_heard():
     made = pieces.listened(of, queries.batch_of(rows, (0.5, 32), 3))
     assert made['speech_embedding_lengths'].tolist() == [[3], [0], [0]]
     assert [shape for _, shape in of.heard] == [(1, 32_000)]
+
+
+def test_a_recording_of_several_rows_is_heard_once_and_not_again():
+    of = model()
+    given = batch((3_000, 5_000), (3_000, 5_000))
+    given['speech_samples'][1] = given['speech_samples'][0]
+    made = pieces.listened(of, given)
+    assert made['speech_embedding_lengths'].tolist() == [[3, 5], [3, 5]]
+    np.testing.assert_array_equal(*made['speech_embeddings'])
+    assert [shape for _, shape in of.heard] == [(2, 32_000)]
+    other = batch((3_000, 5_000), (3_000, 6_000))  # of which only the second row is new
+    again = pieces.listened(of, other)
+    np.testing.assert_array_equal(again['speech_embeddings'][0, :8], made['speech_embeddings'][0, :8])
+    assert len(of.heard) == 2 and len(of.pieces) == 4
+    pieces.listened(of, batch((2_000, 1_000)))
+    assert len(of.pieces) == 2  # those of the last batch alone are kept
 
 
 def test_a_system_that_hears_one_recording_says_so():
