@@ -34,6 +34,7 @@ from slm_jax.llms.layers import (
     Embedding,
     LayerNorm,
     Mlp,
+    dot_product_attention,
     layer_norm,
     rematerialised,
 )
@@ -164,7 +165,7 @@ class Attention(nn.Module):
         keys = rotary.rotated(self._heads('key', cfg.num_kv_heads, x), rotation)
         values = self._heads('value', cfg.num_kv_heads, x)
         if position is None:
-            y = jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
+            y = dot_product_attention(queries, keys, values, seen)
             self.sow('intermediates', 'queries', queries)
             self.sow('intermediates', 'keys', keys)
         if position is not None or self.room is not None:
@@ -300,8 +301,9 @@ class Decoder(nn.Module):
             x, position, positions, seen, distances = self._next(x)
         else:
             positions = np.arange(x.shape[1])[None]
-            distances = positions[:, :, None] - positions[:, None]
-            seen = jnp.asarray(distances >= 0)
+            place = jnp.arange(x.shape[1])  # no constant, which of a long text would be larger than the model
+            distances = place[None, :, None] - place
+            seen = distances >= 0
             if texts is not None:
                 numbers, positions = texts
                 seen = seen & (numbers[:, :, None] == numbers[:, None])

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax import lax
-from jaxtyping import Array, Float, Int, Int32
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from slm_jax.llms import cache
 
 _NUM_BUCKETS = 32
 _MAX_DISTANCE = 128
+_QUERIES = 1024  # at most so many attend at once
 # Axes of what goes from layer to layer. Where weights stay where they are (`partitioning.GENERATION_RULES`), all rows
 # are where a part of the width is, and only attention divides the rows: hence two names for them.
 STREAM = ('llm_batch', 'length', 'embed')
@@ -97,6 +98,31 @@ def rematerialised(layer: type[nn.Module], policy: str, scanned: bool) -> type[n
         return layer
     kept = jax.checkpoint_policies.checkpoint_dots_with_no_batch_dims if policy == 'minimal' else None
     return nn.remat(layer, prevent_cse=not scanned, policy=kept)
+
+
+def dot_product_attention(
+    queries: Float[Array, 'b l h d'],
+    keys: Float[Array, 'b s g d'],
+    values: Float[Array, 'b s g d'],
+    seen: Bool[Array, '#b l s'],
+) -> Float[Array, 'b l h d']:
+    """`jax.nn.dot_product_attention`; of a long text in parts: all weights at once would be most of the memory."""
+    length = queries.shape[1]
+    parts = -(-length // _QUERIES)
+    if parts == 1:
+        return jax.nn.dot_product_attention(queries, keys, values, mask=seen[:, None])
+    size = -(-length // parts)
+
+    def divided(x):
+        x = jnp.pad(x, [(0, 0), (0, parts * size - length), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(x.reshape(len(x), parts, size, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint  # or a gradient would keep the weights of all parts
+    def attended(part):
+        return jax.nn.dot_product_attention(part[0], keys, values, mask=part[1][:, None])
+
+    y = jnp.moveaxis(lax.map(attended, (divided(queries), divided(seen))), 0, 1)
+    return y.reshape(len(y), parts * size, *y.shape[3:])[:, :length]
 
 
 class LayerNorm(nn.Module):

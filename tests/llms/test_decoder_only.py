@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from slm_jax import decoding, foundations, llms
+from slm_jax.llms import layers
 from slm_jax.llms.decoder_only import DecoderOnly, DecoderOnlyConfig
 
 GOLDENS = pathlib.Path(__file__).parents[1] / 'testdata' / 'decoder_only_goldens'
@@ -91,6 +92,36 @@ def test_attention_before_a_token_is_that_after_a_prompt_which_ends_there():
     assert (found[1, 0, 3] == 0).sum() == 8, 'of the layer that sees four positions: one of the prompt and three tokens'
     with pytest.raises(ValueError, match=r'alignment_heads is \(\(3, 0\),\); \(layer, head\) .* of 3 layers, from 0'):
         weights(tokens, target, ((3, 0),))
+
+
+@pytest.mark.parametrize('family', ['qwen3', 'opt'])
+def test_a_long_text_attends_in_parts(family, monkeypatch):
+    """Outputs and gradients are those of attention at once, with windows and with several texts in a row."""
+    llm, params = made(family, 0, sliding_window=4, sliding_layers=(0,))
+    params, tokens = foundations.unflatten(params), jax.random.randint(jax.random.key(0), (2, 21), 3, 40)
+    numbers = jnp.repeat(jnp.array([[1, 2, 2], [1, 1, 1]]), 7, axis=1)
+    positions = jnp.concatenate([jnp.arange(7), jnp.arange(14)]), jnp.arange(21)
+
+    def loss(params):
+        x = llm.apply({'params': params}, tokens, method='embed')
+        y = llm.apply({'params': params}, x, numbers, jnp.stack(positions), method='outputs')
+        return jnp.sum(y**2), y
+
+    (_, at_once), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    monkeypatch.setattr(layers, '_QUERIES', 8)
+    (_, in_parts), its_gradient = jax.value_and_grad(loss, has_aux=True)(params)
+    np.testing.assert_allclose(in_parts, at_once, rtol=0, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), its_gradient, gradient)
+
+
+def test_the_weights_of_a_long_text_are_never_there_at_once():
+    llm, params = made('qwen3', 0)
+    params, length = foundations.unflatten(params), 16_384
+    x = jax.ShapeDtypeStruct((1, length, llm.config.emb_dim), jnp.float32)
+    mask = jax.ShapeDtypeStruct((1, length), bool)
+    read = lambda x, mask: llm.apply({'params': params}, x, mask, 8, 1, method='start', mutable=['cache', 'cross'])[1]
+    memory = jax.jit(read).lower(x, mask).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 4 * llm.config.num_heads * length**2 / 2
 
 
 def test_names_and_axes_of_parameters():
