@@ -74,7 +74,7 @@ def test_beam_search_is_that_of_t5x(golden, generate, beam_size, alpha):
 
 
 def test_beams_end_when_nothing_can_become_better_than_the_best():
-    """The third token ends it, by 0.9: after five nothing that goes on can beat that, but could the fourth."""
+    """The third token ends it, by 0.9. After five nothing else can become the best, though it could the fourth."""
 
     def step(tokens, cache):
         probabilities = jnp.where(cache['count'] < 2, jnp.array([0, 0, 0.7, 0.3]), jnp.array([0, 0.9, 0.06, 0.04]))
