@@ -101,9 +101,10 @@ def row(kind: str, seconds: int, args: argparse.Namespace) -> list[str]:
 
     # SLM's adapter hears pieces as well, of which nothing else asks it.
     hears = types.SimpleNamespace(listen=system.listen, piece=_PIECE)
-    model = types.SimpleNamespace(system=hears, run=run, encoder_seconds=None, computed_seconds=0.0, row_multiple=1)
-    model.pieces = {}
-    model.directory = types.SimpleNamespace(name=kind)
+    model = types.SimpleNamespace(
+        system=hears, run=run, encoder_seconds=None, computed_seconds=0.0, row_multiple=1, pieces={},
+        directory=types.SimpleNamespace(name=kind),
+    )  # fmt: skip
     noise = np.random.default_rng(0).integers(-3000, 3000, seconds * queries.SAMPLE_RATE).astype(np.int16)
     query = queries.Query((5,) * 20, noise, recordings=(len(noise),))
     batch = queries.batch_of([query], (seconds, 32), 1)
