@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return answers(args)
     except (ValueError, OSError) as error:
-        return cli.fail('answers', error, status=2)
+        return cli.fail('answers', error)
 
 
 if __name__ == '__main__':

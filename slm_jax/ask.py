@@ -210,7 +210,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, TypeError) as error:
-        return cli.fail('ask', error, status=2)
+        return cli.fail('ask', error)
 
 
 if __name__ == '__main__':

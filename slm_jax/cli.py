@@ -94,7 +94,7 @@ def _one_line(message, category, filename, lineno, line=None) -> str:
     return f'{filename}:{lineno}: {category.__name__}: {message}\n'
 
 
-def fail(command: str, error: Exception, status: int = 1) -> int:
+def fail(command: str, error: Exception, status: int = 2) -> int:
     """Says what went wrong, as our errors word it; SLM_JAX_TRACEBACK=1 raises it instead."""
     if os.environ.get('SLM_JAX_TRACEBACK'):
         raise error

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         commands = {'fit': _fit, 'encode': _encode, 'read': _read, 'pair': _pair, 'decode': _decode}
         return (commands | {'measure': _measure})[args.command](args)
     except (ValueError, RuntimeError, OSError, ImportError) as error:
-        return cli.fail('codebook', error, 2)
+        return cli.fail('codebook', error)
 
 
 def _fit(args: argparse.Namespace) -> int:

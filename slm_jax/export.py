@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         files = export(args.model_dir, args.out, args.step, args.form)
     except (ValueError, OSError) as error:
-        return cli.fail('export', error, 2)
+        return cli.fail('export', error)
     print(f'wrote {args.out}: {", ".join(files)}')
     return 0
 

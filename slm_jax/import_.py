@@ -292,7 +292,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         card, out, verb = _import(args)
     except (ValueError, OSError) as error:
-        return cli.fail('import', error, 2)
+        return cli.fail('import', error)
     licence = card['licence'] or 'not stated'
     print(f'{verb} {out}: {card["fingerprint"]["num_params"]:,} parameters in {args.dtype}; licence: {licence}')
     return 0

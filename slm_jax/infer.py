@@ -480,7 +480,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cli.quiet_libraries()
     gc.set_threshold(500_000)  # importing and tracing make many objects and little garbage
     args = parser().parse_args(list(sys.argv[1:] if argv is None else argv))
-    fail = functools.partial(cli.fail, 'infer', status=2)
+    fail = functools.partial(cli.fail, 'infer')
     try:
         with cli.together(args.multihost, fail, ValueError, OSError, TypeError):
             return infer(args)

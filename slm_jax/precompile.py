@@ -295,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError, TypeError) as error:
-        return cli.fail('precompile', error, 2)
+        return cli.fail('precompile', error)
 
 
 if __name__ == '__main__':

@@ -143,9 +143,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path = pretrain(args.name, args.out, args.tokenizer, args.gin_file, args.gin_bindings)
     except ArithmeticError as error:  # of `train`: a loss that is not finite
-        return cli.fail('pretrain', error)
+        return cli.fail('pretrain', error, 1)
     except (ValueError, OSError) as error:
-        return cli.fail('pretrain', error, 2)
+        return cli.fail('pretrain', error)
     print(f'wrote {path}')
     return 0
 

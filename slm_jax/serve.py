@@ -165,7 +165,7 @@ def run(command: str, serving: Callable[[], None]) -> int:
     try:
         serving()
     except (ValueError, OSError, TypeError) as error:
-        return cli.fail(command, error, status=2)
+        return cli.fail(command, error)
     return 0
 
 

@@ -374,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     from slm_jax.training import loop
 
-    fail = functools.partial(cli.fail, 'train', status=2)
+    fail = functools.partial(cli.fail, 'train')
     try:
         with cli.together(args.multihost, fail, ValueError, OSError):
             configuration.parse_gin(args.gin_file, args.gin_bindings)
@@ -382,7 +382,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ensure_foundations()
             result = configuration.configured(train)()
     except loop.NonFiniteError as error:
-        return cli.fail('train', error)
+        return cli.fail('train', error, 1)
     except (ValueError, OSError) as error:
         return fail(error)
     return EXIT_TERMINATED if result['terminated'] else 0

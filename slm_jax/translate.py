@@ -362,7 +362,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return translate(args)
     except (ValueError, OSError) as error:
-        return cli.fail('translate', error, status=2)
+        return cli.fail('translate', error)
 
 
 if __name__ == '__main__':

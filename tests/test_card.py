@@ -110,5 +110,5 @@ def test_a_card_in_a_directory(tmp_path, capsys):
     ],
 )
 def test_errors_say_what_to_do(argv, message, capsys):
-    assert card.main(argv) == 1
+    assert card.main(argv) == 2
     assert message in capsys.readouterr().err

@@ -114,7 +114,7 @@ def test_a_foundation_alone_and_a_cascade(world, manifest, tmp_path):
 
 def test_a_language_model_alone_hears_nothing(world, manifest, tmp_path, capsys):
     gin = f'--gin_file={world / "sizes.gin"}'
-    assert run(world / 't5', gin, '--manifest', manifest, '--out', tmp_path / 'out') == 1
+    assert run(world / 't5', gin, '--manifest', manifest, '--out', tmp_path / 'out') == 2
     assert 't5 is a language model alone and hears nothing of' in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
@@ -138,9 +138,9 @@ def test_a_task_is_looked_through_before_it_is_decoded(world, monkeypatch, tmp_p
 
     monkeypatch.setattr(loader, 'SpeechTextLoader', Stored)
     argv = ('--task', 'some', '--out', tmp_path / 'out')
-    assert run(world / 't5', f'--gin_file={world / "sizes.gin"}', *argv) == 1
+    assert run(world / 't5', f'--gin_file={world / "sizes.gin"}', *argv) == 2
     assert 't5 is a language model alone and hears nothing of some' in capsys.readouterr().err
-    assert run(world / 'slm', *argv) == 1
+    assert run(world / 'slm', *argv) == 2
     assert "example 'a': its reference '...' is empty" in capsys.readouterr().err
     assert not (tmp_path / 'out').exists()
 
@@ -153,7 +153,7 @@ def test_the_first_lines_alone(world, manifest, tmp_path, capsys):
     assert len(read(out / 'predictions.jsonl')) == 3
     assert json.loads((out / 'results.json').read_text())['data']['limit'] == 3
     for wrong in ((*argv, '--limit', 0), ('--predictions', out / 'predictions.jsonl', '--limit', 2)):
-        assert run(*wrong) == 1
+        assert run(*wrong) == 2
         assert '--limit: a number from 1 on, of a --manifest or a --task.' in capsys.readouterr().err
 
 
@@ -161,13 +161,13 @@ def test_a_foundation_alone_knows_the_tasks():
     """In a process where nothing else has registered them."""
     argv = [sys.executable, '-m', 'slm_jax.evaluate', 'usm_tiny', '--task', 'voice_prompt']
     found = subprocess.run(argv, capture_output=True, text=True)
-    assert found.returncode == 1 and 'did you mean voice_prompts' in found.stderr
+    assert found.returncode == 2 and 'did you mean voice_prompts' in found.stderr
 
 
 def test_an_encoder_alone_reads_no_instruction(world, manifest, capsys):
     gin = f'--gin_file={world / "sizes.gin"}'
     for argv in ((), ('--instruction', 'Which size?')):
-        assert run(world / 'usm', gin, '--manifest', manifest, *argv) == 1
+        assert run(world / 'usm', gin, '--manifest', manifest, *argv) == 2
         assert 'usm reads none; by CTC it writes what is said' in capsys.readouterr().err
 
 
@@ -185,14 +185,14 @@ def test_what_cannot_be_scored_is_found_before_anything_is_decoded(world, manife
     path = rewritten(manifest, 'empty.jsonl', {'target': '(…)', 'id': 'laughter'}, 20)
     asked = []
     monkeypatch.setattr(model_lib.Model, 'answers', lambda self, batch: asked.append(batch))
-    assert run(world / 'slm', '--manifest', path, '--out', tmp_path / 'out') == 1
+    assert run(world / 'slm', '--manifest', path, '--out', tmp_path / 'out') == 2
     err = capsys.readouterr().err
     assert "example 'laughter': its reference '(…)' is empty after normalising (basic)" in err
     assert '--on_bad_example skip' in err and '--normalizer none' in err
     texts = tmp_path / 'texts.jsonl'
     texts.write_text(''.join(json.dumps({'id': f'{manifest}:{n}', 'prediction': 'a'}) + '\n' for n in range(1, 24)))
     cascade = ('--manifest', manifest, '--text_from', texts, '--out', tmp_path / 'out')
-    assert run(world / 'slm', *cascade) == 1
+    assert run(world / 'slm', *cascade) == 2
     assert f"no text for example '{manifest}:24'" in capsys.readouterr().err
     assert not asked and not (tmp_path / 'out').exists()
 
@@ -206,12 +206,12 @@ def test_what_cannot_be_scored_is_skipped_where_that_is_said(world, manifest, tm
     assert all('empty after normalising' in line for line in results['data']['skipped'])
     predictions = out / 'predictions.jsonl'
     again = rewritten(predictions, 'again.jsonl', {'reference': '...', 'id': 'dots'}, 7)
-    assert run('--predictions', again, '--out', tmp_path / 'again') == 1
+    assert run('--predictions', again, '--out', tmp_path / 'again') == 2
     assert "example 'dots': its reference '...' is empty" in capsys.readouterr().err
     assert run('--predictions', again, '--out', tmp_path / 'again', *skip) == 0
     assert json.loads((tmp_path / 'again' / 'results.json').read_text())['data']['examples'] == 21
     again.write_text(json.dumps({'id': 'dots', 'reference': '...', 'prediction': ''}))
-    assert run('--predictions', again, '--out', tmp_path / 'again', *skip) == 1
+    assert run('--predictions', again, '--out', tmp_path / 'again', *skip) == 2
     assert "all 1 examples were skipped; the first: example 'dots'" in capsys.readouterr().err
 
 
@@ -242,7 +242,7 @@ def test_installed_models_are_read_only(world, manifest, tmp_path, monkeypatch):
 
 
 def test_without_its_foundations_model_file_it_asks(world, manifest, capsys):
-    assert run(world / 'usm', '--manifest', manifest) == 1
+    assert run(world / 'usm', '--manifest', manifest) == 2
     assert 'which system is it? Give --gin_file' in capsys.readouterr().err
 
 
@@ -278,13 +278,13 @@ def test_the_share_of_another_run(world, manifest, tmp_path, capsys):
         (predicted('without.jsonl', {'a': None}), 'example \'a\' has no text in its field "prediction"'),
         (tmp_path / 'absent.jsonl', 'absent.jsonl: cannot be read'),
     ):
-        assert run('--predictions', ours, '--oracle', path, '--out', tmp_path / 'no') == 1
+        assert run('--predictions', ours, '--oracle', path, '--out', tmp_path / 'no') == 2
         assert message in capsys.readouterr().err
     few.write_text(few.read_text() + few.read_text().replace('"prediction": "2"', '"prediction": "4"'))
-    assert run('--predictions', ours, '--oracle', few) == 1
+    assert run('--predictions', ours, '--oracle', few) == 2
     assert "two lines of id 'a' have different predictions" in capsys.readouterr().err
     out = tmp_path / 'undone'
-    assert run(world / 'slm', '--manifest', manifest, '--oracle', theirs, '--out', out) == 1
+    assert run(world / 'slm', '--manifest', manifest, '--oracle', theirs, '--out', out) == 2
     assert f"no line for example '{manifest}:1'" in capsys.readouterr().err and not out.exists(), 'said before decoding'
 
 
@@ -316,7 +316,7 @@ def test_how_likely_texts_are(world, manifest, tmp_path, capsys):
     assert results['scores']['likelihood']['en']['perplexity'] > 1
     assert 'bits a byte' in (tmp_path / 'text' / 'report.html').read_text()
 
-    assert run(world / 'usm', gin, '--manifest', path, '--instruction', 'Transcribe the speech.', *asked[4:]) == 1
+    assert run(world / 'usm', gin, '--manifest', path, '--instruction', 'Transcribe the speech.', *asked[4:]) == 2
     assert 'usm has no language model, which alone says how likely' in capsys.readouterr().err
     for choices, message in (
         ('large', "choices.jsonl:1: choices is 'large'; it must be a list of two or more different texts."),
@@ -324,7 +324,7 @@ def test_how_likely_texts_are(world, manifest, tmp_path, capsys):
         (['a', 'b'], 'choices.jsonl:1: none of the choices is the reference'),
     ):
         path.write_text(json.dumps({**lines[0], 'choices': choices}) + '\n')
-        assert run(world / 'slm', *asked, '--out', tmp_path / 'no') == 1
+        assert run(world / 'slm', *asked, '--out', tmp_path / 'no') == 2
         assert message in capsys.readouterr().err
 
 
@@ -380,7 +380,7 @@ def test_infer_from_the_directory_alone(world, manifest, capsys):
     ],
 )
 def test_errors_say_what_to_do(world, argv, message, capsys):
-    assert run(*(world / 'slm' if word == 'SLM' else word for word in argv)) == 1
+    assert run(*(world / 'slm' if word == 'SLM' else word for word in argv)) == 2
     assert message in capsys.readouterr().err
 
 

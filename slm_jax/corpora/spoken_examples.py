@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         write(parser.parse_args(argv).out)
     except ImportError as error:
         parser.exit(2, f"{error}: pip install 'slm_jax[quickstart]'\n")
-    except OSError as error:
+    except (OSError, ValueError) as error:
         parser.exit(2, f'{error}\n')
 
 

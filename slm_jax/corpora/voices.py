@@ -14,12 +14,14 @@ NAME=COMMAND    whatever writes a sound file {out}. What is said is {text}, or i
 import functools
 import hashlib
 import importlib.resources
+import importlib.util
 import os
 import pathlib
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 
@@ -205,10 +207,11 @@ class Engines:
         return np.concatenate([chunk.audio_float_array for chunk in chunks]), chunks[0].sample_rate
 
     def _read_pico(self, voice, text, lang, speed):
-        import py_nanotts
-
-        pcm = py_nanotts.NanoTTS().speak(text, voice=voice, speed=speed)
-        return np.frombuffer(pcm, '<i2').astype(np.float32) / 32768, 16_000
+        if not importlib.util.find_spec('py_nanotts'):
+            raise ImportError("No module named 'py_nanotts'")
+        # In a process of its own: where TensorFlow was loaded first, its library crashes.
+        spoken = ['--voice', voice, '--speed', f'{speed:.3f}', '--output', '/dev/stdout', '--', text]
+        return run([sys.executable, '-m', 'py_nanotts', *spoken], text)
 
     def _read_espeak_ng(self, voice, text, lang, speed):
         return run(['espeak-ng', '-v', voice, '-s', f'{175 * speed:.0f}', '--stdin', '--stdout'], text)

@@ -34,7 +34,7 @@ def test_all_kinds_are_drawn():
 
 
 def test_what_cannot_be_made_is_said(tmp_path, capsys):
-    assert pictures.main([str(tmp_path)]) == 1
+    assert pictures.main([str(tmp_path)]) == 2
     assert 'is there. Give another OUT' in capsys.readouterr().err
     with pytest.raises(ValueError, match='--count 0, --seed 0: whole numbers'):
         pictures.make(tmp_path / 'c', 0, 0)

@@ -116,7 +116,7 @@ def test_the_packaged_sets(run):
 def test_what_is_no_such_set_is_named(run, tmp_path, option, content, message):
     (tmp_path / 'stories.csv').write_text(content, encoding='latin-1')
     status, said, _ = run(f'{option}={tmp_path / "stories.csv" if content else tmp_path}')
-    assert status == 1 and message in said
+    assert status == 2 and message in said
 
 
 def test_questions_without_answers_are_named(tmp_path):

@@ -61,9 +61,9 @@ def test_all_targets_are_counted_without_their_ends(run, manifest, vocabulary, t
 
 def test_what_cannot_be_counted_is_said_in_a_line(run, tmp_path, capsys):
     out = tmp_path / 'labels.gin'
-    assert token_counts.main([str(out)]) == 1
+    assert token_counts.main([str(out)]) == 2
     assert 'nothing to count: give a --gin_file that sets MIXTURE_OR_TASK_NAME' in capsys.readouterr().err
-    assert token_counts.main(['--gin_file', run, '--gin.MIXTURE_OR_TASK_NAME=voice_prompt', str(out)]) == 1
+    assert token_counts.main(['--gin_file', run, '--gin.MIXTURE_OR_TASK_NAME=voice_prompt', str(out)]) == 2
     assert "no task or mixture is called 'voice_prompt'; did you mean voice_prompts" in capsys.readouterr().err
     with pytest.raises(ValueError, match="'counted': no target of its training split has a token"):
         token_counts.write(collections.Counter(), 0, "'counted'", 'somebody', out)

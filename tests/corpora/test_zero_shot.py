@@ -60,7 +60,7 @@ def test_a_run_that_was_broken_off_goes_on(run, tmp_path):
     assert files(out) == spoken and len(spoken) == 12, 'nothing is read twice'
     assert (out / 'quiz.jsonl').read_bytes() == quiz
     status, said = run(limit=3)
-    assert status == 1 and 'and was not made by this command. Give another OUT, or remove it' in said
+    assert status == 2 and 'and was not made by this command. Give another OUT, or remove it' in said
 
 
 @pytest.mark.parametrize(

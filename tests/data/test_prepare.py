@@ -43,7 +43,7 @@ def test_a_manifest_named_by_gin(run, capsys):
 def test_bad_examples(run, manifest, capsys):
     path = manifest.parent / 'clip03.wav'
     path.write_bytes(b'')
-    assert run('--gin_file', run.gin_file) == 1
+    assert run('--gin_file', run.gin_file) == 2
     error = capsys.readouterr().err
     assert f'{path}: the file is empty' in error and "on_bad_example='skip'" in error
     assert run('--gin_file', run.gin_file, '--on_bad_example', 'skip') == 0
@@ -52,9 +52,9 @@ def test_bad_examples(run, manifest, capsys):
 
 
 def test_wrong_names(run, capsys):
-    assert run('voice_prompt') == 1
+    assert run('voice_prompt') == 2
     assert 'did you mean voice_prompts' in capsys.readouterr().err
-    assert run() == 1
+    assert run() == 2
     assert 'nothing to prepare' in capsys.readouterr().err
 
 
@@ -108,7 +108,7 @@ def test_beam_lists_all_bad_examples_in_one_file(beam, run, manifest, tmp_path, 
     bad = [manifest.parent / f'clip{number:02d}.wav' for number in (3, 4, 17)]
     for path in bad:
         path.write_bytes(b'')
-    assert run('--gin_file', run.gin_file, '--runner=DirectRunner') == 1
+    assert run('--gin_file', run.gin_file, '--runner=DirectRunner') == 2
     error, store = capsys.readouterr().err, next((tmp_path / 'cache').iterdir())
     assert f'3 bad examples, all listed in {store}/skipped.jsonl; the first: {bad[0]}: the file is empty' in error
     assert "on_bad_example='skip'" in error and 'Traceback' not in error
@@ -121,10 +121,10 @@ def test_beam_lists_all_bad_examples_in_one_file(beam, run, manifest, tmp_path, 
 
 def test_beam_that_cannot_run_is_said_in_one_line(run, monkeypatch, capsys):
     pytest.importorskip('apache_beam')
-    assert run('--gin_file', run.gin_file, '--runner=DirektRunner') == 1
+    assert run('--gin_file', run.gin_file, '--runner=DirektRunner') == 2
     assert '--runner=DirektRunner: Beam has no such runner. DirectRunner is this machine' in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, 'apache_beam', None)
-    assert run('--gin_file', run.gin_file, '--runner=DirectRunner') == 1
+    assert run('--gin_file', run.gin_file, '--runner=DirectRunner') == 2
     assert '--runner takes Apache Beam, which is not installed' in (error := capsys.readouterr().err)
     assert "pip install 'slm_jax[beam]'" in error
     with pytest.raises(SystemExit):

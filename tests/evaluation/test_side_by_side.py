@@ -24,7 +24,7 @@ def test_groups_that_all_have(tmp_path, capsys):
 
 def test_what_cannot_be_compared(tmp_path, capsys):
     given = written(tmp_path)
-    assert side_by_side.main([*given, '--metric', 'f1']) == 1
+    assert side_by_side.main([*given, '--metric', 'f1']) == 2
     assert '--metric f1: no group of examples has it in all of before, after.' in capsys.readouterr().err
-    assert side_by_side.main([f'x={tmp_path}/none']) == 1
+    assert side_by_side.main([f'x={tmp_path}/none']) == 2
     assert 'none/results.json' in capsys.readouterr().err

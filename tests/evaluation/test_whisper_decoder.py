@@ -47,7 +47,7 @@ def test_a_manifest_is_transcribed_and_scored(manifest, tmp_path, capsys):
     lines = json_lines.read(manifest)
     lines[1] |= {'target_lang': 'fr', 'answers': ['a']}
     json_lines.write(manifest, [*lines, {'audio': 'gone.wav', 'text': 'x', 'lang': 'en'}])
-    assert run(out, '--manifest', manifest) == 1
+    assert run(out, '--manifest', manifest) == 2
     assert 'gone.wav: cannot' in capsys.readouterr().err and not out.exists()
     assert run(out, '--manifest', manifest, '--on_bad_example', 'skip') == 0
     said = capsys.readouterr()
@@ -90,10 +90,10 @@ def test_a_task_is_transcribed(monkeypatch, tmp_path, capsys):
     (row,) = json_lines.read(tmp_path / 'out' / 'predictions.jsonl')
     assert row['prediction'] == 'fr 5' and row['reference'] == 'oui'
     info.instruction = 'Translate this speech to English.'
-    assert run(tmp_path / 'no', '--task', 'mine') == 1
+    assert run(tmp_path / 'no', '--task', 'mine') == 2
     assert "mine: asks 'Translate this speech to English.'. Choose a task of transcripts." in capsys.readouterr().err
     info.instruction, batch['speech_lengths'] = 'Transcribe the speech.', np.array([0])
-    assert run(tmp_path / 'no', '--task', 'mine') == 1
+    assert run(tmp_path / 'no', '--task', 'mine') == 2
     assert "example 'a' has no speech" in capsys.readouterr().err and not (tmp_path / 'no').exists()
 
 
@@ -110,13 +110,13 @@ def test_a_task_is_transcribed(monkeypatch, tmp_path, capsys):
     ],
 )
 def test_errors_say_what_to_do(manifest, tmp_path, argv, message, capsys):
-    assert run(tmp_path / 'out', *(manifest if word == 'MANIFEST' else word for word in argv)) == 1
+    assert run(tmp_path / 'out', *(manifest if word == 'MANIFEST' else word for word in argv)) == 2
     assert message in capsys.readouterr().err and not (tmp_path / 'out').exists()
 
 
 def test_a_language_that_is_not_known(manifest, tmp_path, capsys):
     json_lines.write(manifest, [{**json_lines.read(manifest)[0], 'lang': ''}])
-    assert run(tmp_path / 'out', '--manifest', manifest) == 1
+    assert run(tmp_path / 'out', '--manifest', manifest) == 2
     assert "its language is 'not known', and whisper_base knows en, fr" in capsys.readouterr().err
     assert run(tmp_path / 'out', '--manifest', manifest, '--language', 'fr') == 0
 
@@ -125,7 +125,7 @@ def test_without_faster_whisper(manifest, tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     monkeypatch.setattr(fetch, 'whole', pathlib.Path)
     monkeypatch.setitem(sys.modules, 'ctranslate2', None)
-    assert run(tmp_path / 'out', '--manifest', manifest) == 1
+    assert run(tmp_path / 'out', '--manifest', manifest) == 2
     assert "pip install 'slm_jax[whisper]'" in capsys.readouterr().err
 
 
@@ -149,4 +149,4 @@ def test_a_real_whisper_hears(tmp_path, monkeypatch, compute_type, beam_size):
     (tmp_path / 'broken').mkdir()
     for name in ('config.json', 'tokenizer.json', 'model.bin'):
         (tmp_path / 'broken' / name).write_bytes((model / name).read_bytes()[:20])
-    assert run(tmp_path / 'no', '--manifest', tmp_path / 'a.jsonl', '--model', tmp_path / 'broken') == 1
+    assert run(tmp_path / 'no', '--manifest', tmp_path / 'a.jsonl', '--model', tmp_path / 'broken') == 2

@@ -45,7 +45,8 @@ def no_configuration():
 def unpacked(name, folder):
     """A model directory as T5X leaves it, with its tokenizer."""
     with tarfile.open(GOLDENS / f'{name}_checkpoint.tar.gz') as archive:
-        archive.extractall(folder, filter='data')
+        archive.extraction_filter = getattr(tarfile, 'data_filter', None)  # before Python 3.11.4 there is none
+        archive.extractall(folder)
     path = folder / f'{name}_checkpoint'
     (path / 'config.gin').write_text(CONFIG)
     shutil.copy(TOKENIZER, path)

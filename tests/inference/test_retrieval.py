@@ -148,4 +148,4 @@ def test_what_cannot_be_done(run, tmp_path):
         ([f'--manifest={tmp_path / "none.jsonl"}'], {}, 'none.jsonl: cannot be read'),
     ):
         status, told = run(*options, **given)
-        assert status == 1 and said in told and 'Traceback' not in told
+        assert status == 2 and said in told and 'Traceback' not in told

@@ -259,7 +259,7 @@ def test_prepare_stores_what_trainings_of_this_very_encoder_read(run, tmp_path, 
     assert run(*arguments, "--gin.TRAINABLE=('.*',)") == 2
     assert 'the speech encoder trains (TRAINABLE)' in capsys.readouterr().err
     assert not (tmp_path / 'model/card.json').exists()
-    assert run(prepare, '--encode', str(tmp_path / 'run.gin'), '--gin.FOUNDATIONS={}') == 1
+    assert run(prepare, '--encode', str(tmp_path / 'run.gin'), '--gin.FOUNDATIONS={}') == 2
     assert "FOUNDATIONS names no 'speech_encoder'" in capsys.readouterr().err
 
 

@@ -4,11 +4,12 @@ import json
 import math
 import re
 import warnings
+from unittest import mock
 
 import pytest
 import toy
 
-from slm_jax import cli, terminal
+from slm_jax import terminal, train
 from slm_jax.data import notices
 from slm_jax.training import loop
 
@@ -41,16 +42,17 @@ def test_every_line_is_an_object_with_time_host_and_step(model_dir, capsys):
     assert samples['dev/samples'].count('\n') > 2
 
 
-def test_errors_and_notices_are_lines_too(model_dir, capsys):
+def test_errors_and_notices_are_lines_too(model_dir, capsys, monkeypatch):
     with pytest.raises(loop.NonFiniteError) as caught, warnings.catch_warnings():
         toy.train(model_dir, 20, system=toy.ToySystem(nan_at=4), log_format='json')
     told = lines(capsys)
     assert told[-1]['train/loss'] == 'nan'
+    monkeypatch.setattr(train.configuration, 'parse_gin', mock.Mock(side_effect=caught.value))
     with warnings.catch_warnings():
         terminal.use('json', 3)
         notices.say('bad examples')
         warnings.warn('odd', stacklevel=1)
-        assert cli.fail('train', caught.value) == 1
+        assert train.main([]) == 1
     notice, warning, error = lines(capsys)
     assert notice['message'] == 'bad examples' and notice['host'] == 3 and notice['step'] is None
     assert warning['message'] == 'warning: odd'

@@ -44,7 +44,7 @@ def test_a_profile_is_read(model_dir, capsys):
 
 
 def test_what_is_no_profile_is_said(tmp_path, capsys):
-    assert cli.main(['profile', str(tmp_path)]) == 1
+    assert cli.main(['profile', str(tmp_path)]) == 2
     assert f'slm-jax profile: {tmp_path} has no profile/: train it with --gin.PROFILE_STEPS=' in capsys.readouterr().err
     for steps in ((5, 5), (-1, 2), (1,)):
         with pytest.raises(ValueError, match=re.escape(f'train.profile is {steps}; it must be the first step')):

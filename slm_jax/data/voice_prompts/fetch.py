@@ -116,7 +116,8 @@ def _from_publisher(directory: pathlib.Path, languages: list[str]) -> None:
         unpacked = _empty(directory / f'{lang}.part')
         try:
             with tarfile.open(archive) as tar:
-                tar.extractall(unpacked, filter='data')
+                tar.extraction_filter = getattr(tarfile, 'data_filter', None)  # before Python 3.11.4 there is none
+                tar.extractall(unpacked)
         except (tarfile.TarError, EOFError, OSError):
             archive.unlink()  # cut short: the next call fetches it anew
             raise
