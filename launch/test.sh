@@ -15,8 +15,11 @@ if [ $# -eq 0 ]; then
   run "$VENV/bin/ruff" check --quiet .
   run "$VENV/bin/ruff" format --check --quiet .
   run "$VENV/bin/mypy" --no-error-summary
-  # Most of the time goes into compiling what runs once: LLVM does the least. The long proofs run as all else does.
-  run export XLA_FLAGS="${XLA_FLAGS:-} --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+  # Most of the time goes into compiling what runs once: LLVM does the least, once for a program. The long proofs run as
+  # all else does.
+  quick='--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+  quick+=' --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1'
+  run export XLA_FLAGS="${XLA_FLAGS:-} $quick"
   set -- -m 'not slow'
 fi
 run "$VENV/bin/python" -m pytest -n 2 --dist loadfile -q "$@"

@@ -68,6 +68,7 @@ class Seconds:
 
     Attributes:
         may: is waited for before each answer.
+        begun: is set as soon as the model is given a batch.
         rows: of the batches so far, and how many of each were asked for.
     """
 
@@ -81,12 +82,14 @@ class Seconds:
         self.prompt = prompts.Prompt()
         self.may = threading.Event()
         self.may.set()
+        self.begun = threading.Event()
         self.rows = []
 
     def let_through(self, asked):
         return 5.0
 
     def answers(self, batch):
+        self.begun.set()
         assert self.may.wait(20)
         lengths = batch['speech_lengths']
         asked = np.count_nonzero(batch['encoder_input_tokens'].any(axis=1))
