@@ -8,8 +8,8 @@
     slm-jax prepare --gin_file DATA/prepare.gin --encode DATA/encode.gin --gin.MIXTURE_OR_TASK_NAME=%UNLABELLED_TASKS
 
 Strings are read as in spoken_digits.py. Every other one of the training split, in all languages, is left without its
-translation (plain.jsonl). The text model learns from the others alone, and then translates the rest. DATA/test.jsonl is
-of other strings and voices.
+translation (plain.jsonl). The text model learns from the others alone, and then translates the rest; hidden.jsonl has
+what would be right. DATA/test.jsonl is of other strings and voices.
 """
 
 import argparse
@@ -34,6 +34,7 @@ def main() -> None:
     for name, split, row in spoken(data):
         counts[name] += split == 'train'
         if split == 'train' and counts[name] % 2:
+            rows['hidden'].append(dict(row))
             del row['translation'], row['target_lang']
             split = 'plain'
         rows['labelled' if split == 'train' else split].append(row)

@@ -11,7 +11,9 @@ codebooks share the rest. What is there is not made again.
 """
 
 import argparse
+import collections
 import pathlib
+import random
 import subprocess
 import sys
 
@@ -38,7 +40,7 @@ def main() -> None:
     parser.add_argument('--encoder', default='whisper_base')
     parser.add_argument('--layer', type=int)
     parser.add_argument('--k', type=int, default=200)
-    parser.add_argument('--people', nargs=2, metavar=('TRAIN', 'TEST'), help='manifests of recorded digits')
+    parser.add_argument('--people', metavar='MANIFEST', help='of recorded digits, a word each, with "speaker"')
     parser.add_argument('--sentences', metavar='FILE')
     args = parser.parse_args()
     out = args.out.resolve()
@@ -52,15 +54,22 @@ def main() -> None:
     encode(out, args)
 
 
-def people(manifests: list[str] | None) -> list[tuple[str, str, dict]]:
-    """(name, split, row) of recordings of people."""
-    rows = []
-    for split, manifest in zip(('train', 'test'), manifests or ()):
-        path = pathlib.Path(manifest).resolve()
-        for place, row in enumerate(json_lines.read(path)):
-            row |= {'id': f'people_{split}/{place}', 'audio': str(path.parent / row['audio'])}
-            rows.append(('people', split, row))
-    return rows
+def people(manifest: str | None) -> list[tuple[str, str, dict]]:
+    """(name, split, row): 250 recordings of each speaker of a manifest but the last, whose are 100 of the test."""
+    if manifest is None:
+        return []
+    path, spoken_by, rng = pathlib.Path(manifest).resolve(), collections.defaultdict(list), random.Random(0)
+    for row in json_lines.read(path):
+        spoken_by[row['speaker']].append(row | {'audio': str(path.parent / row['audio'])})
+    *others, last = sorted(spoken_by)
+    train = [row for speaker in others for row in rng.sample(spoken_by[speaker], 250)]
+    rng.shuffle(spoken_by[last])
+    chosen = {'train': train, 'test': spoken_by[last][:100]}
+    return [
+        ('people', split, row | {'id': f'people_{split}/{place}'})
+        for split, rows in chosen.items()
+        for place, row in enumerate(rows)
+    ]
 
 
 def draw(out: pathlib.Path) -> None:
