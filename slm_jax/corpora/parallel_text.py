@@ -6,8 +6,8 @@ r"""Parallel text that everybody can get, for a text model that translates.
       --gin.TEXT_MANIFEST="{'train': 'parallel/train.jsonl', 'validation': 'parallel/validation.jsonl'}"
     slm-jax evaluate out/mbart_tiny --manifest parallel/test.jsonl --text_field text
 
-Fetches Debian's packages (see slm_jax.corpora.parallel_sources) and the voice prompts by apt, without root, into
-OUT/downloads; the same command goes on where it was cut. Written are
+Wants pip install 'slm_jax[corpora]'. Fetches Debian's packages (see slm_jax.corpora.parallel_sources) and the voice
+prompts by apt, without root, into OUT/downloads; the same command goes on where it was cut. Written are
 
     {train,validation,test}.jsonl    text, lang, translation, target_lang, task (the corpus: evaluate scores each) and
                                      document: into English; in train a third of the pairs from English, too
