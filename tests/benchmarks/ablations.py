@@ -100,6 +100,21 @@ def _gin(variants: Mapping[str, Any], name: str) -> list[str]:
     return [*before, variant.get('gin', '')]
 
 
+def write_prepare(data: pathlib.Path, lengths: Mapping[str, int], *bindings: str) -> None:
+    """DATA/prepare.gin, with which `slm-jax prepare` stores what DATA/data.gin names; nothing is trained by it."""
+    lines = [
+        'from __gin__ import dynamic_registration',
+        "include 'runs/train.gin'",
+        f'include {str(data / "data.gin")!r}',
+        f'MODEL_DIR = {str(data / "never_trained")!r}',
+        'MODEL = None',
+        'TRAIN_STEPS = 1',
+        f'TASK_FEATURE_LENGTHS = {dict(lengths)}',
+        *bindings,
+    ]
+    (data / 'prepare.gin').write_text(''.join(f'{line}\n' for line in lines))
+
+
 def directory(args: argparse.Namespace, variants: Mapping[str, Any], name: str, seed: int) -> pathlib.Path:
     """Of a variant's model."""
     variant = variants[name]

@@ -16,6 +16,7 @@ import argparse
 import collections
 import pathlib
 
+from ablations import write_prepare
 from spoken_digits import SPLITS, make, spoken
 
 from slm_jax.data import json_lines
@@ -71,17 +72,8 @@ SPEECH_TASKS = @with_labels/tasks.mixture()
 UNLABELLED_TASKS = @without_labels/tasks.mixture()
 """
     )
-    (data / 'prepare.gin').write_text(
-        f"""from __gin__ import dynamic_registration
-include 'runs/train.gin'
-include {str(data / 'data.gin')!r}
-MODEL_DIR = {str(data / 'never_trained')!r}
-MODEL = None
-TRAIN_STEPS = 1
-TASK_FEATURE_LENGTHS = {{'speech': 176000, 'inputs': 128, 'targets': 128, 'teacher_inputs': 128}}
-MIXTURE_OR_TASK_NAME = %SPEECH_TASKS
-"""
-    )
+    lengths = {'speech': 176000, 'inputs': 128, 'targets': 128, 'teacher_inputs': 128}
+    write_prepare(data, lengths, 'MIXTURE_OR_TASK_NAME = %SPEECH_TASKS')
     (data / 'encode.gin').write_text(
         f"""from __gin__ import dynamic_registration
 LLM = {text_model!r}

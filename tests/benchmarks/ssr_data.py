@@ -17,6 +17,7 @@ import hashlib
 import pathlib
 import re
 
+from ablations import write_prepare
 from bench_aligners import make
 
 from slm_jax.data import json_lines
@@ -74,16 +75,7 @@ BOTH = @both/tasks.mixture()
 MIXTURE_OR_TASK_NAME = @speech/tasks.manifest()
 """
     )
-    (data / 'prepare.gin').write_text(
-        f"""from __gin__ import dynamic_registration
-include 'runs/train.gin'
-include {str(data / 'data.gin')!r}
-MODEL_DIR = {str(data / 'never_trained')!r}
-MODEL = None
-TRAIN_STEPS = 1
-TASK_FEATURE_LENGTHS = {{'speech': 480000, 'inputs': 128, 'targets': 256}}
-"""
-    )
+    write_prepare(data, {'speech': 480000, 'inputs': 128, 'targets': 256})
 
 
 if __name__ == '__main__':
